@@ -1,0 +1,64 @@
+// Compiles the wasm modules. As a command: `node tools/build.mjs [filter] [test]`, always; `ensureBuilt` only when stale.
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
+import { join } from 'node:path';
+import { bin, BUILD, FILTER_WASM, ROOT, TEST_WASM } from './paths.mjs';
+import { Problem, runMain } from './problem.mjs';
+import { runNode } from './run.mjs';
+
+/** @typedef {'filter' | 'test'} Target */
+
+/** @type {Record<Target, { entry: string, out: string }>} */
+const TARGETS = {
+  filter: { entry: 'assembly/index.ts', out: FILTER_WASM },
+  test: { entry: 'assembly/testing.ts', out: TEST_WASM },
+};
+
+/** @param {Target} target */
+export async function build(target) {
+  const { entry, out } = TARGETS[target];
+  if (!existsSync(join(ROOT, entry)))
+    throw new Problem(`${entry} is missing, so build/${target}.wasm cannot be built.`);
+  mkdirSync(BUILD, { recursive: true });
+  const started = new Date();
+  const temporary = join(BUILD, `.${target}.${process.pid}.wasm`);
+  try {
+    const asc = await runNode(bin('asc'), [entry, '--target', target, '--outFile', temporary]);
+    process.stderr.write(asc.output);
+    if (asc.code !== 0) throw new Problem(`${entry} does not compile.`);
+    // Dated from before the compiler read its sources: an edit made meanwhile leaves the build stale.
+    utimesSync(temporary, started, started);
+    renameSync(temporary, out);
+  } finally {
+    rmSync(temporary, { force: true });
+  }
+}
+
+/** @param {Target} target */
+export async function ensureBuilt(target) {
+  const { out } = TARGETS[target];
+  const built = existsSync(out) ? statSync(out).mtimeMs : 0;
+  const inputs = [
+    join(ROOT, 'asconfig.json'),
+    join(ROOT, 'package-lock.json'),
+    ...tree(join(ROOT, 'assembly')),
+  ];
+  if (inputs.some((path) => statSync(path).mtimeMs > built)) await build(target);
+}
+
+/**
+ * Files and folders: a folder's time tells of files that were removed.
+ * @param {string} dir
+ * @returns {string[]}
+ */
+function tree(dir) {
+  const entries = readdirSync(dir, { withFileTypes: true });
+  return [dir, ...entries.flatMap((e) => (e.isDirectory() ? tree(join(dir, e.name)) : [join(dir, e.name)]))];
+}
+
+await runMain(import.meta.url, async () => {
+  for (const target of process.argv.slice(2)) {
+    if (target !== 'filter' && target !== 'test')
+      throw new Problem(`Unknown target ${target}: filter or test.`);
+    await build(target);
+  }
+});

@@ -1,0 +1,26 @@
+import { realpathSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+/** A failure that the user can act on: its message is one sentence and is printed without a stack. */
+export class Problem extends Error {}
+
+/**
+ * Runs a module's main function when the module is what Node was started with; a failure becomes exit code 1.
+ * @param {string} url the module's `import.meta.url`
+ * @param {() => unknown} main
+ */
+export async function runMain(url, main) {
+  if (realpathSync(process.argv[1]) !== fileURLToPath(url)) return;
+  try {
+    await main();
+  } catch (error) {
+    report(error);
+    process.exitCode = 1;
+  }
+}
+
+/** @param {unknown} error */
+export function report(error) {
+  if (error instanceof Problem) console.error(error.message);
+  else console.error(error);
+}

@@ -1,0 +1,78 @@
+// `npm test`: set up, check format and types, run every suite; the last line is `N passed, N failed`.
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { bin, ROOT } from './paths.mjs';
+import { Problem, report } from './problem.mjs';
+import { runNode } from './run.mjs';
+import { setup, steps } from './setup.mjs';
+
+let passed = 0;
+let failed = 0;
+
+if (await attempt(() => setup(['node', 'packages']))) {
+  // Each of these fails on its own: the suites that do not need it still run.
+  await attempt(steps.envoy);
+  await attempt(steps.filter);
+  await attempt(steps.test);
+  await check('format', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
+  await check('lint', bin('tsc'), ['--noEmit']);
+  await runSuites();
+}
+
+console.log(`${passed} passed, ${failed} failed`);
+process.exitCode = failed > 0 ? 1 : 0;
+
+/** @param {() => unknown} step */
+async function attempt(step) {
+  try {
+    await step();
+    return true;
+  } catch (error) {
+    failed++;
+    report(error);
+    return false;
+  }
+}
+
+/**
+ * @param {string} name
+ * @param {string} script
+ * @param {string[]} args
+ */
+async function check(name, script, args) {
+  await attempt(async () => {
+    const { code } = await runNode(script, args, { live: true });
+    if (code !== 0) throw new Problem(`The ${name} check failed.`);
+  });
+}
+
+async function runSuites() {
+  const dir = mkdtempSync(join(tmpdir(), 'routed-experts-'));
+  try {
+    const counts = join(dir, 'counts.json');
+    const reporters = ['--reporter=default', `--reporter=${join(ROOT, 'tools', 'reporter.mjs')}`];
+    const { code } = await runNode(bin('vitest'), ['run', ...reporters, ...process.argv.slice(2)], {
+      live: true,
+      env: { COUNT_FILE: counts },
+    });
+    const count = readCounts(counts);
+    passed += count.passed;
+    // vitest also fails where no test did, such as when a suite is empty.
+    failed += count.failed || (code === 0 ? 0 : 1);
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+/**
+ * @param {string} path
+ * @returns {{ passed: number, failed: number }} zeros when vitest ended before it could count
+ */
+function readCounts(path) {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8'));
+  } catch {
+    return { passed: 0, failed: 0 };
+  }
+}

@@ -1,0 +1,15 @@
+import { defineConfig } from 'vitest/config';
+
+const suite = (name: string, include: string[], timeout: number) => ({
+  test: { name, include, testTimeout: timeout, hookTimeout: timeout },
+});
+
+export default defineConfig({
+  test: {
+    projects: [
+      suite('unit', ['test/{unit,engine,host}/**/*.test.ts'], 30_000),
+      suite('emulator', ['test/emulator/**/*.test.ts'], 30_000),
+      suite('envoy', ['test/envoy/**/*.test.ts'], 120_000),
+    ],
+  },
+});

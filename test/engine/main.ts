@@ -1,0 +1,29 @@
+// One engine as a process: `tsx test/engine/main.ts --role prefill [--port 0] [--connector nixl] [--version 0.30]
+// [--http2]`. Engines in other processes share no blocks: P/D needs them in one process, see `serveEngine`.
+
+import { parseArgs } from 'node:util';
+import { createEngine, type Connector, type Role, type Version } from './engine.ts';
+import { serveEngine } from './server.ts';
+
+const { values } = parseArgs({
+  options: {
+    role: { type: 'string', default: 'oracle' },
+    connector: { type: 'string', default: 'nixl' },
+    version: { type: 'string', default: '0.30' },
+    port: { type: 'string', default: '0' },
+    http2: { type: 'boolean', default: false },
+  },
+});
+
+const role = oneOf<Role>('role', values.role, ['prefill', 'decode', 'oracle']);
+const connector = oneOf<Connector>('connector', values.connector, ['nixl', 'shared_storage']);
+const version = oneOf<Version>('version', values.version, ['0.30', '0.32']);
+const engine = createEngine({ role, connector, version, now: Date.now });
+const { port } = await serveEngine(engine, { port: Number(values.port), http2: values.http2 });
+console.log(port);
+
+function oneOf<T extends string>(name: string, value: string, allowed: readonly T[]): T {
+  const found = allowed.find((item) => item === value);
+  if (!found) throw new Error(`--${name} ${value}: expected one of ${allowed.join(', ')}`);
+  return found;
+}

@@ -1,0 +1,131 @@
+// The simulated MoE router: which experts a token visits, as a function of the tokens up to it. It knows no protocol.
+
+export type Dtype = '|u1' | '<u2' | '<i2' | '<i4';
+
+export interface MoeModel {
+  /** Served model name. */
+  name: string;
+  layers: number;
+  topK: number;
+  experts: number;
+  dtype: Dtype;
+  /** Token ids at or above are refused. */
+  vocab: number;
+}
+
+export type RowData = Uint8Array | Uint16Array | Int16Array | Int32Array;
+
+/** Rows of `layers * topK` expert ids each, C order. */
+export interface Rows {
+  data: RowData;
+  count: number;
+}
+
+const ARRAYS = { '|u1': Uint8Array, '<u2': Uint16Array, '<i2': Int16Array, '<i4': Int32Array };
+const MAX_EXPERTS = { '|u1': 0x100, '<u2': 0x10000, '<i2': 0x8000, '<i4': 0x80000000 };
+
+/** State of a prefix without tokens. */
+export const EMPTY_PREFIX = 0x2545f491;
+/** State of a sequence that no request has: the source of rows that look right and are not. */
+export const FOREIGN_PREFIX = 0x6c62272e;
+
+/** Generated ids stay below, whatever the vocabulary: every one of them has a text. */
+const FIRST_GENERATED = 3;
+const GENERATED = 509;
+
+function mix(value: number): number {
+  let x = value;
+  x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
+  x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
+  return (x ^ (x >>> 16)) >>> 0;
+}
+
+/** The state after one more token. */
+export function step(state: number, token: number): number {
+  let k = Math.imul(token + 1, 0xcc9e2d51);
+  k = Math.imul((k << 15) | (k >>> 17), 0x1b873593);
+  const h = state ^ k;
+  return (Math.imul((h << 13) | (h >>> 19), 5) + 0xe6546b64) | 0;
+}
+
+/** The state after every token of `tokens`, in order. */
+export function prefixStates(tokens: ArrayLike<number>, from = EMPTY_PREFIX): Int32Array {
+  const states = new Int32Array(tokens.length);
+  let state = from;
+  for (let i = 0; i < tokens.length; i++) states[i] = state = step(state, tokens[i]!);
+  return states;
+}
+
+/** A number that depends on `state` and `salt` alone, for everything that must look random and be repeatable. */
+export function derive(state: number, salt: number): number {
+  return mix(state ^ Math.imul(salt + 1, 0x9e3779b1));
+}
+
+/** The token that follows; choices of one prompt differ from their first token on. */
+export function nextToken(state: number, choice: number): number {
+  return FIRST_GENERATED + ((mix(state) + choice * 7) % GENERATED);
+}
+
+export class Router {
+  readonly rowLength: number;
+  readonly #strides: Int32Array;
+  readonly #layerSalts: Int32Array;
+
+  constructor(readonly model: MoeModel) {
+    const { layers, topK, experts, dtype } = model;
+    if (experts > MAX_EXPERTS[dtype]) throw new RangeError(`${experts} experts do not fit ${dtype}`);
+    if (topK < 1 || topK > experts) throw new RangeError(`top_k ${topK} of ${experts} experts`);
+    this.rowLength = layers * topK;
+    // A stride coprime to the number of experts visits each of them once: the top_k ids are distinct without a check.
+    this.#strides = Int32Array.from(coprimes(experts));
+    this.#layerSalts = Int32Array.from({ length: layers }, (_, layer) => mix(layer + 1));
+  }
+
+  /** `count` rows of zeros. */
+  allocate(count: number): Rows {
+    return { data: new ARRAYS[this.model.dtype](count * this.rowLength), count };
+  }
+
+  /** Writes the row of the token whose prefix, itself included, has `state`. */
+  fill(rows: Rows, row: number, state: number): void {
+    const { experts, topK } = this.model;
+    const { data } = rows;
+    const strides = this.#strides;
+    const salts = this.#layerSalts;
+    let at = row * this.rowLength;
+    for (let layer = 0; layer < salts.length; layer++) {
+      const hash = mix(state ^ salts[layer]!);
+      let expert = hash % experts;
+      const stride = strides[(hash >>> 11) % strides.length]!;
+      for (let k = 0; k < topK; k++) {
+        data[at++] = expert;
+        expert += stride;
+        if (expert >= experts) expert -= experts;
+      }
+    }
+  }
+
+  /** The rows of all `tokens`. */
+  rows(tokens: ArrayLike<number>, from = EMPTY_PREFIX): Rows {
+    const rows = this.allocate(tokens.length);
+    const states = prefixStates(tokens, from);
+    for (let i = 0; i < states.length; i++) this.fill(rows, i, states[i]!);
+    return rows;
+  }
+
+  /** `rows` from row `start` on; shares their memory. */
+  slice(rows: Rows, start: number): Rows {
+    return { data: rows.data.subarray(start * this.rowLength), count: rows.count - start };
+  }
+}
+
+function coprimes(n: number): number[] {
+  const found: number[] = [];
+  for (let stride = 1; stride < n && found.length < 64; stride++)
+    if (gcd(stride, n) === 1) found.push(stride);
+  return found.length > 0 ? found : [1];
+}
+
+function gcd(a: number, b: number): number {
+  return b === 0 ? a : gcd(b, a % b);
+}

@@ -2,7 +2,7 @@
 
 import { ApiError, ENDPOINTS, parseCall, type Call, type Endpoint, type Prompt } from './request.ts';
 import { Detokenizer, EOS, decode } from './tokenizer.ts';
-import { Fleet, type KvParams } from './fleet.ts';
+import { Fleet, type Handout, type KvParams } from './fleet.ts';
 import { encodeNpy, type NpyOptions } from './npy.ts';
 import { toJson } from './json.ts';
 import * as router from './router.ts';
@@ -101,6 +101,13 @@ export function createEngine(options: EngineOptions): SimulatedEngine {
 
 /** The engine process is gone: the client whose request killed it still gets an answer. */
 class EngineDeath extends Error {}
+
+interface Handshake {
+  /** The reply carries `kv_transfer_params`. */
+  handsOut: boolean;
+  /** The blocks that this request takes from a prefill engine. */
+  pulled: Handout | null;
+}
 
 /** How a prompt's KV came to be here. */
 interface PromptState {
@@ -225,7 +232,7 @@ class Core {
 
   // --- handshake ---
 
-  #handshake(call: Call): { handsOut: boolean; pulled: ReturnType<Core['#claim']> } {
+  #handshake(call: Call): Handshake {
     const params = call.kvTransferParams;
     // Without a KV connector, or with one that shares a store, the field is not looked at.
     if (!params || this.#options.role === 'oracle' || this.#connector !== 'nixl')
@@ -250,11 +257,11 @@ class Core {
     return { handsOut: false, pulled: fromPrefill ? this.#claim(params, call) : null };
   }
 
-  #claim(params: KvParams, call: Call) {
+  #claim(params: KvParams, call: Call): Handout {
     if (this.#options.role !== 'decode') throw kvError('do_remote_prefill sent to a prefill engine');
     const claimed = this.fleet.claim(params, call.prompts[0]!.tokens);
     if (typeof claimed === 'string') throw kvError(claimed);
-    return claimed as typeof claimed | null;
+    return claimed;
   }
 
   #handOut(call: Call, prompts: PromptState[], choices: Choice[], id: string): KvParams | null {
@@ -288,7 +295,7 @@ class Core {
 
   // --- computation ---
 
-  #prompt(call: Call, prompt: Prompt, { pulled }: ReturnType<Core['#handshake']>): PromptState {
+  #prompt(call: Call, prompt: Prompt, { pulled }: Handshake): PromptState {
     const { role } = this.#options;
     const { tokens } = prompt;
     let remote = pulled ? pulled.tokens : null;

@@ -94,21 +94,29 @@ async function writeHttp1(reply: EngineReply, response: http.ServerResponse): Pr
 
 function http2Server(engine: Engine): Server {
   const server = http2.createServer();
-  server.on('stream', async (stream: http2.ServerHttp2Stream, head, _flags, rawHeaders: string[]) => {
-    // The peer may leave at any point; the session reports what matters.
-    stream.on('error', () => undefined);
-    const body = await collect(stream);
-    if (!body) return;
-    const reply = await answer(engine, {
-      method: String(head[':method']),
-      path: String(head[':path']),
-      headers: pairs(rawHeaders),
-      body,
-    });
-    if (reply.fault === 'stall' || stream.destroyed) return;
-    if (reply.fault === 'reset') return stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR);
-    await writeHttp2(reply, stream);
-  });
+  server.on(
+    'stream',
+    async (
+      stream: http2.ServerHttp2Stream,
+      head: http2.IncomingHttpHeaders,
+      _flags: number,
+      rawHeaders: string[],
+    ) => {
+      // The peer may leave at any point; the session reports what matters.
+      stream.on('error', () => undefined);
+      const body = await collect(stream);
+      if (!body) return;
+      const reply = await answer(engine, {
+        method: String(head[':method']),
+        path: String(head[':path']),
+        headers: pairs(rawHeaders),
+        body,
+      });
+      if (reply.fault === 'stall' || stream.destroyed) return;
+      if (reply.fault === 'reset') return void stream.destroy(new Error('reset'));
+      await writeHttp2(reply, stream);
+    },
+  );
   server.on('sessionError', () => undefined);
   return server as unknown as Server;
 }
@@ -131,7 +139,8 @@ async function writeHttp2(reply: EngineReply, stream: http2.ServerHttp2Stream): 
   }
   if (!(await writePieces(reply.chunks, stream))) return;
   if (fault === 'stall_body') return;
-  if (fault === 'reset_body') return stream.close(http2.constants.NGHTTP2_INTERNAL_ERROR);
+  // `close` would end the body before it resets the stream.
+  if (fault === 'reset_body') return void stream.destroy(new Error('reset'));
   if (!stream.writableEnded) stream.end();
 }
 

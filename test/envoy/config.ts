@@ -1,0 +1,225 @@
+/** The configuration of the Envoy that scenarios run on: a bootstrap, and one listener per filter configuration. */
+
+import type { Protocol } from '../scenario.ts';
+
+export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
+export const STAT_PREFIX = 'ingress';
+
+/** Clusters by the leg they serve; `down` is nobody's port. */
+export type Leg = 'prefill' | 'decode';
+export const clusterOf = (leg: Leg, protocol: Protocol) => `${leg}_${protocol}`;
+export const CLUSTER_DOWN = 'down';
+/** The endpoint is named by the header `x-envoy-original-dst-host` of the call. */
+export const originalDstCluster = (protocol: Protocol) => `original_dst_${protocol}`;
+
+/** Reserved (tcpmux), and outside of the ports that the system gives to anyone. */
+const CLOSED_PORT = 1;
+
+export interface EnvoyOptions {
+  /** Worker threads. Default 1. */
+  concurrency?: number;
+  /** `per_connection_buffer_limit_bytes` of the listeners. Default: Envoy's. */
+  bufferLimit?: number;
+  /** `request_body_buffer_limit` of the route; it also raises the response's limit. Default: none. */
+  requestBodyBufferLimit?: number;
+  /** `http.async_response_buffer_limit`: the largest reply of the prefill leg. Default: Envoy's. */
+  asyncResponseLimit?: number;
+  /** Default: Envoy's. */
+  streamIdleTimeoutMs?: number;
+  failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
+  /** Default: `build/filter.wasm`. */
+  wasmPath?: string;
+}
+
+export interface Files {
+  lds: string;
+  accessLog: string;
+}
+
+export type Ports = Record<Leg, Record<Protocol, number>>;
+
+export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): object {
+  const limit = options.asyncResponseLimit;
+  return {
+    node: { id: 'test', cluster: 'test' },
+    admin: { address: socketAddress(0) },
+    dynamic_resources: { lds_config: { path_config_source: { path: files.lds } } },
+    layered_runtime: {
+      layers: [
+        {
+          name: 'static',
+          static_layer: limit === undefined ? {} : { 'http.async_response_buffer_limit': limit },
+        },
+      ],
+    },
+    static_resources: {
+      clusters: [
+        ...PROTOCOLS.flatMap((protocol) => [
+          staticCluster(clusterOf('prefill', protocol), protocol, ports.prefill[protocol]),
+          staticCluster(clusterOf('decode', protocol), protocol, ports.decode[protocol]),
+          {
+            ...cluster(originalDstCluster(protocol), protocol),
+            type: 'ORIGINAL_DST',
+            lb_policy: 'CLUSTER_PROVIDED',
+            original_dst_lb_config: { use_http_header: true },
+          },
+        ]),
+        staticCluster(CLUSTER_DOWN, 'http1', CLOSED_PORT),
+      ],
+    },
+  };
+}
+
+const socketAddress = (port: number) => ({ socket_address: { address: '127.0.0.1', port_value: port } });
+
+function cluster(name: string, protocol: Protocol) {
+  const http =
+    protocol === 'http1'
+      ? { http_protocol_options: { enable_trailers: true } }
+      : { http2_protocol_options: {} };
+  return {
+    name,
+    connect_timeout: '2s',
+    typed_extension_protocol_options: {
+      'envoy.extensions.upstreams.http.v3.HttpProtocolOptions': {
+        '@type': 'type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions',
+        // Shorter than Node's 5 s keep-alive, so that no request meets a connection that is being closed.
+        common_http_protocol_options: { idle_timeout: '2s' },
+        explicit_http_config: http,
+      },
+    },
+  };
+}
+
+function staticCluster(name: string, protocol: Protocol, port: number) {
+  return {
+    ...cluster(name, protocol),
+    type: 'STATIC',
+    load_assignment: {
+      cluster_name: name,
+      endpoints: [{ lb_endpoints: [{ endpoint: { address: socketAddress(port) } }] }],
+    },
+  };
+}
+
+/** One line of the access log. */
+export interface LogLine {
+  /** Client's end of the connection, `ip:port`. */
+  client: string;
+  code: number;
+  details: string | null;
+  flags: string | null;
+  routed_experts: string | null;
+}
+
+export interface ListenerSpec {
+  name: string;
+  /** Plugin configuration with its cluster. */
+  config: Record<string, unknown>;
+  decodeCluster: string;
+}
+
+export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: string, files: Files): object {
+  const { bufferLimit, requestBodyBufferLimit, streamIdleTimeoutMs } = options;
+  return {
+    '@type': 'type.googleapis.com/envoy.config.listener.v3.Listener',
+    name: spec.name,
+    address: socketAddress(0),
+    ...(bufferLimit === undefined ? {} : { per_connection_buffer_limit_bytes: bufferLimit }),
+    filter_chains: [
+      {
+        filters: [
+          {
+            name: 'envoy.filters.network.http_connection_manager',
+            typed_config: {
+              '@type':
+                'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
+              stat_prefix: STAT_PREFIX,
+              codec_type: 'AUTO',
+              // HTTP/1 drops trailers unless told otherwise.
+              http_protocol_options: { enable_trailers: true },
+              // Envoy waits this long before it closes after a reset; a client that is cut off would wait too.
+              delayed_close_timeout: '0.05s',
+              ...(streamIdleTimeoutMs === undefined
+                ? {}
+                : { stream_idle_timeout: milliseconds(streamIdleTimeoutMs) }),
+              access_log: [accessLog(files.accessLog)],
+              http_filters: [
+                { name: 'envoy.filters.http.wasm', typed_config: wasmFilter(spec.config, options, wasmPath) },
+                {
+                  name: 'envoy.filters.http.router',
+                  typed_config: {
+                    '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router',
+                  },
+                },
+              ],
+              route_config: {
+                virtual_hosts: [
+                  {
+                    name: 'all',
+                    domains: ['*'],
+                    routes: [
+                      {
+                        match: { prefix: '/' },
+                        route: { cluster: spec.decodeCluster, timeout: '0s' },
+                        ...(requestBodyBufferLimit === undefined
+                          ? {}
+                          : { request_body_buffer_limit: requestBodyBufferLimit }),
+                      },
+                    ],
+                  },
+                ],
+              },
+            },
+          },
+        ],
+      },
+    ],
+  };
+}
+
+const milliseconds = (ms: number) => `${ms / 1000}s`;
+
+function accessLog(path: string) {
+  const json_format: Record<keyof LogLine, string> = {
+    client: '%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%',
+    code: '%RESPONSE_CODE%',
+    details: '%RESPONSE_CODE_DETAILS%',
+    flags: '%RESPONSE_FLAGS%',
+    routed_experts: '%FILTER_STATE(wasm.routed_experts:PLAIN)%',
+  };
+  return {
+    name: 'envoy.access_loggers.file',
+    typed_config: {
+      '@type': 'type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog',
+      path,
+      log_format: { json_format },
+    },
+  };
+}
+
+/** All filters of an Envoy share one VM: same `vm_id`, same code. */
+function wasmFilter(
+  config: Record<string, unknown>,
+  { failurePolicy = 'FAIL_RELOAD' }: EnvoyOptions,
+  wasmPath: string,
+) {
+  return {
+    '@type': 'type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm',
+    config: {
+      name: 'routed_experts',
+      root_id: 'routed_experts',
+      vm_config: {
+        vm_id: 'routed_experts',
+        runtime: 'envoy.wasm.runtime.v8',
+        code: { local: { filename: wasmPath } },
+      },
+      configuration: {
+        '@type': 'type.googleapis.com/google.protobuf.StringValue',
+        value: JSON.stringify(config),
+      },
+      failure_policy: failurePolicy,
+      allow_on_headers_stop_iteration: true,
+    },
+  };
+}

@@ -1,0 +1,94 @@
+/** An HTTP/2 client with prior knowledge, over a socket of ours so that its bytes can be counted. */
+
+import { once } from 'node:events';
+import { connect, constants, type OutgoingHttpHeaders } from 'node:http2';
+import type { Socket } from 'node:net';
+import type { Header } from '../scenario.ts';
+import { exchange, type Reply, type SendOptions } from './client.ts';
+
+/** Not allowed in HTTP/2; `host` travels as `:authority`. */
+const HTTP1_ONLY = new Set([
+  'connection',
+  'host',
+  'keep-alive',
+  'proxy-connection',
+  'transfer-encoding',
+  'upgrade',
+]);
+
+export async function sendHttp2(options: SendOptions): Promise<Reply> {
+  const reply: Reply = {
+    status: 0,
+    headers: [],
+    body: Buffer.alloc(0),
+    trailers: [],
+    complete: false,
+    localPort: 0,
+  };
+  const body: Buffer[] = [];
+  reply.localPort = await exchange(options, async (socket, leave) => {
+    await once(socket, 'connect');
+    await talk(socket, leave, options, reply, body);
+  });
+  reply.body = Buffer.concat(body);
+  return reply;
+}
+
+async function talk(socket: Socket, leave: () => void, options: SendOptions, reply: Reply, body: Buffer[]) {
+  const { request, arrived } = options;
+  const { chunks, trailers = [] } = request;
+  const session = connect('http://localhost', { createConnection: () => socket });
+  session.on('error', leave);
+  const stream = session.request(requestHeaders(options), {
+    endStream: chunks.length === 0 && trailers.length === 0,
+    waitForTrailers: trailers.length > 0,
+  });
+  let ended = false;
+  stream.on('response', (headers, _flags, raw?: string[]) => {
+    reply.status = headers[':status'] ?? 0;
+    reply.headers = pairs(raw ?? []);
+  });
+  stream.on('trailers', (_headers, _flags, raw?: string[]) => (reply.trailers = pairs(raw ?? [])));
+  stream.on('data', (data: Buffer) => body.push(data));
+  stream.on('end', () => (ended = true));
+  stream.on('wantTrailers', () => stream.sendTrailers(group(trailers)));
+  stream.on('error', () => undefined);
+  stream.on('close', () => {
+    // A stream that is reset also ends for its reader; only the reset's code tells the two apart.
+    reply.complete = ended && reply.status !== 0 && stream.rstCode === constants.NGHTTP2_NO_ERROR;
+    session.close();
+    leave();
+  });
+  for (const [i, chunk] of chunks.entries()) {
+    if (stream.destroyed) return;
+    stream.write(chunk);
+    if (i < chunks.length - 1) await arrived(socket);
+  }
+  if (!stream.writableEnded && !stream.destroyed) stream.end();
+}
+
+function requestHeaders({ request }: SendOptions): OutgoingHttpHeaders {
+  const authority = request.headers.find(([name]) => name.toLowerCase() === 'host')?.[1] ?? 'localhost';
+  return {
+    ':method': request.method,
+    ':path': request.path,
+    ':scheme': 'http',
+    ':authority': authority,
+    ...group(request.headers),
+  };
+}
+
+function group(headers: Header[]): Record<string, string[]> {
+  const grouped: Record<string, string[]> = {};
+  for (const [name, value] of headers) {
+    const key = name.toLowerCase();
+    if (!HTTP1_ONLY.has(key)) (grouped[key] ??= []).push(value);
+  }
+  return grouped;
+}
+
+function pairs(raw: string[]): Header[] {
+  const headers: Header[] = [];
+  for (let i = 0; i < raw.length; i += 2) if (!raw[i].startsWith(':')) headers.push([raw[i], raw[i + 1]]);
+  return headers;
+}

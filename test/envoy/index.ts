@@ -1,0 +1,322 @@
+/** The `Host` that runs scenarios on real Envoy. */
+
+import { renameSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import type { Socket } from 'node:net';
+import { join } from 'node:path';
+import { FILTER_WASM } from '../../tools/paths.mjs';
+import { serveEngine } from '../engine/server.ts';
+import type { Engine, EngineRequest, Host, Protocol, Result, Scenario } from '../scenario.ts';
+import { sendHttp1 } from './http1.ts';
+import { sendHttp2 } from './http2.ts';
+import {
+  bootstrap,
+  CLUSTER_DOWN,
+  clusterOf,
+  type EnvoyOptions,
+  type Files,
+  type Leg,
+  listener,
+  type ListenerSpec,
+  type LogLine,
+  originalDstCluster,
+  type Ports,
+  PROTOCOLS,
+  STAT_PREFIX,
+} from './config.ts';
+import { launchEnvoy } from './launcher.ts';
+import { waitFor } from './wait.ts';
+
+export type { EnvoyOptions } from './config.ts';
+
+export interface HostOptions extends EnvoyOptions {
+  /** How long a client waits for its response. Default 60 s. */
+  clientTimeoutMs?: number;
+}
+
+export interface RunOptions {
+  /** The client hangs up when this resolves. */
+  leave?: Promise<unknown>;
+}
+
+export interface EnvoyHost extends Host {
+  readonly name: 'envoy';
+  readonly pid: number;
+  readonly adminUrl: string;
+  run(scenario: Scenario, options?: RunOptions): Promise<EnvoyResult>;
+  /** `ip:port` of an engine, as `endpoint_header` names it. */
+  address(leg: Leg, protocol?: Protocol): string;
+  /** Envoy's counters and gauges whose names match the regular expression. */
+  stats(filter: string): Promise<Record<string, number>>;
+  /** A gauge of the filter, without the `wasmcustom.` prefix; undefined when it was never defined. */
+  gauge(name: string): Promise<number | undefined>;
+  /** What Envoy logged so far. */
+  logs(): string;
+  /** Log lines that tell of a trap in the VM. */
+  traps(): string[];
+  /** True when the process runs and no VM has ever failed. */
+  vmAlive(): Promise<boolean>;
+}
+
+export interface EnvoyResult extends Result {
+  /** The whole access-log line of the exchange. */
+  line: LogLine;
+}
+
+/** Envoy did not take a listener; the message is its reason, and what the filter logged. */
+export class ConfigRejected extends Error {}
+
+interface Run {
+  scenario: Scenario;
+  requests: Record<Leg, EngineRequest[]>;
+}
+
+const METRICS = 'wasmcustom.';
+const LOG_TAIL = 4_000;
+
+export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyHost> {
+  const wasmPath = options.wasmPath ?? FILTER_WASM;
+  const { clientTimeoutMs = 60_000 } = options;
+
+  // Engines outlive scenarios: they serve whichever one is running.
+  let running: Run | undefined;
+  const serve = (leg: Leg): Engine => {
+    return (request) => {
+      const engine = running?.scenario[leg];
+      // Left over from an exchange that has ended.
+      if (!running || typeof engine !== 'function') return { status: 503, headers: [], chunks: [] };
+      running.requests[leg].push(request);
+      return engine(request);
+    };
+  };
+  const engines: { close(): Promise<void> }[] = [];
+  const ports: Ports = { prefill: { http1: 0, http2: 0 }, decode: { http1: 0, http2: 0 } };
+  for (const leg of ['prefill', 'decode'] as const) {
+    for (const protocol of PROTOCOLS) {
+      const engine = await serveEngine(serve(leg), { http2: protocol === 'http2' });
+      ports[leg][protocol] = engine.port;
+      engines.push(engine);
+    }
+  }
+  const closeEngines = () => Promise.all(engines.map((engine) => engine.close()));
+
+  let files: Files = { lds: '', accessLog: '' };
+  const envoy = await launchEnvoy({
+    config: (dir) => {
+      files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };
+      writeFileSync(files.lds, JSON.stringify({ resources: [] }));
+      return bootstrap(options, ports, files);
+    },
+    concurrency: options.concurrency,
+    // Envoy writes access logs out every 10 s otherwise.
+    args: ['--file-flush-interval-msec', '5'],
+  }).catch(async (error) => {
+    await closeEngines();
+    throw error;
+  });
+
+  let death: string | undefined;
+  void envoy.ended.then((how) => (death = how));
+  const explain = (error: unknown) =>
+    new Error(`${(error as Error).message}${death ? `; ${death}` : ''}\n${envoy.logs().slice(-LOG_TAIL)}`, {
+      cause: error,
+    });
+
+  const stats = async (filter: string, type = 'All') => {
+    const query = new URLSearchParams({ format: 'json', type, filter });
+    const { stats } = JSON.parse(await envoy.admin(`/stats?${query}`)) as { stats: Stat[] };
+    return Object.fromEntries(stats.flatMap((s) => (s.name === undefined ? [] : [[s.name, s.value ?? 0]])));
+  };
+  const stat = async (name: string) => (await stats(`^${name.replaceAll('.', '\\.')}$`))[name];
+
+  // --- listeners, one per filter configuration ---------------------------------------------------------------------
+
+  const listeners = new Map<string, { spec: ListenerSpec; port: number }>();
+  let named = 0;
+
+  const publish = (specs: ListenerSpec[]) => {
+    const resources = specs.map((spec) => listener(spec, options, wasmPath, files));
+    // Envoy reads the file when it is moved into place, so it never sees half of it.
+    writeFileSync(`${files.lds}.new`, JSON.stringify({ resources }));
+    renameSync(`${files.lds}.new`, files.lds);
+  };
+
+  const updates = async () => {
+    const { success = 0, rejected = 0 } = Object.fromEntries(
+      Object.entries(await stats('^listener_manager\\.lds\\.update_(success|rejected)$')).map(
+        ([name, value]) => [name.slice(name.lastIndexOf('_') + 1), value],
+      ),
+    );
+    return { success, rejected };
+  };
+
+  const publishAndWait = async (specs: ListenerSpec[]) => {
+    const before = await updates();
+    publish(specs);
+    return waitFor('Envoy takes the listeners', async () => {
+      const now = await updates();
+      if (now.rejected > before.rejected) return false;
+      return now.success > before.success ? true : undefined;
+    });
+  };
+
+  const listenerPort = async (scenario: Scenario): Promise<number> => {
+    const { upstream = 'http1' } = scenario;
+    const config = withCluster(scenario, upstream);
+    const decodeCluster = scenario.decode === 'down' ? CLUSTER_DOWN : clusterOf('decode', upstream);
+    const key = JSON.stringify([config, decodeCluster]);
+    const known = listeners.get(key);
+    if (known) return known.port;
+
+    const spec: ListenerSpec = { name: `listener_${++named}`, config, decodeCluster };
+    const specs = [...listeners.values()].map((entry) => entry.spec);
+    const logged = envoy.logs().length;
+    if (!(await publishAndWait([...specs, spec]))) {
+      const reason = [await rejection(spec.name), ...filterLog(envoy.logs().slice(logged))].join('\n');
+      await publishAndWait(specs);
+      throw new ConfigRejected(reason);
+    }
+    const port = await waitFor(`${spec.name} listens`, async () => {
+      const { listener_statuses = [] } = JSON.parse(await envoy.admin('/listeners?format=json')) as Listeners;
+      return listener_statuses.find((status) => status.name === spec.name)?.local_address.socket_address
+        .port_value;
+    });
+    listeners.set(key, { spec, port });
+    return port;
+  };
+
+  const rejection = async (name: string) => {
+    const { configs = [] } = JSON.parse(await envoy.admin('/config_dump?resource=dynamic_listeners')) as Dump;
+    return configs.find((config) => config.name === name)?.error_state?.details ?? 'no reason given';
+  };
+
+  // --- one exchange ------------------------------------------------------------------------------------------------
+
+  const received = `http.${STAT_PREFIX}.downstream_cx_rx_bytes_total`;
+
+  const runScenario = async (scenario: Scenario, { leave }: RunOptions): Promise<EnvoyResult> => {
+    const port = await listenerPort(scenario);
+    const before = await counters();
+    const receivedBefore = (await stat(received)) ?? 0;
+    const arrived = (socket: Socket) =>
+      waitFor('Envoy reads a piece of the request', async () => {
+        const now = (await stat(received)) ?? 0;
+        return socket.destroyed || now - receivedBefore >= socket.bytesWritten ? true : undefined;
+      }).then(() => undefined);
+
+    const logged = await accessLogSize();
+    const requests: Record<Leg, EngineRequest[]> = { prefill: [], decode: [] };
+    running = { scenario, requests };
+    try {
+      const send = scenario.downstream === 'http2' ? sendHttp2 : sendHttp1;
+      const sent = { port, request: scenario.client, timeoutMs: clientTimeoutMs, leave, arrived };
+      const { localPort, ...reply } = await send(sent);
+      const line = await waitFor('The access log tells of the exchange', async () => {
+        if (death) throw new Error(death);
+        return (await accessLogFrom(logged)).find(({ client }) => client === `127.0.0.1:${localPort}`);
+      });
+      return {
+        ...reply,
+        prefillRequests: requests.prefill,
+        decodeRequests: requests.decode,
+        counters: difference(before, await settledCounters()),
+        logged: line.routed_experts,
+        line,
+      };
+    } finally {
+      running = undefined;
+    }
+  };
+
+  const accessLog = () => readFile(files.accessLog).catch(() => Buffer.alloc(0));
+  const accessLogSize = async () => (await accessLog()).length;
+  const accessLogFrom = async (offset: number): Promise<LogLine[]> => {
+    const text = (await accessLog()).toString('utf8', offset);
+    const whole = text.slice(0, text.lastIndexOf('\n') + 1);
+    return whole.split('\n').flatMap((line) => (line ? [JSON.parse(line) as LogLine] : []));
+  };
+
+  const counters = () => stats(`^${METRICS}`, 'Counters');
+
+  /** The log line is written before the filter's last callbacks: those are over when no stream is left. */
+  const settledCounters = async () => {
+    const active = `^http\\.${STAT_PREFIX}\\.downstream_(cx|rq)_active$`;
+    await waitFor('The exchange ends', async () => {
+      return Object.values(await stats(active)).every((value) => value === 0) ? true : undefined;
+    });
+    return counters();
+  };
+
+  // --- the host ----------------------------------------------------------------------------------------------------
+
+  let last: Promise<unknown> = Promise.resolve();
+  const traps = () =>
+    envoy
+      .logs()
+      .split('\n')
+      .filter((line) => TRAP.test(line));
+
+  return {
+    name: 'envoy',
+    pid: envoy.pid,
+    adminUrl: envoy.adminUrl,
+    run(scenario, runOptions = {}) {
+      const result = last.then(() =>
+        runScenario(scenario, runOptions).catch((error) => {
+          throw error instanceof ConfigRejected ? error : explain(error);
+        }),
+      );
+      last = result.catch(() => undefined);
+      return result;
+    },
+    address: (leg, protocol = 'http1') => `127.0.0.1:${ports[leg][protocol]}`,
+    stats: (filter) => stats(filter),
+    gauge: (name) => stat(METRICS + name),
+    logs: () => envoy.logs(),
+    traps,
+    async vmAlive() {
+      if (death || traps().length > 0) return false;
+      return Object.values(await stats('^wasm\\..*vm_reload')).every((value) => value === 0);
+    },
+    async close() {
+      await last;
+      await envoy.close();
+      await closeEngines();
+    },
+  };
+}
+
+/** What the filter itself logged; Envoy's own reason does not repeat it. */
+const filterLog = (log: string) => [...log.matchAll(/wasm log[^:]*: (.*)/g)].map(([, message]) => message);
+
+const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed|restricted_callback/;
+
+interface Stat {
+  name?: string;
+  value?: number;
+}
+
+interface Listeners {
+  listener_statuses?: { name: string; local_address: { socket_address: { port_value: number } } }[];
+}
+
+interface Dump {
+  configs?: { name: string; error_state?: { details: string } }[];
+}
+
+/** The scenario's plugin configuration; the cluster is the host's to know, unless the scenario names one. */
+function withCluster({ config = {}, prefill }: Scenario, upstream: Protocol): Record<string, unknown> {
+  const written = config.prefill ?? {};
+  if (typeof written !== 'object' || Array.isArray(written)) return config;
+  let cluster = clusterOf('prefill', upstream);
+  if ('endpoint_header' in written) cluster = originalDstCluster(upstream);
+  else if (prefill === 'down') cluster = CLUSTER_DOWN;
+  return { ...config, prefill: { cluster, ...written } };
+}
+
+function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {
+  const changed = Object.entries(after).filter(([name, value]) => value !== (before[name] ?? 0));
+  return Object.fromEntries(
+    changed.map(([name, value]) => [name.slice(METRICS.length), value - (before[name] ?? 0)]),
+  );
+}

@@ -1,0 +1,135 @@
+/** Runs one Envoy process: starts it with a configuration, waits until it is ready, keeps its log, ends it. */
+
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { Agent, get } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { requireEnvoy } from '../../tools/envoy.mjs';
+import { ROOT } from '../../tools/paths.mjs';
+import { waitFor } from './wait.ts';
+
+export interface LaunchOptions {
+  /** Path of a configuration file, or a bootstrap to write into one; `dir` is the folder that Envoy's files go to. */
+  config: string | ((dir: string) => object);
+  concurrency?: number;
+  args?: string[];
+}
+
+export interface Envoy {
+  readonly pid: number;
+  readonly adminUrl: string;
+  /** Temporary folder of this process; removed on close. */
+  readonly dir: string;
+  /** Resolves when the process has ended, with a description of how. */
+  readonly ended: Promise<string>;
+  /** What Envoy has logged so far. */
+  logs(): string;
+  /** Body of an admin page; fails when the status is not 200. */
+  admin(path: string): Promise<string>;
+  close(): Promise<void>;
+}
+
+const STOP_MS = 5_000;
+const LOG_TAIL = 4_000;
+
+const running = new Set<ChildProcess>();
+let guarded = false;
+
+export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
+  const binary = await requireEnvoy();
+  const dir = mkdtempSync(join(tmpdir(), 'envoy-'));
+  const addressFile = join(dir, 'admin-address');
+  const config = typeof options.config === 'string' ? options.config : join(dir, 'bootstrap.json');
+  if (typeof options.config !== 'string') writeFileSync(config, JSON.stringify(options.config(dir), null, 2));
+
+  // Hot restart would tie Envoy to a shared-memory base id, which parallel test files would have to share out.
+  const args = ['--disable-hot-restart', '--config-path', config, '--admin-address-path', addressFile];
+  args.push('--concurrency', String(options.concurrency ?? 1));
+  args.push('--log-level', 'warning', '--component-log-level', 'wasm:info', ...(options.args ?? []));
+  // A group of its own: Ctrl-C in a terminal goes to us, and we end Envoy.
+  const child = spawn(binary, args, { cwd: ROOT, stdio: ['ignore', 'ignore', 'pipe'], detached: true });
+  running.add(child);
+  guardExit();
+
+  let log = '';
+  child.stderr.setEncoding('utf8').on('data', (data: string) => (log += data));
+  let how: string | undefined;
+  const ended = new Promise<string>((resolve) => {
+    child.on('error', (error) => resolve(`Envoy did not start: ${error.message}`));
+    child.on('close', (code, signal) => resolve(`Envoy ended with ${signal ?? `code ${code}`}`));
+  }).then((description) => {
+    running.delete(child);
+    return (how = description);
+  });
+
+  const close = async () => {
+    if (how === undefined) {
+      child.kill('SIGTERM');
+      const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS);
+      await ended;
+      clearTimeout(timer);
+    }
+    agent.destroy();
+    rmSync(dir, { recursive: true, force: true });
+  };
+
+  const agent = new Agent({ keepAlive: true });
+  let adminUrl = '';
+  const admin = async (path: string) => {
+    const { status, body } = await fetchText(agent, adminUrl + path);
+    if (status !== 200) throw new Error(`Envoy's admin answered ${status} to ${path}: ${body}`);
+    return body;
+  };
+
+  try {
+    await waitFor('Envoy is ready', async () => {
+      if (how !== undefined) throw new Error(how);
+      adminUrl ||= readAddress(addressFile);
+      if (!adminUrl) return undefined;
+      return (await fetchText(agent, `${adminUrl}/ready`)).status === 200 ? true : undefined;
+    });
+  } catch (error) {
+    const reason = `${(error as Error).message}\n${log.slice(-LOG_TAIL)}`;
+    await close();
+    throw new Error(reason);
+  }
+  return { pid: child.pid ?? 0, adminUrl, dir, ended, logs: () => log, admin, close };
+}
+
+/** The admin URL, or an empty string as long as Envoy has not written its address. */
+function readAddress(path: string): string {
+  try {
+    const address = readFileSync(path, 'utf8');
+    return address ? `http://${address}` : '';
+  } catch {
+    return '';
+  }
+}
+
+async function fetchText(agent: Agent, url: string): Promise<{ status: number; body: string }> {
+  const request = get(url, { agent });
+  const [response] = await once(request, 'response');
+  let body = '';
+  for await (const data of response.setEncoding('utf8')) body += data;
+  return { status: response.statusCode, body };
+}
+
+/** An Envoy must not outlive the process that started it, however that one ends. */
+function guardExit() {
+  if (guarded) return;
+  guarded = true;
+  process.on('exit', killAll);
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.once(signal, () => {
+      killAll();
+      // Handing the signal on keeps its usual meaning, unless somebody else handles it.
+      if (process.listenerCount(signal) === 0) process.kill(process.pid, signal);
+    });
+  }
+}
+
+function killAll() {
+  for (const child of running) child.kill('SIGKILL');
+}

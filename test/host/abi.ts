@@ -1,0 +1,70 @@
+/** Numbers of proxy-wasm ABI 0.2.1 (proxy-wasm-cpp-host include/proxy-wasm/{wasm_api_impl,proxy_wasm_common}.h). */
+
+export const WasmResult = {
+  Ok: 0,
+  NotFound: 1,
+  BadArgument: 2,
+  InvalidMemoryAccess: 6,
+  Empty: 7,
+  CasMismatch: 8,
+  InternalFailure: 10,
+  BrokenConnection: 11,
+  Unimplemented: 12,
+} as const;
+
+export const MapType = {
+  RequestHeaders: 0,
+  RequestTrailers: 1,
+  ResponseHeaders: 2,
+  ResponseTrailers: 3,
+  HttpCallResponseHeaders: 6,
+  HttpCallResponseTrailers: 7,
+  Max: 7,
+} as const;
+
+export const BufferType = {
+  HttpRequestBody: 0,
+  HttpResponseBody: 1,
+  HttpCallResponseBody: 4,
+  VmConfiguration: 6,
+  PluginConfiguration: 7,
+  CallData: 8,
+  Max: 8,
+} as const;
+
+export const StreamType = { Request: 0, Response: 1, Downstream: 2, Upstream: 3, Max: 3 } as const;
+
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'critical'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+export const HeadersStatus = {
+  Continue: 0,
+  StopIteration: 1,
+  StopAllIterationAndBuffer: 3,
+  StopAllIterationAndWatermark: 4,
+} as const;
+
+export const DataStatus = {
+  Continue: 0,
+  StopIterationAndBuffer: 1,
+  StopIterationAndWatermark: 2,
+  StopIterationNoBuffer: 3,
+} as const;
+
+export const TrailersStatus = { Continue: 0, StopIteration: 1 } as const;
+
+/** A use of the host that kills the whole Envoy process; never caught by the emulator, so that the test fails. */
+export class EnvoyCrash extends Error {
+  constructor(why: string) {
+    super(`SIGSEGV in Envoy: ${why}`);
+    this.name = 'EnvoyCrash';
+  }
+}
+
+/** A module or a configuration that Envoy refuses. */
+export class LoadError extends Error {
+  constructor(why: string) {
+    super(why);
+    this.name = 'LoadError';
+  }
+}

@@ -1,0 +1,124 @@
+/** Envoy's body buffers with their watermarks, and what the guest may do with one. */
+
+import { WasmResult } from './abi.ts';
+
+/** watermark_buffer.cc: `above` fires once past the limit, `below` once at half of it. */
+interface Watermarks {
+  limit: number;
+  above: () => void;
+  below: () => void;
+}
+
+export class EnvoyBuffer {
+  #slices: Buffer[] = [];
+  #length = 0;
+  #watermarks: Watermarks | null = null;
+  #isAbove = false;
+
+  constructor(bytes?: Uint8Array) {
+    if (bytes && bytes.length > 0) this.add(bytes);
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  setWatermarks(limit: number, above: () => void, below: () => void): void {
+    this.#watermarks = { limit, above, below };
+    this.#check();
+  }
+
+  /** Owned copy; a body that arrived in one piece is not joined. */
+  copyOut(start: number, length: number): Buffer {
+    const out = Buffer.allocUnsafe(length);
+    let at = 0;
+    let skip = start;
+    for (const slice of this.#slices) {
+      if (at === length) break;
+      if (skip >= slice.length) {
+        skip -= slice.length;
+        continue;
+      }
+      at += slice.copy(out, at, skip, Math.min(slice.length, skip + length - at));
+      skip = 0;
+    }
+    return out;
+  }
+
+  bytes(): Buffer {
+    return this.copyOut(0, this.#length);
+  }
+
+  add(bytes: Uint8Array): void {
+    if (bytes.length > 0) this.#slices.push(Buffer.from(bytes));
+    this.#length += bytes.length;
+    this.#check();
+  }
+
+  prepend(bytes: Uint8Array): void {
+    if (bytes.length > 0) this.#slices.unshift(Buffer.from(bytes));
+    this.#length += bytes.length;
+    this.#check();
+  }
+
+  drain(length: number): void {
+    let left = Math.min(length, this.#length);
+    this.#length -= left;
+    while (left > 0) {
+      const first = this.#slices[0];
+      if (first.length > left) {
+        this.#slices[0] = first.subarray(left);
+        break;
+      }
+      left -= first.length;
+      this.#slices.shift();
+    }
+    this.#check();
+  }
+
+  /** Takes everything out of `other`. */
+  move(other: EnvoyBuffer): void {
+    this.#slices.push(...other.#slices);
+    this.#length += other.#length;
+    other.#slices = [];
+    other.#length = 0;
+    other.#check();
+    this.#check();
+  }
+
+  #check(): void {
+    const marks = this.#watermarks;
+    if (marks === null || marks.limit === 0) return;
+    if (!this.#isAbove && this.#length > marks.limit) {
+      this.#isAbove = true;
+      marks.above();
+    } else if (this.#isAbove && this.#length <= Math.floor(marks.limit / 2)) {
+      this.#isAbove = false;
+      marks.below();
+    }
+  }
+}
+
+/** What `getBuffer` hands out: a body that may be edited, or bytes that may only be read. */
+export type GuestBuffer = EnvoyBuffer | Buffer;
+
+export function readBuffer(buffer: GuestBuffer, start: number, length: number): Buffer {
+  return buffer instanceof EnvoyBuffer
+    ? buffer.copyOut(start, length)
+    : buffer.subarray(start, start + length);
+}
+
+/** context.cc Buffer::copyFrom: a prefix may be replaced, the end appended to, the middle never touched. */
+export function copyFrom(buffer: GuestBuffer, start: number, length: number, data: Uint8Array): number {
+  if (!(buffer instanceof EnvoyBuffer)) return WasmResult.BadArgument;
+  if (start === 0) {
+    if (length !== 0) buffer.drain(length);
+    buffer.prepend(data);
+    return WasmResult.Ok;
+  }
+  if (start >= buffer.length) {
+    buffer.add(data);
+    return WasmResult.Ok;
+  }
+  return WasmResult.BadArgument;
+}

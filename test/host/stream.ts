@@ -1,0 +1,645 @@
+/**
+ * One HTTP stream of Envoy with one wasm filter before the router: connection manager, filter manager, router, codecs.
+ * Rules: envoy source/common/http/filter_manager.cc, conn_manager_impl.cc, conn_manager_utility.cc, http1/codec_impl.cc,
+ * source/common/router/router.cc. Names in comments are those of filter_manager.cc.
+ */
+
+import type { Header, Protocol } from '../scenario.ts';
+import { DataStatus, HeadersStatus, TrailersStatus } from './abi.ts';
+import { EnvoyBuffer } from './buffer.ts';
+import { UPSTREAM_REFUSED, UPSTREAM_RESET } from './callouts.ts';
+import { StreamContext, type FilterCallbacks, type RootContext } from './context.ts';
+import { HeaderMap } from './headers.ts';
+import type { StreamInfo } from './properties.ts';
+import type { Exchange } from './vm.ts';
+
+/** IterationState of the filter in one direction. */
+const enum Iteration {
+  Continue,
+  StopSingle,
+  StopAllBuffer,
+  StopAllWatermark,
+}
+
+/** ActiveStreamFilterBase. */
+class Direction {
+  iteration = Iteration.Continue;
+  headersContinued = false;
+  iterateFromCurrent = false;
+  /** The filter has seen the end. */
+  endStream = false;
+  /** decoder_filters_streaming_, encoder_filters_streaming_: past the limit, pause the sender instead of failing. */
+  streaming = true;
+  buffered: EnvoyBuffer | null = null;
+  /** The filter's callback is on the stack. */
+  inCallback = false;
+  /** decoder_filter_chain_aborted_, encoder_filter_chain_aborted_. */
+  aborted = false;
+  /** Times that the sender's reads are disabled. */
+  paused = 0;
+
+  get stoppedAll(): boolean {
+    return this.iteration === Iteration.StopAllBuffer || this.iteration === Iteration.StopAllWatermark;
+  }
+}
+
+/** What has left for the decode engine. */
+export interface UpstreamRequest {
+  headers: HeaderMap;
+  chunks: Buffer[];
+  trailers: HeaderMap | null;
+  complete: boolean;
+}
+
+/** What has left for the client. */
+export interface ClientResponse {
+  /** 0 until a head is sent. */
+  status: number;
+  headers: Header[];
+  chunks: Buffer[];
+  trailers: Header[];
+  /** The end of the response was sent. */
+  complete: boolean;
+}
+
+/** One line of the access log. */
+export interface AccessLogEntry {
+  status: number;
+  details: string | null;
+  filterState: Map<string, Buffer>;
+}
+
+export interface StreamOptions {
+  id: number;
+  root: RootContext;
+  bufferLimit: number;
+  downstream: Protocol;
+  upstream: Protocol;
+  http1Trailers: boolean;
+  onLog: (entry: AccessLogEntry) => void;
+}
+
+export interface RequestHead {
+  method: string;
+  path: string;
+  headers?: Header[];
+  authority?: string;
+}
+
+/** conn_manager_utility.cc: hop-by-hop headers never pass. */
+const HOP_BY_HOP = ['connection', 'keep-alive', 'proxy-connection', 'transfer-encoding'];
+
+export class HttpStream implements FilterCallbacks, Exchange {
+  readonly counters: Record<string, number> = {};
+  readonly info: StreamInfo;
+  readonly client: ClientResponse = { status: 0, headers: [], chunks: [], trailers: [], complete: false };
+  /** Null until the router has the head. */
+  upstream: UpstreamRequest | null = null;
+  /** The stream is gone: answered, reset, or the client left. */
+  ended = false;
+  accessLog: AccessLogEntry | null = null;
+
+  readonly context: StreamContext;
+  readonly #options: StreamOptions;
+  readonly #decoder = new Direction();
+  readonly #encoder = new Direction();
+  #requestHeaders: HeaderMap | null = null;
+  #requestTrailers: HeaderMap | null = null;
+  #responseHeaders: HeaderMap | null = null;
+  #responseTrailers: HeaderMap | null = null;
+  #remoteDecodeComplete = false;
+  #localComplete = false;
+  #remoteEncodeComplete = false;
+  #headersEncoded = false;
+  #upstreamStarted = false;
+  #preparedReply: (() => void) | null = null;
+
+  constructor(options: StreamOptions) {
+    this.#options = options;
+    this.info = {
+      id: options.id,
+      protocol: options.downstream === 'http2' ? 'HTTP/2' : 'HTTP/1.1',
+      startTime: options.root.vm.process.now,
+      filterState: new Map(),
+      requestId: '',
+      responseCode: null,
+      responseCodeDetails: null,
+      bytesReceived: 0,
+      bytesSent: 0,
+      upstreamAddress: null,
+    };
+    this.context = new StreamContext(options.root, this);
+  }
+
+  /** Envoy reads no more of the client's body for now. */
+  get requestPaused(): boolean {
+    return this.#decoder.paused > 0;
+  }
+
+  /** Envoy reads no more of the engine's body for now. */
+  get responsePaused(): boolean {
+    return this.#encoder.paused > 0;
+  }
+
+  /** The client's whole request has been read. */
+  get requestComplete(): boolean {
+    return this.#remoteDecodeComplete;
+  }
+
+  // What the client does.
+
+  requestHeaders(head: RequestHead, end: boolean): void {
+    this.#turn(() => {
+      const headers = HeaderMap.from([
+        [
+          ':authority',
+          head.authority ?? head.headers?.find(([name]) => /^host$/i.test(name))?.[1] ?? 'localhost',
+        ],
+        [':path', head.path],
+        [':method', head.method],
+        [':scheme', 'http'],
+      ]);
+      for (const [name, value] of head.headers ?? []) if (!/^host$/i.test(name)) headers.add(name, value);
+      // conn_manager_utility.cc mutateRequestHeaders.
+      for (const name of HOP_BY_HOP) headers.remove(name);
+      if (headers.get('te') !== 'trailers') headers.remove('te');
+      headers.remove('x-envoy-internal');
+      if (!headers.has('x-forwarded-proto')) headers.set('x-forwarded-proto', 'http');
+      if (!headers.has('x-request-id')) headers.set('x-request-id', crypto.randomUUID());
+      this.info.requestId = headers.get('x-request-id') ?? '';
+      this.#requestHeaders = headers;
+      this.#remoteDecodeComplete = end;
+      this.#decodeHeaders(end);
+    });
+  }
+
+  requestBody(bytes: Uint8Array, end: boolean): void {
+    this.#turn(() => {
+      this.info.bytesReceived += bytes.length;
+      this.#remoteDecodeComplete = end;
+      this.#decodeData(new EnvoyBuffer(bytes), end, false);
+    });
+  }
+
+  requestTrailers(trailers: Header[]): void {
+    this.#turn(() => {
+      this.#requestTrailers = HeaderMap.from(trailers);
+      this.#remoteDecodeComplete = true;
+      this.#decodeTrailers(false);
+    });
+  }
+
+  /** The client goes away. */
+  clientDisconnect(): void {
+    this.#turn(() => {
+      this.info.responseCodeDetails ??= 'downstream_remote_disconnect';
+      this.#end();
+    });
+  }
+
+  // What the decode engine does.
+
+  responseHeaders(status: number, headers: Header[], end: boolean): void {
+    this.#turn(() => {
+      if (this.#localComplete) return;
+      this.#upstreamStarted = true;
+      this.info.upstreamAddress = '127.0.0.1:20000';
+      const map = HeaderMap.from([[':status', String(status)], ...headers]);
+      map.set('x-envoy-upstream-service-time', '1');
+      this.#responseHeaders = map;
+      this.info.responseCodeDetails = 'via_upstream';
+      this.#encodeHeaders(end, false);
+    });
+  }
+
+  responseBody(bytes: Uint8Array, end: boolean): void {
+    this.#turn(() => this.#encodeData(new EnvoyBuffer(bytes), end, false));
+  }
+
+  responseTrailers(trailers: Header[]): void {
+    this.#turn(() => {
+      this.#responseTrailers = HeaderMap.from(trailers);
+      this.#encodeTrailers(false);
+    });
+  }
+
+  /** router.cc onUpstreamReset, onResponseTimeout: a local reply before the head, a reset after it. */
+  upstreamFailed(how: 'refused' | 'reset' | 'timeout'): void {
+    this.#turn(() => {
+      if (this.#upstreamStarted) {
+        this.resetStream('upstream_reset_after_response_started{connection_termination}');
+      } else if (how === 'timeout') {
+        this.sendLocalReply(504, Buffer.from('upstream request timeout'), [], 'response_timeout');
+      } else {
+        const [text, reason] =
+          how === 'refused'
+            ? [UPSTREAM_REFUSED, 'remote_connection_failure|delayed_connect_error:_Connection_refused']
+            : [UPSTREAM_RESET, 'connection_termination'];
+        this.sendLocalReply(503, Buffer.from(text), [], `upstream_reset_before_response_started{${reason}}`);
+      }
+    });
+  }
+
+  // FilterCallbacks.
+
+  continueDecoding(): void {
+    if (this.ended || this.#localComplete) return; // ActiveStreamDecoderFilter::canContinue
+    const decoder = this.#decoder;
+    this.#resume(decoder);
+    if (!decoder.headersContinued) {
+      decoder.headersContinued = true;
+      this.#routeHeaders(this.#remoteDecodeComplete && !decoder.buffered && !this.#requestTrailers);
+    }
+    const hadTrailers = this.#requestTrailers !== null;
+    if (decoder.buffered)
+      this.#decodeData(decoder.buffered, this.#remoteDecodeComplete && !hadTrailers, true);
+    if (hadTrailers) this.#decodeTrailers(true);
+    decoder.iterateFromCurrent = false;
+  }
+
+  continueEncoding(): void {
+    if (this.ended || this.#remoteEncodeComplete) return; // ActiveStreamEncoderFilter::canContinue
+    const encoder = this.#encoder;
+    this.#resume(encoder);
+    if (!encoder.headersContinued && this.#responseHeaders) {
+      encoder.headersContinued = true;
+      this.#sendHeaders(this.#localComplete && !encoder.buffered && !this.#responseTrailers);
+    }
+    const hadTrailers = this.#responseTrailers !== null;
+    if (encoder.buffered && !this.ended) {
+      this.#encodeData(encoder.buffered, this.#localComplete && !hadTrailers, true);
+    }
+    if (hadTrailers && !this.ended) this.#encodeTrailers(true);
+    encoder.iterateFromCurrent = false;
+  }
+
+  /** FilterManager::resetStream. */
+  resetStream(details: string): void {
+    if (this.ended) return;
+    this.#abort();
+    this.info.responseCodeDetails ??= details;
+    this.#end();
+  }
+
+  /** DownstreamFilterManager::sendLocalReply. */
+  sendLocalReply(status: number, body: Buffer, headers: Header[], details: string): void {
+    if (this.ended) return;
+    this.#abort();
+    this.info.responseCodeDetails = details;
+    if (this.#responseHeaders === null) {
+      const reply = (): void => this.#localReply(status, body, headers, false);
+      // In a callback of the request side the reply waits until the callback has returned.
+      if (this.#decoder.inCallback) this.#preparedReply ??= reply;
+      else reply();
+    } else if (!this.#headersEncoded) {
+      // sendDirectLocalReply: the response has begun to pass the filter, which is told no more.
+      this.#encoder.streaming = true;
+      this.#localReply(status, body, headers, true);
+    } else {
+      this.#end();
+    }
+  }
+
+  /** addDecodedData(data, streaming = false). */
+  addDecodedData(data: EnvoyBuffer): void {
+    this.#decoder.streaming = false;
+    this.#buffer(this.#decoder, data);
+  }
+
+  addEncodedData(data: EnvoyBuffer): void {
+    this.#encoder.streaming = false;
+    this.#buffer(this.#encoder, data);
+  }
+
+  decodingBuffer(): EnvoyBuffer {
+    return (this.#decoder.buffered ??= this.#createBuffer(this.#decoder));
+  }
+
+  encodingBuffer(): EnvoyBuffer {
+    return (this.#encoder.buffered ??= this.#createBuffer(this.#encoder));
+  }
+
+  // Request side.
+
+  #decodeHeaders(end: boolean): void {
+    const decoder = this.#decoder;
+    const headers = this.#requestHeaders as HeaderMap;
+    decoder.endStream = end;
+    let status = this.#inside(decoder, () => this.context.decodeHeaders(headers, end));
+    if (decoder.aborted) {
+      this.#executePreparedReply();
+      status = HeadersStatus.StopIteration;
+    }
+    if (this.#afterHeaders(decoder, status) && !this.#localComplete) this.#routeHeaders(end);
+  }
+
+  #decodeData(data: EnvoyBuffer, end: boolean, continuing: boolean): void {
+    if (this.ended || this.#localComplete) return;
+    const decoder = this.#decoder;
+    if (!continuing || decoder.iterateFromCurrent) {
+      if (this.#bufferIfStoppedAll(decoder, data)) return;
+      if (decoder.endStream) return;
+      decoder.endStream = end && !this.#requestTrailers;
+      const status = this.#inside(decoder, () => this.context.decodeData(data, decoder.endStream));
+      if (decoder.aborted) {
+        this.#executePreparedReply();
+        return;
+      }
+      const complete = this.#remoteDecodeComplete && !this.#requestTrailers;
+      if (!this.#afterData(decoder, status, data, complete, () => this.continueDecoding())) return;
+    }
+    this.#routeData(data, end);
+  }
+
+  #decodeTrailers(continuing: boolean): void {
+    if (this.ended || this.#localComplete) return;
+    const decoder = this.#decoder;
+    const trailers = this.#requestTrailers as HeaderMap;
+    if (!continuing || decoder.iterateFromCurrent) {
+      if (decoder.stoppedAll) return;
+      let status = this.#inside(decoder, () => this.context.decodeTrailers(trailers));
+      decoder.endStream = true;
+      if (decoder.aborted) {
+        this.#executePreparedReply();
+        status = TrailersStatus.StopIteration;
+      }
+      if (!this.#afterTrailers(decoder, status, () => this.continueDecoding())) return;
+    }
+    if (this.upstream && !this.upstream.complete) {
+      if (this.#options.upstream === 'http2' || this.#options.http1Trailers)
+        this.upstream.trailers = trailers;
+      this.upstream.complete = true;
+    }
+  }
+
+  #routeHeaders(end: boolean): void {
+    const headers = HeaderMap.from((this.#requestHeaders as HeaderMap).entries());
+    this.upstream = { headers, chunks: [], trailers: null, complete: end };
+  }
+
+  #routeData(data: EnvoyBuffer, end: boolean): void {
+    const bytes = data.bytes();
+    data.drain(bytes.length);
+    if (!this.upstream || this.upstream.complete) return;
+    if (bytes.length > 0) this.upstream.chunks.push(bytes);
+    this.upstream.complete = end;
+  }
+
+  // Response side. `direct`: past the filter.
+
+  #encodeHeaders(end: boolean, direct: boolean): void {
+    this.#localComplete = end;
+    if (!direct) {
+      const encoder = this.#encoder;
+      const headers = this.#responseHeaders as HeaderMap;
+      encoder.endStream = end;
+      let status = this.#inside(encoder, () => this.context.encodeHeaders(headers, end));
+      if (encoder.aborted) status = HeadersStatus.StopIteration;
+      if (!this.#afterHeaders(encoder, status) || this.ended) return;
+    }
+    this.#sendHeaders(end);
+  }
+
+  #encodeData(data: EnvoyBuffer, end: boolean, continuing: boolean, direct = false): void {
+    if (this.ended) return;
+    if (!continuing) this.#localComplete = end;
+    const encoder = this.#encoder;
+    if (!direct && (!continuing || encoder.iterateFromCurrent)) {
+      if (this.#bufferIfStoppedAll(encoder, data)) return;
+      if (encoder.endStream) return;
+      encoder.endStream = end && !this.#responseTrailers;
+      let status = this.#inside(encoder, () => this.context.encodeData(data, encoder.endStream));
+      if (encoder.aborted) status = DataStatus.StopIterationNoBuffer;
+      const complete = this.#localComplete && !this.#responseTrailers;
+      if (!this.#afterData(encoder, status, data, complete, () => this.continueEncoding())) return;
+    }
+    if (!this.ended) this.#sendData(data, end);
+  }
+
+  #encodeTrailers(continuing: boolean): void {
+    if (this.ended) return;
+    if (!continuing) this.#localComplete = true;
+    const encoder = this.#encoder;
+    const trailers = this.#responseTrailers as HeaderMap;
+    if (!continuing || encoder.iterateFromCurrent) {
+      if (encoder.stoppedAll) return;
+      const status = this.#inside(encoder, () => this.context.encodeTrailers(trailers));
+      encoder.endStream = true;
+      if (this.ended || !this.#afterTrailers(encoder, status, () => this.continueEncoding())) return;
+    }
+    if (this.ended) return;
+    if (this.#options.downstream === 'http2' || this.#options.http1Trailers) {
+      this.client.trailers = trailers.entries();
+    }
+    this.#endEncode();
+  }
+
+  /** The connection manager's and the codec's part of a response head. */
+  #sendHeaders(end: boolean): void {
+    const headers = this.#responseHeaders as HeaderMap;
+    if (!headers.get(':status')) {
+      // HeaderUtility::checkRequiredResponseHeaders.
+      const why = 'missing required header: :status';
+      this.sendLocalReply(502, Buffer.from(why), [], 'filter_removed_required_response_headers{missing}');
+      return;
+    }
+    this.#headersEncoded = true;
+    for (const name of HOP_BY_HOP) headers.remove(name);
+    if (!headers.has('date'))
+      headers.set('date', new Date(Number(this.info.startTime / 1000000n)).toUTCString());
+    headers.set('server', 'envoy');
+    const status = Number(headers.get(':status'));
+    const http1 = this.#options.downstream === 'http1';
+    if (http1 && !this.#remoteDecodeComplete) headers.set('connection', 'close');
+    this.info.responseCode = status;
+    this.client.status = status;
+    this.client.headers = headers.fields();
+    if (http1 && !headers.has('content-length')) {
+      // http1/codec_impl.cc encodeHeadersBase.
+      const bodiless = status < 200 || status === 204;
+      const head = this.#requestHeaders?.get(':method') === 'HEAD';
+      if (end && !head && !bodiless && status !== 304) this.client.headers.push(['content-length', '0']);
+      if (!end && !bodiless) this.client.headers.push(['transfer-encoding', 'chunked']);
+    }
+    if (end) this.#endEncode();
+  }
+
+  #sendData(data: EnvoyBuffer, end: boolean): void {
+    const bytes = data.bytes();
+    data.drain(bytes.length);
+    if (this.ended) return;
+    this.info.bytesSent += bytes.length;
+    if (bytes.length > 0) this.client.chunks.push(bytes);
+    if (end) this.#endEncode();
+  }
+
+  /** maybeEndEncode(true). */
+  #endEncode(): void {
+    if (this.#remoteEncodeComplete) return;
+    this.#remoteEncodeComplete = true;
+    this.client.complete = true;
+    this.#end();
+  }
+
+  /** Utility::prepareLocalReply, encodeLocalReply. */
+  #localReply(status: number, body: Buffer, extra: Header[], direct: boolean): void {
+    const headers = HeaderMap.from([[':status', String(status)], ...extra]);
+    headers.remove('content-length');
+    if (body.length > 0) {
+      headers.set('content-length', String(body.length));
+      if (!headers.has('content-type')) headers.set('content-type', 'text/plain');
+    } else {
+      headers.remove('content-type');
+    }
+    const bodiless = body.length === 0 || this.#requestHeaders?.get(':method') === 'HEAD';
+    this.#responseHeaders = headers;
+    this.#encodeHeaders(bodiless, direct);
+    if (!bodiless && !this.ended) this.#encodeData(new EnvoyBuffer(body), true, false, direct);
+  }
+
+  #executePreparedReply(): void {
+    const reply = this.#preparedReply;
+    this.#preparedReply = null;
+    reply?.();
+  }
+
+  // Both sides.
+
+  /** Runs a callback of the filter; its kind is what sendLocalReply and resetStream abort. */
+  #inside(direction: Direction, callback: () => number): number {
+    const outer = direction.inCallback;
+    direction.inCallback = true;
+    try {
+      return callback();
+    } finally {
+      direction.inCallback = outer;
+    }
+  }
+
+  #abort(): void {
+    if (this.#decoder.inCallback) this.#decoder.aborted = true;
+    else if (this.#encoder.inCallback) this.#encoder.aborted = true;
+  }
+
+  /** commonContinue, its beginning. */
+  #resume(direction: Direction): void {
+    if (direction.stoppedAll) direction.iterateFromCurrent = true;
+    direction.iteration = Iteration.Continue;
+  }
+
+  /** commonHandleAfterHeadersCallback. */
+  #afterHeaders(direction: Direction, status: number): boolean {
+    switch (status) {
+      case HeadersStatus.StopIteration:
+        direction.iteration = Iteration.StopSingle;
+        break;
+      case HeadersStatus.StopAllIterationAndBuffer:
+        direction.iteration = Iteration.StopAllBuffer;
+        break;
+      case HeadersStatus.StopAllIterationAndWatermark:
+        direction.iteration = Iteration.StopAllWatermark;
+        break;
+      default:
+        direction.headersContinued = true;
+        return !direction.stoppedAll;
+    }
+    return false;
+  }
+
+  /** commonHandleAfterDataCallback. */
+  #afterData(
+    direction: Direction,
+    status: number,
+    data: EnvoyBuffer,
+    complete: boolean,
+    resume: () => void,
+  ): boolean {
+    if (status === DataStatus.Continue) {
+      if (direction.iteration !== Iteration.StopSingle) return true;
+      this.#buffer(direction, data);
+      resume();
+      return false;
+    }
+    direction.iteration = Iteration.StopSingle;
+    if (status === DataStatus.StopIterationAndBuffer || status === DataStatus.StopIterationAndWatermark) {
+      direction.streaming = status === DataStatus.StopIterationAndWatermark;
+      this.#buffer(direction, data);
+    } else if (complete && !direction.buffered && !this.ended) {
+      direction.buffered = this.#createBuffer(direction);
+    }
+    return false;
+  }
+
+  /** commonHandleAfterTrailersCallback. */
+  #afterTrailers(direction: Direction, status: number, resume: () => void): boolean {
+    if (status === TrailersStatus.Continue) {
+      if (direction.iteration !== Iteration.StopSingle) return true;
+      resume();
+      return false;
+    }
+    if (direction.iteration === Iteration.Continue) direction.iteration = Iteration.StopSingle;
+    return false;
+  }
+
+  /** handleDataIfStopAll. */
+  #bufferIfStoppedAll(direction: Direction, data: EnvoyBuffer): boolean {
+    if (!direction.stoppedAll) return false;
+    direction.streaming = direction.iteration === Iteration.StopAllWatermark;
+    this.#buffer(direction, data);
+    return true;
+  }
+
+  /** commonHandleBufferData. */
+  #buffer(direction: Direction, data: EnvoyBuffer): void {
+    if (direction.buffered === data) return;
+    direction.buffered ??= this.#createBuffer(direction);
+    direction.buffered.move(data);
+  }
+
+  #createBuffer(direction: Direction): EnvoyBuffer {
+    const buffer = new EnvoyBuffer();
+    const tooLarge =
+      direction === this.#decoder
+        ? () => this.sendLocalReply(413, Buffer.from('Payload Too Large'), [], 'request_payload_too_large')
+        : () =>
+            this.sendLocalReply(500, Buffer.from('Internal Server Error'), [], 'response_payload_too_large');
+    buffer.setWatermarks(
+      this.#options.bufferLimit,
+      () => {
+        if (direction.streaming) direction.paused++;
+        else tooLarge();
+      },
+      () => {
+        if (direction.paused > 0) direction.paused--;
+      },
+    );
+    return buffer;
+  }
+
+  /** doDeferredStreamDestroy: access log, then the filter's end. */
+  #end(): void {
+    if (this.ended) return;
+    this.ended = true;
+    this.context.log(this.#requestHeaders, this.#responseHeaders, this.#responseTrailers);
+    this.accessLog = {
+      status: this.client.status,
+      details: this.info.responseCodeDetails,
+      filterState: new Map(this.info.filterState),
+    };
+    this.#options.onLog(this.accessLog);
+    this.context.onDestroy();
+  }
+
+  /** One turn of Envoy's event loop. */
+  #turn(event: () => void): void {
+    if (this.ended) return;
+    const { process } = this.#options.root.vm;
+    process.exchange = this;
+    try {
+      event();
+    } finally {
+      process.exchange = null;
+      this.context.vm.reap();
+    }
+  }
+}

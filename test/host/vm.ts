@@ -1,0 +1,308 @@
+/**
+ * One WebAssembly VM of one worker: loading, calls into the guest, contexts, what a trap does.
+ * Rules: proxy-wasm-cpp-host src/wasm.cc, src/v8/v8.cc, include/proxy-wasm/wasm.h.
+ */
+
+import v8 from 'node:v8';
+import { EnvoyCrash, LoadError, type LogLevel } from './abi.ts';
+import type { Callouts } from './callouts.ts';
+import { RootContext, type Context } from './context.ts';
+import { ALLOWED_IN_MALLOC, ALLOWED_IN_START, createImports, type HostFunction } from './imports.ts';
+import { Memory } from './memory.ts';
+import { Metrics, type MetricStore } from './metrics.ts';
+import { functionTypes, type Signature } from './module.ts';
+import type { SharedData, SharedQueues } from './shared.ts';
+
+/** limits.h PROXY_WASM_HOST_MAX_WASM_MEMORY_SIZE_BYTES: 1 GiB. */
+export const MAX_PAGES = 16384;
+
+/** Guest functions that the host calls, and how Envoy calls them (a wrong signature fails the load). */
+const GUEST_FUNCTIONS: Record<string, Signature> = {
+  _initialize: ':',
+  _start: ':',
+  malloc: 'i:i',
+  proxy_on_memory_allocate: 'i:i',
+  proxy_on_context_create: 'ii:',
+  proxy_on_vm_start: 'ii:i',
+  proxy_on_configure: 'ii:i',
+  proxy_on_tick: 'i:',
+  proxy_on_request_headers: 'iii:i',
+  proxy_on_request_body: 'iii:i',
+  proxy_on_request_trailers: 'ii:i',
+  proxy_on_response_headers: 'iii:i',
+  proxy_on_response_body: 'iii:i',
+  proxy_on_response_trailers: 'ii:i',
+  proxy_on_http_call_response: 'iiiii:',
+  proxy_on_queue_ready: 'ii:',
+  proxy_on_done: 'i:i',
+  proxy_on_log: 'i:',
+  proxy_on_delete: 'i:',
+};
+
+const ABI_VERSIONS = ['proxy_abi_version_0_1_0', 'proxy_abi_version_0_2_0', 'proxy_abi_version_0_2_1'];
+
+type GuestFunctions = Record<string, (...args: number[]) => number | undefined>;
+
+/** A module that Envoy has accepted and compiled; shared by the workers. */
+export interface LoadedModule {
+  module: WebAssembly.Module;
+  exports: Map<string, Signature>;
+  imports: { module: string; name: string }[];
+}
+
+export interface LogEntry {
+  level: LogLevel;
+  message: string;
+}
+
+/** Who caused what happens now; counters and callouts are put to its account. */
+export interface Exchange {
+  readonly counters: Record<string, number>;
+}
+
+/** What all VMs of one Envoy process have in common. */
+export interface Process {
+  readonly metrics: MetricStore;
+  readonly sharedData: SharedData;
+  readonly queues: SharedQueues;
+  readonly callouts: Callouts;
+  readonly logs: LogEntry[];
+  readonly vmId: string;
+  readonly vmConfiguration: Buffer;
+  readonly env: Record<string, string>;
+  readonly allowOnHeadersStopIteration: boolean;
+  readonly failOpen: boolean;
+  exchange: Exchange | null;
+  /** Virtual wall clock, nanoseconds. */
+  now: bigint;
+}
+
+/** Load checks of cpp-host wasm.cc load() and v8.cc link(). */
+export function loadModule(wasm: Uint8Array): LoadedModule {
+  // The cap is a flag of V8 in Envoy, too (v8.cc --wasm_max_mem_pages).
+  v8.setFlagsFromString(`--wasm-max-mem-pages=${MAX_PAGES}`);
+  let module: WebAssembly.Module;
+  try {
+    module = new WebAssembly.Module(Uint8Array.from(wasm));
+  } catch (error) {
+    throw new LoadError(`Failed to load Wasm bytecode: ${(error as Error).message}`);
+  }
+  const types = functionTypes(wasm);
+  if (!ABI_VERSIONS.some((name) => types.exports.has(name))) {
+    throw new LoadError('Missing or unknown Proxy-Wasm ABI version');
+  }
+  if (!types.exports.has('proxy_abi_version_0_2_1')) {
+    throw new LoadError('the emulator speaks ABI 0.2.1 only');
+  }
+  const known = createImports(null as never);
+  for (const { module: from, name, kind } of WebAssembly.Module.imports(module)) {
+    if (kind !== 'function' || !known.has(`${from}.${name}`)) {
+      throw new LoadError(`Failed to load Wasm module due to a missing import: ${from}.${name}`);
+    }
+  }
+  for (const { module: from, name, type } of types.imports) {
+    const want = known.get(`${from}.${name}`)?.type;
+    if (want !== type) {
+      throw new LoadError(
+        `Failed to load Wasm module due to an import type mismatch: ${from}.${name}, want: ${type}, but host exports: ${want}`,
+      );
+    }
+  }
+  if (!types.exports.has('malloc') && !types.exports.has('proxy_on_memory_allocate')) {
+    throw new LoadError('Wasm module is missing malloc function.');
+  }
+  for (const [name, type] of types.exports) {
+    const want = GUEST_FUNCTIONS[name];
+    if (want !== undefined && want !== type) {
+      throw new LoadError(`Failed to get function: ${name}: want ${want}, got ${type}`);
+    }
+    if (type.includes('?')) throw new EnvoyCrash(`export ${name} has a type outside i32, i64, f32, f64`);
+  }
+  return { module, exports: types.exports, imports: types.imports };
+}
+
+export class Vm {
+  readonly process: Process;
+  readonly metrics: Metrics;
+  readonly memory: Memory;
+  readonly contexts = new Map<number, Context>();
+  readonly roots = new Map<string, RootContext>();
+  /** Calls of each guest function, and of each host function, since the VM was made. */
+  readonly guestCalls: Record<string, number> = {};
+  readonly hostCalls: Record<string, number> = {};
+  readonly vmContext: RootContext;
+  /** Why the VM failed; a failed VM is never called again. */
+  failed: string | null = null;
+  /** A stop asked for by send_local_response; overrides what the callback returns (context.cc convertVmCallResult*). */
+  stopIteration = false;
+  /** Contexts whose filter object Envoy destroys at the end of this turn of the event loop. */
+  readonly dying: Context[] = [];
+  readonly tickPeriods = new Map<number, number>();
+
+  readonly #loaded: LoadedModule;
+  readonly #functions: GuestFunctions;
+  #current: Context | null = null;
+  #effective = 0;
+  #nextContext = 1;
+  #nextCallout = 0;
+  #afterVmCall: (() => void)[] = [];
+  #restrictedTo: ReadonlySet<string> | null = null;
+
+  constructor(process: Process, loaded: LoadedModule) {
+    this.process = process;
+    this.#loaded = loaded;
+    this.metrics = new Metrics(process.metrics, (name, by) => {
+      const counters = process.exchange?.counters;
+      if (counters) counters[name] = (counters[name] ?? 0) + Number(by);
+    });
+    const known = createImports(this);
+    const imports: WebAssembly.Imports = {};
+    for (const { module, name } of loaded.imports) {
+      const host = known.get(`${module}.${name}`);
+      if (host) (imports[module] ??= {})[name] = this.#guard(`${module}.${name}`, host);
+    }
+    let instance: WebAssembly.Instance;
+    try {
+      instance = new WebAssembly.Instance(loaded.module, imports);
+    } catch (error) {
+      if (error instanceof EnvoyCrash) throw error;
+      throw new LoadError(`Failed to create new Wasm instance: ${(error as Error).message}`);
+    }
+    if (!(instance.exports.memory instanceof WebAssembly.Memory)) throw new LoadError('no memory exported');
+    this.memory = new Memory(instance.exports.memory);
+    this.#functions = instance.exports as GuestFunctions;
+    this.vmContext = new RootContext(this, 0, null);
+    // wasm.cc startVm: _initialize, else _start, with most host functions forbidden.
+    this.#restrictedTo = ALLOWED_IN_START;
+    this.call(this.vmContext, this.exports('_initialize') ? '_initialize' : '_start');
+    this.#restrictedTo = null;
+    if (this.failed !== null) throw new LoadError(`Failed to initialize Wasm code: ${this.failed}`);
+  }
+
+  exports(name: string): boolean {
+    return this.#loaded.exports.has(name);
+  }
+
+  allocContextId(): number {
+    return this.#nextContext++;
+  }
+
+  /** wasm.h nextHttpCallId: a multiple of 4, the low bits say what kind of call. */
+  nextCalloutToken(): number {
+    return (this.#nextCallout += 4);
+  }
+
+  /** A call into the guest; 0 when the function is missing or traps. */
+  call(context: Context, name: string, ...args: number[]): number {
+    if (!this.exports(name)) return 0;
+    const [current, effective] = [this.#current, this.#effective];
+    this.#current = context;
+    this.#effective = 0;
+    this.guestCalls[name] = (this.guestCalls[name] ?? 0) + 1;
+    try {
+      return (this.#functions[name](...args) ?? 0) >>> 0;
+    } catch (error) {
+      if (!(error instanceof WebAssembly.RuntimeError || error instanceof RangeError)) throw error;
+      // v8.cc: a trap in any call fails the VM for good.
+      this.failed = `Function: ${name} failed: Uncaught RuntimeError: ${error.message}`;
+      this.log('critical', `${this.failed}\n${error.stack}`);
+      return 0;
+    } finally {
+      this.#current = current;
+      this.#effective = effective;
+    }
+  }
+
+  /** context.cc DeferAfterCallActions: what the guest asked for happens once its callback has returned. */
+  deferring<T>(callback: () => T): T {
+    try {
+      return callback();
+    } finally {
+      this.stopIteration = false;
+      for (let next = this.#afterVmCall.shift(); next; next = this.#afterVmCall.shift()) next();
+    }
+  }
+
+  addAfterVmCallAction(action: () => void): void {
+    this.#afterVmCall.push(action);
+  }
+
+  /** True while the guest is on the stack. */
+  get isBusy(): boolean {
+    return this.#current !== null;
+  }
+
+  /** exports.cc contextOrEffectiveContext. */
+  get context(): Context {
+    if (this.#current === null) throw new EnvoyCrash('a host function was called from the start section');
+    return (this.#effective !== 0 && this.contexts.get(this.#effective)) || this.#current;
+  }
+
+  setEffectiveContext(id: number): boolean {
+    if (!this.contexts.has(id)) return false;
+    this.#effective = id;
+    return true;
+  }
+
+  /** wasm.h allocMemory: the guest's malloc, during which it may only log and read the clock. 0: no memory. */
+  alloc(size: number): number {
+    this.#restrictedTo = ALLOWED_IN_MALLOC;
+    const ptr = this.call(
+      this.vmContext,
+      this.exports('malloc') ? 'malloc' : 'proxy_on_memory_allocate',
+      size,
+    );
+    this.#restrictedTo = null;
+    return ptr !== 0 && this.memory.view(ptr, size) ? ptr : 0;
+  }
+
+  /** wasm.h copyToPointerSize: an empty value is pointer 0, without a malloc. */
+  give(bytes: Uint8Array, ptrPtr: number, sizePtr: number): boolean {
+    let ptr = 0;
+    if (bytes.length > 0) {
+      ptr = this.alloc(bytes.length);
+      if (ptr === 0 || !this.memory.write(ptr, bytes)) return false;
+    }
+    return this.memory.setU32(ptrPtr, ptr) && this.memory.setU32(sizePtr, bytes.length);
+  }
+
+  log(level: LogLevel, message: string): void {
+    this.process.logs.push({ level, message });
+  }
+
+  /** The root context of one plugin configuration, made on first use (wasm.cc getOrCreateThreadLocalPlugin). */
+  plugin(configuration: string): RootContext {
+    const known = this.roots.get(configuration);
+    if (known) return known;
+    const root = new RootContext(this, this.allocContextId(), Buffer.from(configuration));
+    this.contexts.set(root.id, root);
+    const rejected = (what: string): LoadError => {
+      this.contexts.delete(root.id);
+      const said = this.process.logs.slice(-4).map(({ level, message }) => `\n  ${level}: ${message}`);
+      return new LoadError(`${what}${this.failed ? `: ${this.failed}` : ''}${said.join('')}`);
+    };
+    if (!root.onStart() || this.failed !== null) throw rejected('Failed to start thread-local Wasm');
+    if (!root.onConfigure() || this.failed !== null) {
+      throw rejected('Failed to configure thread-local Wasm plugin');
+    }
+    this.roots.set(configuration, root);
+    return root;
+  }
+
+  /** Ends this turn of the event loop: Envoy frees the filters that were destroyed in it. */
+  reap(): void {
+    for (const context of this.dying.splice(0)) this.contexts.delete(context.id);
+  }
+
+  #guard(name: string, host: HostFunction): (...args: (number | bigint)[]) => number | undefined {
+    const signed = [...host.type.split(':')[0]];
+    return (...args) => {
+      this.hostCalls[name] = (this.hostCalls[name] ?? 0) + 1;
+      if (this.#restrictedTo !== null && !this.#restrictedTo.has(name)) {
+        throw new WebAssembly.RuntimeError(`restricted_callback: ${name}`); // v8.cc trap("restricted_callback")
+      }
+      if (this.#current === null) throw new EnvoyCrash(`${name} was called from the start section`);
+      return host.run(...args.map((arg, i) => (signed[i] === 'i' ? Number(arg) >>> 0 : arg)));
+    };
+  }
+}

@@ -11,10 +11,12 @@ import { ROOT } from '../../tools/paths.mjs';
 import { waitFor } from './wait.ts';
 
 export interface LaunchOptions {
-  /** Path of a configuration file, or a bootstrap to write into one; `dir` is the folder that Envoy's files go to. */
-  config: string | ((dir: string) => object);
+  /** The bootstrap, as YAML or as an object; `dir` is the folder that Envoy's files go to. */
+  config: (dir: string) => string | object;
   concurrency?: number;
   args?: string[];
+  /** Called with what Envoy prints: its log, and access logs to standard output. */
+  onOutput?: (text: string) => void;
 }
 
 export interface Envoy {
@@ -41,20 +43,24 @@ export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
   const binary = await requireEnvoy();
   const dir = mkdtempSync(join(tmpdir(), 'envoy-'));
   const addressFile = join(dir, 'admin-address');
-  const config = typeof options.config === 'string' ? options.config : join(dir, 'bootstrap.json');
-  if (typeof options.config !== 'string') writeFileSync(config, JSON.stringify(options.config(dir), null, 2));
+  const config = join(dir, 'bootstrap.yaml');
+  const bootstrap = options.config(dir);
+  // JSON is YAML too.
+  writeFileSync(config, typeof bootstrap === 'string' ? bootstrap : JSON.stringify(bootstrap, null, 2));
 
   // Hot restart would tie Envoy to a shared-memory base id, which parallel test files would have to share out.
   const args = ['--disable-hot-restart', '--config-path', config, '--admin-address-path', addressFile];
   args.push('--concurrency', String(options.concurrency ?? 1));
   args.push('--log-level', 'warning', '--component-log-level', 'wasm:info', ...(options.args ?? []));
-  // A group of its own: Ctrl-C in a terminal goes to us, and we end Envoy.
-  const child = spawn(binary, args, { cwd: ROOT, stdio: ['ignore', 'ignore', 'pipe'], detached: true });
+  const child = spawn(binary, args, { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] });
   running.add(child);
   guardExit();
 
   let log = '';
   child.stderr.setEncoding('utf8').on('data', (data: string) => (log += data));
+  for (const stream of [child.stdout.setEncoding('utf8'), child.stderr]) {
+    stream.on('data', (data: string) => options.onOutput?.(data));
+  }
   let how: string | undefined;
   const ended = new Promise<string>((resolve) => {
     child.on('error', (error) => resolve(`Envoy did not start: ${error.message}`));
@@ -121,13 +127,15 @@ function guardExit() {
   if (guarded) return;
   guarded = true;
   process.on('exit', killAll);
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(signal, () => {
-      killAll();
-      // Handing the signal on keeps its usual meaning, unless somebody else handles it.
-      if (process.listenerCount(signal) === 0) process.kill(process.pid, signal);
-    });
-  }
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, endBySignal);
+}
+
+/** Leaves the signal its usual meaning: whoever else handles it also closes what it started, or exits. */
+function endBySignal(signal: NodeJS.Signals) {
+  if (process.listenerCount(signal) > 1) return;
+  killAll();
+  process.off(signal, endBySignal);
+  process.kill(process.pid, signal);
 }
 
 function killAll() {

@@ -1,0 +1,38 @@
+/** Routing arrays as engines return them, and how they differ. */
+
+import { decodeNpy } from '../../test/engine/npy.ts';
+
+export interface Rows {
+  dtype: string;
+  count: number;
+  rowBytes: number;
+  data: Buffer;
+}
+
+export function decodeRows(base64: string): Rows {
+  const { descr, shape, data } = decodeNpy(Buffer.from(base64, 'base64'));
+  const [count = 0] = shape;
+  return { dtype: descr, count, rowBytes: count ? data.length / count : 0, data };
+}
+
+/** Indices below `end` at which `rows` is not what `reference` is; a row that one of them lacks differs. */
+export function differing(rows: Rows, reference: Rows, end: number): number[] {
+  const same = rows.dtype === reference.dtype;
+  return Array.from({ length: end }, (_, i) => i).filter((i) => {
+    if (!same || i >= rows.count || i >= reference.count) return true;
+    return !row(rows, i).equals(row(reference, i));
+  });
+}
+
+const row = ({ data, rowBytes }: Rows, i: number) => data.subarray(i * rowBytes, (i + 1) * rowBytes);
+
+/** `[0, 1, 2, 5]` as `0-2, 5`. */
+export function ranges(indices: number[]): string {
+  const found: [first: number, last: number][] = [];
+  for (const i of indices) {
+    const open = found.at(-1);
+    if (open && open[1] === i - 1) open[1] = i;
+    else found.push([i, i]);
+  }
+  return found.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(', ');
+}

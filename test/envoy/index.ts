@@ -1,6 +1,6 @@
 /** The `Host` that runs scenarios on real Envoy. */
 
-import { renameSync, writeFileSync } from 'node:fs';
+import { existsSync, renameSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
@@ -77,6 +77,7 @@ const LOG_TAIL = 4_000;
 export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyHost> {
   const wasmPath = options.wasmPath ?? FILTER_WASM;
   const { clientTimeoutMs = 60_000 } = options;
+  if (!existsSync(wasmPath)) throw new Error(`${wasmPath} is missing: "npm run build" makes it`);
 
   // Engines outlive scenarios: they serve whichever one is running.
   let running: Run | undefined;

@@ -127,6 +127,8 @@ function guardExit() {
   if (guarded) return;
   guarded = true;
   process.on('exit', killAll);
+  // A test worker whose runner was killed.
+  process.on('disconnect', killAll);
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, endBySignal);
 }
 

@@ -1,0 +1,33 @@
+// Where the runtime ends up when an assertion fails. Logs file and line without allocating: the heap may be what failed.
+
+import { proxy_log } from '@gcoredev/proxy-wasm-sdk-as/assembly/imports';
+import { writeDecimal } from '../bytes/ascii';
+import { LogLevel } from './types';
+
+const LINE_BYTES: usize = 512;
+const line: usize = memory.data(512);
+
+/** UTF-16 text as ASCII, other characters as `?`; returns the end. */
+function put(text: string | null, at: usize, limit: usize): usize {
+  if (text === null) return at;
+  for (let i = 0; i < text.length && at < limit; i++) {
+    const unit = load<u16>(changetype<usize>(text) + ((<usize>i) << 1));
+    store<u8>(at++, unit < 0x80 ? <u8>unit : 0x3f);
+  }
+  return at;
+}
+
+/** The compiler's `abort`: called before a trap. */
+export function abort(message: string | null, file: string | null, lineNumber: u32, column: u32): void {
+  const limit = line + LINE_BYTES - 48;
+  let at = put('abort: ', line, limit);
+  at = put(message, at, limit);
+  at = put(' at ', at, limit);
+  at = put(file, at, limit);
+  store<u8>(at++, 0x3a);
+  at += writeDecimal(lineNumber, at);
+  store<u8>(at++, 0x3a);
+  at += writeDecimal(column, at);
+  proxy_log(LogLevel.Critical, line, at - line);
+  unreachable();
+}

@@ -1,0 +1,87 @@
+// From the host's context ids and call tokens to contexts. Ids that are not known are ignored: Envoy has calls for
+// streams that are gone.
+
+import { Block } from '../bytes/block';
+import { RootContext, StreamContext } from './context';
+import { bufferBytes, setEffectiveContext } from './host';
+import { BodyStatus, BufferKind, HeadersStatus, Status } from './types';
+
+let createRoot: ((id: u32) => RootContext) | null = null;
+const roots = new Map<u32, RootContext>();
+const streams = new Map<u32, StreamContext>();
+/** Token of a call in flight to the stream that waits for it. */
+const calls = new Map<u32, u32>();
+
+/** Says how a root context is made. Called once, before the host calls anything. */
+export function onCreateRoot(create: (id: u32) => RootContext): void {
+  createRoot = create;
+}
+
+/** Has the answer to a call sent to a stream. */
+export function expectCall(token: u32, stream: u32): void {
+  calls.set(token, stream);
+}
+
+/** Streams that live now. */
+export function liveStreams(): i32 {
+  return streams.size;
+}
+
+export function contextCreate(id: u32, parent: u32): void {
+  if (parent == 0) {
+    const create = createRoot;
+    if (create !== null) roots.set(id, create(id));
+    return;
+  }
+  if (roots.has(parent)) streams.set(id, roots.get(parent).createStream(id));
+}
+
+export function configure(root: u32, size: u32): bool {
+  if (!roots.has(root)) return false;
+  const read = bufferBytes(BufferKind.PluginConfiguration, 0, size);
+  const configuration = read === null ? Block.alloc(0) : read;
+  const accepted = roots.get(root).configure(configuration);
+  configuration.free();
+  return accepted;
+}
+
+export function contextDelete(id: u32): void {
+  if (streams.has(id)) {
+    const stream = streams.get(id);
+    streams.delete(id);
+    stream.onDelete();
+  } else roots.delete(id);
+}
+
+export function requestHeaders(id: u32, endOfStream: bool): i32 {
+  return streams.has(id) ? streams.get(id).onRequestHeaders(endOfStream) : HeadersStatus.Continue;
+}
+
+export function requestBody(id: u32, size: u32, endOfStream: bool): i32 {
+  return streams.has(id) ? streams.get(id).onRequestBody(size, endOfStream) : BodyStatus.Continue;
+}
+
+export function requestTrailers(id: u32): i32 {
+  return streams.has(id) ? streams.get(id).onRequestTrailers() : HeadersStatus.Continue;
+}
+
+export function responseHeaders(id: u32, endOfStream: bool): i32 {
+  return streams.has(id) ? streams.get(id).onResponseHeaders(endOfStream) : HeadersStatus.Continue;
+}
+
+export function responseBody(id: u32, size: u32, endOfStream: bool): i32 {
+  return streams.has(id) ? streams.get(id).onResponseBody(size, endOfStream) : BodyStatus.Continue;
+}
+
+export function responseTrailers(id: u32): i32 {
+  return streams.has(id) ? streams.get(id).onResponseTrailers() : HeadersStatus.Continue;
+}
+
+/** Envoy answers calls of streams that are gone: such an answer is dropped unread. */
+export function callResponse(token: u32, headers: u32, bodySize: u32): void {
+  if (!calls.has(token)) return;
+  const id = calls.get(token);
+  calls.delete(token);
+  if (!streams.has(id) || setEffectiveContext(id) != Status.Ok) return;
+  streams.get(id).onCallResponse(headers, bodySize);
+}

@@ -1,0 +1,154 @@
+// Bytes on their way out: pieces of a body in order, and the edits that are applied as they leave. Nothing is copied:
+// what leaves is told to a sink as borrowed segments of pieces and of replacements.
+//
+//   body     |........|..............|.......|      pieces, by offset in the body
+//   edits         [at, at+remove) -> bytes           ascending, not overlapping
+//            ^released            ^upTo
+
+import { Block } from './block';
+
+/** Takes segments of what leaves, in order. `ptr` is borrowed for the call. */
+export abstract class Sink {
+  abstract write(ptr: usize, len: usize): void;
+}
+
+
+@final
+class Edit {
+  constructor(
+    public at: u64,
+    public remove: u64,
+    public ptr: usize,
+    public len: u64,
+    /** Holds the replacement when the edit owns it. */
+    public owned: Block | null,
+  ) {}
+}
+
+
+@final
+export class Rope {
+  /** Offset of the first byte that has not left. */
+  released: u64 = 0;
+  /** Bytes of the pieces held. */
+  held: u64 = 0;
+
+  private pieces: Block[] = [];
+  private offsets: u64[] = [];
+  private edits: Edit[] = [];
+  private firstEdit: i32 = 0;
+
+  /** Takes over a piece that starts at `offset` of the body; what lies between it and the piece before is removed. */
+  append(piece: Block, offset: u64): void {
+    this.pieces.push(piece);
+    this.offsets.push(offset);
+    this.held += piece.len;
+  }
+
+  /** Replaces `remove` bytes at `at` by borrowed bytes, which must stay until they have left. */
+  replace(at: u64, remove: u64, ptr: usize, len: u64): void {
+    this.edits.push(new Edit(at, remove, ptr, len, null));
+  }
+
+  /** Replaces `remove` bytes at `at` by the first `len` bytes of a block that the rope takes over. */
+  replaceOwned(at: u64, remove: u64, block: Block, len: u64): void {
+    this.edits.push(new Edit(at, remove, block.ptr, len, block));
+  }
+
+  /** Pieces held, in order: for a second look at a body of which nothing has left. */
+  get pieceCount(): i32 {
+    return this.pieces.length;
+  }
+
+  /** A piece, borrowed. */
+  piece(i: i32): Block {
+    return this.pieces[i];
+  }
+
+  /** Lets all bytes before `upTo` leave. */
+  release(upTo: u64, sink: Sink): void {
+    while (true) {
+      const edit = this.firstEdit < this.edits.length ? this.edits[this.firstEdit] : null;
+      if (edit === null || edit.at > upTo) break;
+      this.copyOut(edit.at, sink);
+      const gone = min(edit.remove, upTo - edit.at);
+      if (edit.remove > 0 && gone == 0) return this.drop();
+      // Of a replacement that outlasts `upTo` only the part for the bytes that are gone leaves now.
+      const out = gone == edit.remove ? edit.len : min(edit.len, gone);
+      if (out > 0) sink.write(edit.ptr, <usize>out);
+      this.released += gone;
+      edit.at += gone;
+      edit.remove -= gone;
+      edit.ptr += <usize>out;
+      edit.len -= out;
+      if (edit.remove > 0) return this.drop();
+      this.retire();
+    }
+    this.copyOut(upTo, sink);
+    this.drop();
+  }
+
+  /**
+   * Lets the next `n` bytes leave although they never came as a piece: they lie inside a replacement, whose bytes are
+   * at the returned address (borrowed). 0 when they do not.
+   */
+  releaseUnread(n: u64): usize {
+    if (this.firstEdit == this.edits.length) return 0;
+    const edit = this.edits[this.firstEdit];
+    if (edit.at != this.released || edit.remove < n || edit.len < n) return 0;
+    const ptr = edit.ptr;
+    this.released += n;
+    edit.at += n;
+    edit.remove -= n;
+    edit.ptr += <usize>n;
+    edit.len -= n;
+    if (edit.remove == 0 && edit.len == 0) this.retire();
+    return ptr;
+  }
+
+  /** Forgets all edits: the bytes leave as they came. */
+  clearEdits(): void {
+    while (this.firstEdit < this.edits.length) this.retire();
+  }
+
+  /** Gives back everything. */
+  free(): void {
+    this.clearEdits();
+    for (let i = 0; i < this.pieces.length; i++) this.pieces[i].free();
+    this.pieces.length = this.offsets.length = 0;
+    this.held = 0;
+  }
+
+  private copyOut(to: u64, sink: Sink): void {
+    for (let i = 0; i < this.pieces.length && this.released < to; i++) {
+      const start = this.offsets[i];
+      const piece = this.pieces[i];
+      if (start + piece.len <= this.released) continue;
+      const skip = this.released - start;
+      const len = min(<u64>piece.len - skip, to - this.released);
+      sink.write(piece.ptr + <usize>skip, <usize>len);
+      this.released += len;
+    }
+  }
+
+  private retire(): void {
+    const owned = this.edits[this.firstEdit].owned;
+    if (owned !== null) owned.free();
+    if (++this.firstEdit == this.edits.length) {
+      this.edits.length = 0;
+      this.firstEdit = 0;
+    }
+  }
+
+  /** Gives back the pieces that have left. */
+  private drop(): void {
+    let gone = 0;
+    while (gone < this.pieces.length && this.offsets[gone] + this.pieces[gone].len <= this.released) {
+      this.held -= this.pieces[gone].len;
+      this.pieces[gone++].free();
+    }
+    if (gone == 0) return;
+    this.pieces.splice(0, gone);
+    this.offsets.splice(0, gone);
+  }
+}

@@ -1,0 +1,290 @@
+// What a client's request asks for, and where its members lie. Reads a body that is whole in memory; keeps offsets only.
+
+import { Paths } from '../json/paths';
+import { Event, Scanner } from '../json/scanner';
+
+/** Which API the request is for: it decides where the members are. */
+export const enum Api {
+  None,
+  Completions,
+  Chat,
+  Generate,
+}
+
+/** Members that a connector reads or edits; of `sampling_params` where `/inference/v1/generate` has them. */
+export const enum Field {
+  Root,
+  SamplingParams,
+  ExtraArgs,
+  Xargs,
+  KvTransferParams,
+  ExtraKvTransferParams,
+  XargsKvTransferParams,
+  Stream,
+  StreamOptions,
+  MaxTokens,
+  MaxCompletionTokens,
+  MinTokens,
+  N,
+  Prompt,
+  PromptEmbeds,
+  PromptLogprobs,
+  Echo,
+  PromptStart,
+  CacheHitThreshold,
+}
+
+/** Why P/D does not serve a request. */
+export const enum Unfit {
+  No,
+  /** Not a JSON object, by the grammar of Python's `json`. */
+  NotObject,
+  /** Nested deeper than the scanner goes: what it says of `kv_transfer_params` can't be known. */
+  TooDeep,
+  /** UTF-16, UTF-32 or a byte order mark: Python's `json.loads` would read it, the scanner does not. */
+  NotUtf8,
+  SeveralPrompts,
+  PromptLogprobs,
+  /** `max_tokens: 0`. */
+  NoOutput,
+  /** The client chose which rows it wants. */
+  PromptStart,
+  /** `sampling_params` twice. */
+  Duplicate,
+}
+
+let rootPaths: Paths | null = null;
+let generatePaths: Paths | null = null;
+
+function requestPaths(api: Api): Paths {
+  const known = api == Api.Generate ? generatePaths : rootPaths;
+  if (known !== null) return known;
+  const paths = new Paths()
+    .add('', Field.Root)
+    .add('kv_transfer_params', Field.KvTransferParams)
+    .add('vllm_xargs', Field.Xargs)
+    .add('vllm_xargs.kv_transfer_params', Field.XargsKvTransferParams)
+    .add('stream', Field.Stream)
+    .add('stream_options', Field.StreamOptions)
+    .add('cache_hit_threshold', Field.CacheHitThreshold);
+  if (api == Api.Generate) {
+    paths
+      .add('sampling_params', Field.SamplingParams)
+      .add('sampling_params.extra_args', Field.ExtraArgs)
+      .add('sampling_params.extra_args.kv_transfer_params', Field.ExtraKvTransferParams)
+      .add('sampling_params.max_tokens', Field.MaxTokens)
+      .add('sampling_params.min_tokens', Field.MinTokens)
+      .add('sampling_params.n', Field.N)
+      .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
+      .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
+    generatePaths = paths;
+  } else {
+    paths
+      .add('max_tokens', Field.MaxTokens)
+      .add('max_completion_tokens', Field.MaxCompletionTokens)
+      .add('min_tokens', Field.MinTokens)
+      .add('n', Field.N)
+      .add('prompt', Field.Prompt)
+      .add('prompt_embeds', Field.PromptEmbeds)
+      .add('prompt_logprobs', Field.PromptLogprobs)
+      .add('echo', Field.Echo)
+      .add('routed_experts_prompt_start', Field.PromptStart);
+    rootPaths = paths;
+  }
+  return paths;
+}
+
+/** The object that holds a field. */
+export function ownerOf(field: Field, api: Api): Field {
+  switch (field) {
+    case Field.ExtraKvTransferParams:
+      return Field.ExtraArgs;
+    case Field.XargsKvTransferParams:
+      return Field.Xargs;
+    case Field.ExtraArgs:
+      return Field.SamplingParams;
+    case Field.MaxTokens:
+    case Field.MinTokens:
+    case Field.N:
+    case Field.PromptLogprobs:
+    case Field.PromptStart:
+      return api == Api.Generate ? Field.SamplingParams : Field.Root;
+    default:
+      return Field.Root;
+  }
+}
+
+/** One occurrence of a field, by offsets in the body. */
+@final
+export class Member {
+  valueEnd: u64 = 0;
+  /** Members of an object or elements of an array. */
+  count: i32 = 0;
+  /** The value when it is a plain integer; else -1. */
+  integer: i64 = -1;
+  /** Behind the comma that follows, if one does; else `valueEnd`. */
+  commaEnd: u64 = 0;
+
+  constructor(
+    readonly field: Field,
+    /** Position in its object. */
+    readonly index: i32,
+    readonly keyStart: u64,
+    /** Offset of the comma before it, when `index` > 0. */
+    readonly comma: u64,
+    readonly valueStart: u64,
+    /** First byte of the value. */
+    readonly first: u8,
+  ) {}
+
+  get isNull(): bool {
+    return this.first == 0x6e;
+  }
+
+  get isObject(): bool {
+    return this.first == 0x7b;
+  }
+}
+
+
+@final
+export class RequestBody {
+  unfit: Unfit = Unfit.No;
+  /** In the order of the body. */
+  readonly members: Member[] = [];
+
+  /** Reads the `len` bytes at `ptr` (borrowed for the call). */
+  constructor(
+    readonly api: Api,
+    ptr: usize,
+    len: usize,
+  ) {
+    if (!isUtf8Text(ptr, len)) this.unfit = Unfit.NotUtf8;
+    else this.scan(ptr, len);
+    if (this.unfit == Unfit.No) this.unfit = this.judge(ptr, len);
+  }
+
+  /** The last occurrence of a field, which is the one that counts (as in Python's `json`). */
+  last(field: Field): Member | null {
+    for (let i = this.members.length - 1; i >= 0; i--) {
+      if (this.members[i].field == field) return this.members[i];
+    }
+    return null;
+  }
+
+  /** The value of a field when it is a plain integer; else -1. */
+  integer(field: Field): i64 {
+    const member = this.last(field);
+    return member === null ? -1 : member.integer;
+  }
+
+  /** Whether the client brought P/D parameters of its own. */
+  get hasKvTransferParams(): bool {
+    return (
+      this.last(Field.KvTransferParams) !== null ||
+      this.last(Field.ExtraKvTransferParams) !== null ||
+      this.last(Field.XargsKvTransferParams) !== null
+    );
+  }
+
+  /** Choices asked for. */
+  get choices(): i32 {
+    const n = this.integer(Field.N);
+    return n > 0 && n < i32.MAX_VALUE ? <i32>n : 1;
+  }
+
+  /** Most tokens a choice can have; -1 when the request does not say. */
+  get maxTokens(): i64 {
+    return max(this.integer(Field.MaxTokens), this.integer(Field.MaxCompletionTokens));
+  }
+
+  private scan(ptr: usize, len: usize): void {
+    const scanner = new Scanner(requestPaths(this.api));
+    const open: Member[] = [];
+    scanner.feed(ptr, len);
+    let event = scanner.next();
+    while (event != Event.Failed && event != Event.More) {
+      if (event == Event.Value) {
+        if (scanner.id == Field.Root && scanner.first != 0x7b) break;
+        const member = new Member(
+          scanner.id,
+          scanner.index,
+          scanner.keyStart,
+          scanner.comma,
+          scanner.offset,
+          scanner.first,
+        );
+        this.members.push(member);
+        open.push(member);
+      } else if (event == Event.ValueEnd) {
+        const member = open.pop();
+        member.valueEnd = scanner.offset;
+        member.count = scanner.count;
+        member.integer = scanner.integer;
+        member.commaEnd = commaEnd(ptr, len, member.valueEnd);
+      }
+      event = scanner.next();
+    }
+    if (scanner.tooDeep) this.unfit = Unfit.TooDeep;
+    else if (!scanner.done || event != Event.More) this.unfit = Unfit.NotObject;
+    scanner.free();
+  }
+
+  private judge(ptr: usize, len: usize): Unfit {
+    if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
+    const prompt = this.last(Field.Prompt);
+    if (prompt !== null && isBatch(ptr, len, prompt)) return Unfit.SeveralPrompts;
+    if (this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
+    // With `echo`, vLLM computes the prompt's logprobs too.
+    const echo = this.last(Field.Echo);
+    if (this.present(Field.PromptLogprobs) || (echo !== null && echo.first == 0x74))
+      return Unfit.PromptLogprobs;
+    if (this.integer(Field.MaxTokens) == 0 || this.integer(Field.MaxCompletionTokens) == 0)
+      return Unfit.NoOutput;
+    if (this.present(Field.PromptStart) && this.integer(Field.PromptStart) != 0) return Unfit.PromptStart;
+    return Unfit.No;
+  }
+
+  private occurrences(field: Field): i32 {
+    let count = 0;
+    for (let i = 0; i < this.members.length; i++) if (this.members[i].field == field) count++;
+    return count;
+  }
+
+  private present(field: Field): bool {
+    const member = this.last(field);
+    return member !== null && !member.isNull;
+  }
+}
+
+/** Whether a prompt is several: more than one text, or more than one list of tokens. */
+function isBatch(ptr: usize, len: usize, prompt: Member): bool {
+  if (prompt.first != 0x5b || prompt.count < 2) return false;
+  const first = load<u8>(ptr + spaceEnd(ptr, len, <usize>prompt.valueStart + 1));
+  return first == 0x22 || first == 0x5b;
+}
+
+/** Offset of the first byte from `at` on that is not white space. */
+function spaceEnd(ptr: usize, len: usize, at: usize): usize {
+  while (at < len) {
+    const c = load<u8>(ptr + at);
+    if (c != 0x20 && c != 0x0a && c != 0x0d && c != 0x09) break;
+    at++;
+  }
+  return at;
+}
+
+function commaEnd(ptr: usize, len: usize, valueEnd: u64): u64 {
+  const at = spaceEnd(ptr, len, <usize>valueEnd);
+  return at < len && load<u8>(ptr + at) == 0x2c ? at + 1 : valueEnd;
+}
+
+/** Python's `json.loads(bytes)` guesses other encodings from a byte order mark and from NULs (`json.detect_encoding`). */
+function isUtf8Text(ptr: usize, len: usize): bool {
+  if (len >= 2) {
+    const mark = load<u16>(ptr);
+    if (mark == 0xfeff || mark == 0xfffe || mark == 0xbbef) return false;
+    if (load<u8>(ptr) == 0 || load<u8>(ptr, 1) == 0) return false;
+  }
+  return len < 4 || (load<u8>(ptr, 2) != 0 && load<u8>(ptr, 3) != 0);
+}

@@ -1,0 +1,227 @@
+// Edits of a request's members on its bytes: what is not named leaves as the client sent it.
+
+import { Ascii } from '../bytes/ascii';
+import { Block } from '../bytes/block';
+import { Sink } from '../bytes/rope';
+import { Field, Member, RequestBody, ownerOf } from './request_body';
+
+const KEYS: Ascii[] = [];
+
+/** `"key":` of a field, as it is written into a body. */
+function keyOf(field: Field): Ascii {
+  if (KEYS.length == 0) {
+    const names = [
+      '',
+      'sampling_params',
+      'extra_args',
+      'vllm_xargs',
+      'kv_transfer_params',
+      'kv_transfer_params',
+      'kv_transfer_params',
+      'stream',
+      'stream_options',
+      'max_tokens',
+      'max_completion_tokens',
+      'min_tokens',
+      'n',
+      'prompt',
+      'prompt_embeds',
+      'prompt_logprobs',
+      'echo',
+      'routed_experts_prompt_start',
+      'cache_hit_threshold',
+    ];
+    for (let i = 0; i < names.length; i++) KEYS.push(new Ascii('"' + names[i] + '":'));
+  }
+  return KEYS[field];
+}
+
+const OPEN = memory.data<u8>([0x7b]);
+const CLOSE = memory.data<u8>([0x7d]);
+const COMMA = memory.data<u8>([0x2c]);
+
+
+@final
+class Change {
+  constructor(
+    readonly field: Field,
+    /** New value (borrowed until the body is written); 0: the member goes. */
+    readonly ptr: usize,
+    readonly len: usize,
+  ) {}
+}
+
+
+@final
+export class Rewrite {
+  private changes: Change[] = [];
+
+  constructor(private body: RequestBody) {}
+
+  /** Gives a field a value; a field that is not there is added. `ptr` is borrowed until the body is written. */
+  set(field: Field, ptr: usize, len: usize): void {
+    const change = new Change(field, ptr, len);
+    for (let i = 0; i < this.changes.length; i++) {
+      if (this.changes[i].field != field) continue;
+      this.changes[i] = change;
+      return;
+    }
+    this.changes.push(change);
+  }
+
+  /** Gives a field a value where the client sent it. */
+  setPresent(field: Field, ptr: usize, len: usize): void {
+    if (this.body.last(field) !== null) this.set(field, ptr, len);
+  }
+
+  /** Takes a field away, all its occurrences. */
+  remove(field: Field): void {
+    if (this.body.last(field) !== null) this.changes.push(new Change(field, 0, 0));
+  }
+
+  /** Whether the body leaves as it came. */
+  get empty(): bool {
+    return this.changes.length == 0;
+  }
+
+  /** Tells the new body to a sink; `ptr` is the body that was read. */
+  write(ptr: usize, len: usize, sink: Sink): void {
+    const members = this.body.members;
+    const removed = new StaticArray<i32>(Field.CacheHitThreshold + 1);
+    let at: u64 = 0;
+    for (let i = 0; i < members.length; i++) {
+      const member = members[i];
+      // Members of an object that was itself replaced.
+      if (member.valueStart < at) continue;
+      const change = this.changeOf(member.field);
+      if (change !== null) {
+        const counts = change.ptr != 0 && this.body.last(member.field) === member;
+        if (counts) {
+          at = copy(ptr, at, member.valueStart, sink);
+          sink.write(change.ptr, change.len);
+          at = member.valueEnd;
+        } else {
+          const owner = ownerOf(member.field, this.body.api);
+          const first = member.index == removed[owner]++;
+          at = copy(ptr, at, first ? member.keyStart : member.comma, sink);
+          at = first ? member.commaEnd : member.valueEnd;
+        }
+      }
+      // Without an object to go into, `sampling_params` is replaced by a new one.
+      const needsObject = member.field == Field.SamplingParams && this.insertsInto(Field.SamplingParams);
+      if (needsObject && !member.isObject) {
+        at = copy(ptr, at, member.valueStart, sink);
+        this.writeSamplingParams(sink);
+        at = member.valueEnd;
+      } else if (member.isObject && this.insertsInto(member.field)) {
+        at = copy(ptr, at, member.valueStart + 1, sink);
+        this.insert(member.field, this.keeps(member), sink);
+      }
+    }
+    copy(ptr, at, len, sink);
+  }
+
+  /** The new body in a block of its own. */
+  toBlock(ptr: usize, len: usize): Block {
+    const measure = new Measure();
+    this.write(ptr, len, measure);
+    const block = Block.alloc(measure.len);
+    this.write(ptr, len, new Fill(block.ptr));
+    return block;
+  }
+
+  /** Bytes of the new body. */
+  lengthOf(ptr: usize, len: usize): usize {
+    const measure = new Measure();
+    this.write(ptr, len, measure);
+    return measure.len;
+  }
+
+  private changeOf(field: Field): Change | null {
+    for (let i = 0; i < this.changes.length; i++) if (this.changes[i].field == field) return this.changes[i];
+    return null;
+  }
+
+  private isInsertion(change: Change, object: Field): bool {
+    return (
+      change.ptr != 0 &&
+      ownerOf(change.field, this.body.api) == object &&
+      this.body.last(change.field) === null
+    );
+  }
+
+  /** Whether the object gets members that it did not have. */
+  private insertsInto(object: Field): bool {
+    for (let i = 0; i < this.changes.length; i++) if (this.isInsertion(this.changes[i], object)) return true;
+    const missing = object == Field.Root && this.body.last(Field.SamplingParams) === null;
+    return missing && this.insertsInto(Field.SamplingParams);
+  }
+
+  private insert(object: Field, more: bool, sink: Sink): void {
+    let separate = false;
+    for (let i = 0; i < this.changes.length; i++) {
+      const change = this.changes[i];
+      if (!this.isInsertion(change, object)) continue;
+      if (separate) sink.write(COMMA, 1);
+      const key = keyOf(change.field);
+      sink.write(key.ptr, key.len);
+      sink.write(change.ptr, change.len);
+      separate = true;
+    }
+    const missing = object == Field.Root && this.body.last(Field.SamplingParams) === null;
+    if (missing && this.insertsInto(Field.SamplingParams)) {
+      if (separate) sink.write(COMMA, 1);
+      const key = keyOf(Field.SamplingParams);
+      sink.write(key.ptr, key.len);
+      this.writeSamplingParams(sink);
+    }
+    if (more) sink.write(COMMA, 1);
+  }
+
+  private writeSamplingParams(sink: Sink): void {
+    sink.write(OPEN, 1);
+    this.insert(Field.SamplingParams, false, sink);
+    sink.write(CLOSE, 1);
+  }
+
+  /** Whether some member of the object stays. */
+  private keeps(object: Member): bool {
+    let gone = 0;
+    const members = this.body.members;
+    for (let i = 0; i < members.length; i++) {
+      const member = members[i];
+      if (member.field == Field.Root || ownerOf(member.field, this.body.api) != object.field) continue;
+      const change = this.changeOf(member.field);
+      if (change !== null && (change.ptr == 0 || this.body.last(member.field) !== member)) gone++;
+    }
+    return object.count > gone;
+  }
+}
+
+function copy(ptr: usize, from: u64, to: u64, sink: Sink): u64 {
+  if (to > from) sink.write(ptr + <usize>from, <usize>(to - from));
+  return to;
+}
+
+
+@final
+class Measure extends Sink {
+  len: usize = 0;
+
+  write(ptr: usize, len: usize): void {
+    this.len += len;
+  }
+}
+
+
+@final
+class Fill extends Sink {
+  constructor(private at: usize) {
+    super();
+  }
+
+  write(ptr: usize, len: usize): void {
+    memory.copy(this.at, ptr, len);
+    this.at += len;
+  }
+}

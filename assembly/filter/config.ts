@@ -1,0 +1,237 @@
+// The plugin's configuration: read with json-as, then checked member by member. A wrong one is refused with the path of
+// what is wrong and what was expected.
+
+import { JSON } from 'json-as';
+import { Ascii, hexValue } from '../bytes/ascii';
+import { Block } from '../bytes/block';
+import { Connector } from '../connectors/connector';
+import { CONNECTOR_NAMES, connectorNamed } from '../connectors/table';
+import { Nixl } from '../connectors/nixl';
+import { Api } from '../connectors/request_body';
+import { Paths } from '../json/paths';
+import { Event, Scanner } from '../json/scanner';
+
+export const enum OnPrefillFailure {
+  Decode,
+  Reject,
+}
+
+export const enum OnUnmergeable {
+  Reject,
+  Null,
+  Forward,
+}
+
+const MAX_TIMEOUT_MS: i64 = 86400000;
+const MAX_RETRIES: i64 = 10;
+/** Most that one exchange may hold, and most that all captures of a VM may: a VM has 1 GiB for everything. */
+const MAX_HOLD_BYTES: i64 = 256 << 20;
+const MAX_CAPTURE_BYTES: i64 = 640 << 20;
+
+
+@final
+export class Config {
+  cluster: Ascii = new Ascii('');
+  timeoutMs: u32 = 600000;
+  retries: i32 = 1;
+  connector: Connector = new Nixl();
+  tail: bool = false;
+  /** Paths that P/D serves, and the API that each speaks. */
+  paths: Ascii[] = [];
+  apis: Api[] = [];
+  onPrefillFailure: OnPrefillFailure = OnPrefillFailure.Decode;
+  onUnmergeable: OnUnmergeable = OnUnmergeable.Reject;
+  holdBytes: u64 = 1 << 20;
+  maxHoldBytes: u64 = 16 << 20;
+  maxCaptureBytes: u64 = 512 << 20;
+
+  /** What is wrong, as `path: what was expected`; empty when nothing is. */
+  problem: string = '';
+
+  /** Reads the configuration; `text` is borrowed. See `problem`. */
+  static parse(text: Block): Config {
+    const config = new Config();
+    // json-as traps on what is not JSON.
+    if (!isObject(text)) {
+      config.problem = 'configuration: expected a JSON object';
+      return config;
+    }
+    const root = JSON.parse<JSON.Obj>(String.UTF8.decodeUnsafe(text.ptr, text.len));
+    config.read(root);
+    return config;
+  }
+
+  /** The API of a request path (borrowed), query and escapes included; `None` when P/D does not serve it. */
+  apiOf(ptr: usize, len: usize): Api {
+    const plain = plainPath(ptr, len);
+    let api = Api.None;
+    for (let i = 0; i < this.paths.length; i++)
+      if (this.paths[i].equals(plain.ptr, plain.len)) api = this.apis[i];
+    plain.free();
+    return api;
+  }
+
+  private read(root: JSON.Obj): void {
+    this.only(root, '', [
+      'prefill',
+      'connector',
+      'decode_rows',
+      'paths',
+      'on_prefill_failure',
+      'on_unmergeable',
+      'hold_bytes',
+      'max_hold_bytes',
+      'max_capture_bytes',
+    ]);
+    const prefill = root.get('prefill');
+    if (prefill === null || prefill.type != JSON.Types.Object) {
+      return this.wrong('prefill', 'an object with the member cluster');
+    }
+    this.readPrefill(prefill.get<JSON.Obj>());
+    const connector = this.text(root, 'connector', 'connector', 'nixl');
+    const named = connectorNamed(connector);
+    if (named === null) this.wrong('connector', 'one of ' + CONNECTOR_NAMES);
+    else this.connector = named;
+    this.tail = this.choice(root, 'decode_rows', ['full', 'tail']) == 1;
+    this.readPaths(root);
+    this.onPrefillFailure = this.choice(root, 'on_prefill_failure', ['decode', 'reject']);
+    this.onUnmergeable = this.choice(root, 'on_unmergeable', ['reject', 'null', 'forward']);
+    this.holdBytes = this.integer(root, 'hold_bytes', 'hold_bytes', 0, MAX_HOLD_BYTES, this.holdBytes);
+    const most = max<u64>(this.maxHoldBytes, this.holdBytes);
+    this.maxHoldBytes = this.integer(root, 'max_hold_bytes', 'max_hold_bytes', 0, MAX_HOLD_BYTES, most);
+    if (this.maxHoldBytes < this.holdBytes) this.wrong('max_hold_bytes', 'at least hold_bytes');
+    this.maxCaptureBytes = this.integer(
+      root,
+      'max_capture_bytes',
+      'max_capture_bytes',
+      0,
+      MAX_CAPTURE_BYTES,
+      this.maxCaptureBytes,
+    );
+  }
+
+  private readPrefill(prefill: JSON.Obj): void {
+    this.only(prefill, 'prefill.', ['cluster', 'timeout_ms', 'retries']);
+    const cluster = this.text(prefill, 'cluster', 'prefill.cluster', '');
+    if (cluster.length == 0) this.wrong('prefill.cluster', 'the name of a cluster');
+    this.cluster = new Ascii(cluster);
+    const timeout = this.integer(
+      prefill,
+      'timeout_ms',
+      'prefill.timeout_ms',
+      1,
+      MAX_TIMEOUT_MS,
+      this.timeoutMs,
+    );
+    this.timeoutMs = <u32>timeout;
+    this.retries = <i32>this.integer(prefill, 'retries', 'prefill.retries', 0, MAX_RETRIES, this.retries);
+  }
+
+  private readPaths(root: JSON.Obj): void {
+    const value = root.get('paths');
+    if (value === null) {
+      this.addPath('/v1/completions');
+      this.addPath('/v1/chat/completions');
+      this.addPath('/inference/v1/generate');
+      return;
+    }
+    if (value.type != JSON.Types.Array) return this.wrong('paths', 'an array of paths');
+    const list = value.get<JSON.Arr>();
+    for (let i = 0; i < list.length; i++) {
+      const path = list.at(i);
+      const text = path.type == JSON.Types.String ? path.get<string>() : '';
+      if (!text.startsWith('/') || apiOfPath(text) == Api.None) {
+        return this.wrong('paths[' + i.toString() + ']', 'a path ending in one of ' + API_PATHS.join(', '));
+      }
+      this.addPath(text);
+    }
+  }
+
+  private addPath(path: string): void {
+    this.paths.push(new Ascii(path));
+    this.apis.push(apiOfPath(path));
+  }
+
+  private only(object: JSON.Obj, prefix: string, known: string[]): void {
+    const keys = object.keys();
+    for (let i = 0; i < keys.length; i++) {
+      if (!known.includes(keys[i]))
+        this.wrong(prefix + keys[i], 'no such key; known are ' + known.join(', '));
+    }
+  }
+
+  private text(object: JSON.Obj, key: string, path: string, standard: string): string {
+    const value = object.get(key);
+    if (value === null) return standard;
+    if (value.type == JSON.Types.String) return value.get<string>();
+    this.wrong(path, 'a string');
+    return standard;
+  }
+
+  private choice(object: JSON.Obj, key: string, names: string[]): i32 {
+    const at = names.indexOf(this.text(object, key, key, names[0]));
+    if (at < 0) this.wrong(key, 'one of ' + names.join(', '));
+    return max(at, 0);
+  }
+
+  private integer(object: JSON.Obj, key: string, path: string, least: i64, most: i64, standard: u64): u64 {
+    const value = object.get(key);
+    if (value === null) return standard;
+    const expected = 'an integer from ' + least.toString() + ' to ' + most.toString();
+    if (value.type != JSON.Types.F64) {
+      this.wrong(path, expected);
+      return standard;
+    }
+    const number = value.get<f64>();
+    if (!(number >= <f64>least && number <= <f64>most && Math.floor(number) == number)) {
+      this.wrong(path, expected);
+      return standard;
+    }
+    return <u64>number;
+  }
+
+  /** Keeps the first problem. */
+  private wrong(path: string, expected: string): void {
+    if (this.problem.length == 0) this.problem = path + ': expected ' + expected;
+  }
+}
+
+const API_PATHS: string[] = ['/completions', '/chat/completions', '/inference/v1/generate'];
+
+/** The API that a path speaks, by its end: gateways put prefixes before it. */
+function apiOfPath(path: string): Api {
+  if (path.endsWith('/chat/completions')) return Api.Chat;
+  if (path.endsWith('/completions')) return Api.Completions;
+  return path.endsWith('/inference/v1/generate') ? Api.Generate : Api.None;
+}
+
+function isObject(text: Block): bool {
+  const scanner = new Scanner(new Paths().add('', 0));
+  scanner.feed(text.ptr, text.len);
+  const object = scanner.next() == Event.Value && scanner.first == 0x7b;
+  let event = scanner.next();
+  while (event != Event.More && event != Event.Failed) event = scanner.next();
+  scanner.free();
+  return object && event == Event.More && scanner.done;
+}
+
+/** A path without its query, escapes decoded: engines route by that (ASGI's `path`). */
+function plainPath(ptr: usize, len: usize): Block {
+  const plain = Block.alloc(len);
+  let at = plain.ptr;
+  for (const end = ptr + len; ptr < end; ptr++) {
+    let c = load<u8>(ptr);
+    if (c == 0x3f || c == 0x23) break;
+    if (c == 0x25 && ptr + 2 < end) {
+      const high = hexValue(load<u8>(ptr, 1));
+      const low = hexValue(load<u8>(ptr, 2));
+      if (high >= 0 && low >= 0) {
+        c = <u8>((high << 4) | low);
+        ptr += 2;
+      }
+    }
+    store<u8>(at++, c);
+  }
+  plain.truncate(at - plain.ptr);
+  return plain;
+}

@@ -1,0 +1,818 @@
+// One exchange: a client's request, its prefill leg, its decode leg, and the response.
+//
+//   Start ─┬─▶ Local ────────────────────────────────────┬▶ Passing ─▶ Ended
+//          └─▶ Collecting ─┬─▶ Local                     │
+//                          └─▶ Prefilling ─┬─▶ Local     │
+//                                ▲ retry ──┤             │
+//                                          └─▶ Decoding ─┼▶ Holding ─┬─▶ Streaming ─▶ Ended
+//                                                        │           └─▶ Passing
+//                                                        └▶ Streaming (events)
+//
+//   Start       nothing has been seen
+//   Collecting  the request head is held, Envoy buffers the body
+//   Prefilling  the prefill call is in flight; Envoy holds the request
+//   Local       the request goes to decode, which serves it alone
+//   Decoding    the decode leg went out; its response is awaited
+//   Holding     the response head is held, the bytes so far are in the rope
+//   Streaming   committed: the head is out, the body is edited piece by piece
+//   Passing     the response passes as it comes
+//   Ended       the outcome is final; from every state when the filter answers itself, resets, or the client leaves
+
+import { StreamContext } from '../abi/context';
+import { expectCall } from '../abi/dispatch';
+import {
+  bufferBytes,
+  closeStream,
+  continueStream,
+  header,
+  headerPairs,
+  log,
+  logs,
+  now,
+  removeHeader,
+  replaceHeader,
+  setProperty,
+  startedCall,
+} from '../abi/host';
+import {
+  BodyStatus,
+  BufferKind,
+  HeaderMapKind,
+  HeadersStatus,
+  LogLevel,
+  Status,
+  StreamKind,
+} from '../abi/types';
+import { readDecimal, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
+import { Block, fits } from '../bytes/block';
+import { Rope } from '../bytes/rope';
+import { NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
+import { Api, RequestBody, Unfit } from '../connectors/request_body';
+import { Rewrite } from '../connectors/rewrite';
+import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
+import { EventStream } from '../routing/event_stream';
+import { Reason, reasonText } from '../routing/reason';
+import { BodySink } from './body_sink';
+import { Config, OnPrefillFailure, OnUnmergeable } from './config';
+import { countOutcome, countPrefillFailure, countSpliced, recordPrefill, reportHeld } from './metrics';
+import {
+  ACCEPT_ENCODING,
+  CONTENT_LENGTH,
+  CONTENT_TYPE,
+  EVENT_STREAM,
+  METHOD,
+  OUTCOME_PROPERTY,
+  PATH,
+  POST,
+  REQUEST_ID,
+  ROUTED_EXPERTS,
+} from './names';
+import { Outcome, outcomeText } from './outcome';
+import {
+  Capture,
+  Captured,
+  callStatus,
+  capture,
+  isEncoded,
+  newRequestId,
+  startPrefill,
+  statusOf,
+} from './prefill_call';
+import { replyError, replyPrefill } from './replies';
+
+const enum State {
+  Start,
+  Collecting,
+  Prefilling,
+  Local,
+  Decoding,
+  Holding,
+  Streaming,
+  Passing,
+  Ended,
+}
+
+/** Why the prefill leg failed. */
+const enum Failure {
+  /** Envoy could not send it. */
+  NoHost,
+  /** It was reset, or its reply was larger than Envoy takes. */
+  Reset,
+  Timeout,
+  /** A status that is neither 2xx nor 4xx. */
+  Status,
+  /** The reply is not JSON. */
+  Unreadable,
+  /** The rows do not fit into max_capture_bytes. */
+  TooLarge,
+  /** Decode must be told the length of the prompt, and the reply does not say it. */
+  NoLength,
+}
+
+/** Rows of prompts that this VM holds, over all exchanges, in bytes of base64. */
+let captured: u64 = 0;
+
+
+@final
+export class Exchange extends StreamContext {
+  private state: State = State.Start;
+  private outcome: Outcome = Outcome.Aborted;
+  private reason: Reason = Reason.None;
+
+  private api: Api = Api.None;
+  /** What the client asks for; its bytes stay in Envoy's buffer. */
+  private request: RequestBody | null = null;
+  private requestSize: u32 = 0;
+  /** Id for both legs where the client's request has none. */
+  private requestId: Block | null = null;
+  private tries: i32 = 0;
+  private callStarted: u64 = 0;
+  private brought: Captured = new Captured();
+  /** What `captured` counts of this exchange. */
+  private capturedBytes: u64 = 0;
+
+  private rope: Rope | null = null;
+  private response: DecodeResponse | null = null;
+  private events: EventStream | null = null;
+  private expected: Expected = new Expected();
+  /** Bytes of the response body that have come. */
+  private received: u64 = 0;
+  /** Arrays become `null`: they can't be merged, and the configuration says so. */
+  private nulling: bool = false;
+
+  constructor(
+    id: u32,
+    private config: Config,
+  ) {
+    super(id);
+  }
+
+  // ---- request side
+
+  onRequestHeaders(endOfStream: bool): i32 {
+    this.setOutcomeProperty();
+    this.api = endOfStream ? Api.None : this.servedApi();
+    if (this.api == Api.None) {
+      this.state = State.Local;
+      return HeadersStatus.Continue;
+    }
+    this.state = State.Collecting;
+    return HeadersStatus.StopIteration;
+  }
+
+  onRequestBody(size: u32, endOfStream: bool): i32 {
+    switch (this.state) {
+      case State.Collecting:
+        // Envoy buffers up to its limit, and answers 413 beyond: until the end nothing is read.
+        this.requestSize = size;
+        if (!endOfStream) return BodyStatus.StopIterationAndBuffer;
+        this.startExchange();
+        break;
+      case State.Prefilling:
+        break;
+      default:
+        return BodyStatus.Continue;
+    }
+    return this.requestWaits ? BodyStatus.StopIterationAndBuffer : BodyStatus.Continue;
+  }
+
+  onRequestTrailers(): i32 {
+    if (this.state == State.Collecting) this.startExchange();
+    return this.requestWaits ? HeadersStatus.StopIteration : HeadersStatus.Continue;
+  }
+
+  private get requestWaits(): bool {
+    return this.state == State.Prefilling || this.state == State.Ended;
+  }
+
+  /** The API that P/D serves for this request's method and path. */
+  private servedApi(): Api {
+    const method = header(HeaderMapKind.RequestHeaders, METHOD);
+    if (method === null) return Api.None;
+    const post = POST.equals(method.ptr, method.len);
+    method.free();
+    if (!post) return Api.None;
+    const path = header(HeaderMapKind.RequestHeaders, PATH);
+    if (path === null) return Api.None;
+    const api = this.config.apiOf(path.ptr, path.len);
+    path.free();
+    return api;
+  }
+
+  /** The whole body is in Envoy's buffer: Collecting ─▶ Prefilling, Local or Ended. */
+  private startExchange(): void {
+    const body = this.readRequest();
+    if (body === null) {
+      return this.answer(
+        503,
+        'the request does not fit into the memory that the filter may hold',
+        Reason.None,
+      );
+    }
+    const request = new RequestBody(this.api, body.ptr, body.len);
+    const unfit = request.unfit;
+    if (unfit == Unfit.NotUtf8) this.answer(400, 'the request body is not UTF-8', Reason.None);
+    else if (unfit == Unfit.TooDeep) this.answer(400, 'the request body is nested too deep', Reason.None);
+    else if (unfit == Unfit.NotObject) this.state = State.Local;
+    else {
+      this.request = request;
+      if (unfit == Unfit.No) {
+        this.ensureRequestId();
+        const status = this.call(body);
+        if (status != Status.Ok) this.prefillFailed(Failure.NoHost);
+      } else this.goLocal();
+    }
+    body.free();
+  }
+
+  /** The request's body; null when it can't be held. */
+  private readRequest(): Block | null {
+    const size = this.requestSize;
+    if (size == 0) return Block.alloc(0);
+    return fits(<u64>size * 2) ? bufferBytes(BufferKind.RequestBody, 0, size) : null;
+  }
+
+  private ensureRequestId(): void {
+    const id = header(HeaderMapKind.RequestHeaders, REQUEST_ID);
+    if (id !== null) id.free();
+    else this.requestId = newRequestId();
+  }
+
+  /** Sends the prefill leg; `body` is the client's (borrowed). */
+  private call(body: Block): Status {
+    const rewrite = prefillLeg(this.request!, this.config.connector);
+    const leg = rewrite.toBlock(body.ptr, body.len);
+    const status = startPrefill(this.config.cluster, leg, this.requestId, this.config.timeoutMs);
+    leg.free();
+    if (status == Status.Ok) {
+      expectCall(startedCall(), this.id);
+      this.tries++;
+      this.callStarted = now();
+      this.state = State.Prefilling;
+    }
+    return status;
+  }
+
+  onCallResponse(headers: u32, bodySize: u32): void {
+    if (this.state != State.Prefilling) return;
+    recordPrefill((now() - this.callStarted) / 1000000);
+    if (headers == 0) return this.prefillFailed(Failure.Reset);
+    const status = callStatus();
+    if (status >= 400 && status < 500) return this.passPrefillReply(status, bodySize);
+    if (status == 504) return this.prefillFailed(Failure.Timeout);
+    if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
+    const room = this.config.maxCaptureBytes - min(captured, this.config.maxCaptureBytes);
+    const result = capture(bodySize, room, this.brought);
+    if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
+    if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
+    const rows = this.brought.rows;
+    if (rows !== null) {
+      this.capturedBytes = rows.heldChars;
+      captured += this.capturedBytes;
+    }
+    reportHeld();
+    if (this.config.connector.needsParams && this.brought.params === null) {
+      // Nothing to pull: decode prefills itself.
+      this.goLocal();
+      return this.continueRequest();
+    }
+    if (this.config.tail && this.brought.promptTokens < 0) return this.prefillFailed(Failure.NoLength);
+    this.startDecode();
+  }
+
+  /** The prefill leg has failed: another try, or what the configuration says. */
+  private prefillFailed(failure: Failure): void {
+    countPrefillFailure();
+    if (logs(LogLevel.Warn)) {
+      log(LogLevel.Warn, 'prefill failed (' + failureText(failure) + '), try ' + this.tries.toString());
+    }
+    this.releaseCapture();
+    const again =
+      failure != Failure.NoHost && failure < Failure.TooLarge && this.tries <= this.config.retries;
+    if (again && this.retry()) return;
+    const waited = this.state == State.Prefilling;
+    if (this.config.onPrefillFailure == OnPrefillFailure.Decode) {
+      this.goLocal();
+      if (waited) this.continueRequest();
+      return;
+    }
+    const code = failure == Failure.Timeout ? 504 : 502;
+    this.answer(code, 'prefill failed: ' + failureText(failure), Reason.None);
+  }
+
+  private retry(): bool {
+    const body = this.readRequest();
+    if (body === null) return false;
+    const status = this.call(body);
+    body.free();
+    return status == Status.Ok;
+  }
+
+  /** Prefill says that the request is wrong; decode would say the same. Prefilling ─▶ Ended */
+  private passPrefillReply(status: i32, bodySize: u32): void {
+    const headers = headerPairs(HeaderMapKind.CallResponseHeaders);
+    if (headers === null) return this.prefillFailed(Failure.Reset);
+    const read = fits(bodySize) ? bufferBytes(BufferKind.CallResponseBody, 0, bodySize) : null;
+    const body = read === null ? Block.alloc(0) : read;
+    this.outcome = Outcome.Absent;
+    const outcome = this.outcomeNow();
+    this.finish();
+    replyPrefill(status, headers, body, outcome);
+    body.free();
+    headers.free();
+  }
+
+  /** The request goes to decode as the client sent it, but for parameters that only we may set. */
+  private goLocal(): void {
+    const request = this.request!;
+    this.outcome = Outcome.Local;
+    if (request.hasKvTransferParams && !this.rewriteRequest(withoutClientParams(request))) return;
+    this.releaseCapture();
+    this.state = State.Local;
+  }
+
+  /** Prefilling ─▶ Decoding */
+  private startDecode(): void {
+    const brought = this.brought;
+    const params = brought.params;
+    const number = Block.alloc(NUMBER_BYTES);
+    const rewrite = decodeLeg(
+      this.request!,
+      this.config.connector,
+      params === null ? 0 : params.ptr,
+      params === null ? 0 : params.len,
+      this.config.tail ? brought.promptTokens : -1,
+      number.ptr,
+    );
+    const written = this.rewriteRequest(rewrite);
+    number.free();
+    if (!written) return;
+    if (params !== null) params.free();
+    brought.params = null;
+    removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+    const id = this.requestId;
+    if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+    this.expected.rows = brought.rows;
+    this.expected.missing = brought.missing;
+    this.expected.tail = this.config.tail;
+    this.expected.choices = this.request!.choices;
+    this.expected.maxTokens = this.request!.maxTokens;
+    this.state = State.Decoding;
+    this.continueRequest();
+  }
+
+  /** Puts an edited body into Envoy's buffer. False when the exchange has ended in it. */
+  private rewriteRequest(rewrite: Rewrite): bool {
+    const body = this.readRequest();
+    if (body === null) {
+      this.answer(503, 'the request does not fit into the memory that the filter may hold', Reason.None);
+      return false;
+    }
+    const before = this.state;
+    const length = rewrite.lengthOf(body.ptr, body.len);
+    this.setContentLength(HeaderMapKind.RequestHeaders, length);
+    const sink = new BodySink(BufferKind.RequestBody);
+    rewrite.write(body.ptr, body.len, sink);
+    sink.finish();
+    body.free();
+    // A body beyond Envoy's limit is answered with 413 inside the call: callbacks of this stream have run.
+    if (this.state != before) return false;
+    if (sink.ok) return true;
+    this.answer(502, 'the request could not be rewritten', Reason.None);
+    return false;
+  }
+
+  private continueRequest(): void {
+    if (this.state == State.Local || this.state == State.Decoding) continueStream(StreamKind.Request);
+  }
+
+  /** Writes a new length where there is one. */
+  private setContentLength(map: HeaderMapKind, length: u64): void {
+    const old = header(map, CONTENT_LENGTH);
+    if (old === null) return;
+    old.free();
+    const text = Block.alloc(NUMBER_BYTES);
+    replaceHeader(map, CONTENT_LENGTH, text.ptr, writeDecimal(length, text.ptr));
+    text.free();
+  }
+
+  // ---- response side
+
+  onResponseHeaders(endOfStream: bool): i32 {
+    switch (this.state) {
+      case State.Decoding:
+        return this.startResponse(endOfStream);
+      case State.Ended:
+        return HeadersStatus.Continue;
+      case State.Local:
+        this.outcome = Outcome.Local;
+        break;
+      default:
+        // Envoy has answered itself, before the request went anywhere.
+        this.outcome = Outcome.Absent;
+    }
+    this.pass(endOfStream);
+    return HeadersStatus.Continue;
+  }
+
+  onResponseBody(size: u32, endOfStream: bool): i32 {
+    switch (this.state) {
+      case State.Holding:
+        return this.hold(size, endOfStream);
+      case State.Streaming:
+        return this.stream(size, endOfStream);
+      case State.Passing:
+        if (endOfStream) this.finish();
+        return BodyStatus.Continue;
+      default:
+        return BodyStatus.Continue;
+    }
+  }
+
+  onResponseTrailers(): i32 {
+    switch (this.state) {
+      case State.Holding:
+        // The document would have been let go at its end, so it has none. The body can't be given back any more.
+        if (this.nulling || this.config.onUnmergeable != OnUnmergeable.Reject) this.reset(Reason.Json);
+        else this.reject(Reason.Json);
+        return HeadersStatus.StopIteration;
+      case State.Streaming:
+        return this.endStreaming() ? HeadersStatus.Continue : HeadersStatus.StopIteration;
+      case State.Passing:
+        this.finish();
+        return HeadersStatus.Continue;
+      default:
+        return HeadersStatus.Continue;
+    }
+  }
+
+  /** The head of decode's response: Decoding ─▶ Holding, Streaming or Passing. */
+  private startResponse(endOfStream: bool): i32 {
+    const status = statusOf(HeaderMapKind.ResponseHeaders);
+    this.outcome = Outcome.Absent;
+    const events = this.isEventStream();
+    if (endOfStream || status < 200 || status > 299 || (events && this.api != Api.Generate)) {
+      this.releaseCapture();
+      this.pass(endOfStream);
+      return HeadersStatus.Continue;
+    }
+    if (isEncoded(HeaderMapKind.ResponseHeaders)) return this.startUnreadable(Reason.Encoding);
+    const rope = new Rope();
+    this.rope = rope;
+    if (events) {
+      const treatment =
+        this.config.onUnmergeable == OnUnmergeable.Null ? Treatment.MergeOrNull : Treatment.Merge;
+      const response = new DecodeResponse(this.expected, rope, treatment, Form.Unknown, true);
+      this.response = response;
+      this.events = new EventStream(response);
+      removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
+      if (this.mayChangeLength) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+      this.state = State.Streaming;
+      return HeadersStatus.Continue;
+    }
+    this.response = new DecodeResponse(this.expected, rope, Treatment.Merge, Form.Unknown, false);
+    this.state = State.Holding;
+    return HeadersStatus.StopIteration;
+  }
+
+  private get mayChangeLength(): bool {
+    return this.config.tail || this.config.onUnmergeable == OnUnmergeable.Null;
+  }
+
+  /** A response whose body can't be read at all. */
+  private startUnreadable(reason: Reason): i32 {
+    if (this.config.onUnmergeable != OnUnmergeable.Forward) {
+      this.reject(reason);
+      return HeadersStatus.StopIteration;
+    }
+    this.releaseCapture();
+    this.outcome = Outcome.Unmerged;
+    this.reason = reason;
+    this.pass(false);
+    return HeadersStatus.Continue;
+  }
+
+  /** The response passes as it comes, with the outcome in its head. */
+  private pass(endOfStream: bool): void {
+    this.state = State.Passing;
+    this.setOutcomeHeader();
+    if (endOfStream) this.finish();
+  }
+
+  private isEventStream(): bool {
+    const type = header(HeaderMapKind.ResponseHeaders, CONTENT_TYPE);
+    if (type === null) return false;
+    const events = startsWithIgnoreCase(type.ptr, type.len, EVENT_STREAM);
+    type.free();
+    return events;
+  }
+
+  /** Takes a piece of a response that is held back; lets everything go once that is safe. */
+  private hold(size: u32, endOfStream: bool): i32 {
+    const rope = this.rope!;
+    if (size > 0) {
+      if (!fits(size)) return this.unmergeable(Reason.Memory, size, endOfStream);
+      const piece = bufferBytes(BufferKind.ResponseBody, 0, size);
+      if (piece === null) return this.unmergeable(Reason.Memory, size, endOfStream);
+      rope.append(piece, this.received);
+      this.response!.push(piece.ptr, piece.len, this.received);
+      this.received += size;
+    }
+    return this.judge(endOfStream);
+  }
+
+  /** Decides what becomes of the held bytes. */
+  private judge(endOfStream: bool): i32 {
+    const rope = this.rope!;
+    if (this.response!.again != Form.Unknown) this.readAgain(this.response!.again, Treatment.Merge);
+    const response = this.response!;
+    if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
+    if (response.complete) return this.commit(endOfStream);
+    if (endOfStream) return this.unmergeable(Reason.Json, 0, endOfStream);
+    const ready = this.nulling || (response.planned && response.decided);
+    if (ready && rope.held > this.config.holdBytes) return this.commit(false);
+    if (rope.held > this.config.maxHoldBytes) {
+      return this.unmergeable(response.decided ? Reason.Hold : Reason.Ambiguous, 0, false);
+    }
+    return BodyStatus.StopIterationNoBuffer;
+  }
+
+  /** Reads the held bytes once more, of which none has left. */
+  private readAgain(form: Form, treatment: Treatment): void {
+    const rope = this.rope!;
+    rope.clearEdits();
+    this.response!.free();
+    const response = new DecodeResponse(this.expected, rope, treatment, form, false);
+    this.response = response;
+    let offset: u64 = 0;
+    for (let i = 0; i < rope.pieceCount; i++) {
+      const piece = rope.piece(i);
+      response.push(piece.ptr, piece.len, offset);
+      offset += piece.len;
+    }
+  }
+
+  /** Held bytes can't be merged: what the configuration says. `unread` bytes of the current piece are not in the rope. */
+  private unmergeable(reason: Reason, unread: u32, endOfStream: bool): i32 {
+    const policy = this.config.onUnmergeable;
+    const readable = reason != Reason.Json && reason != Reason.Memory;
+    if (policy == OnUnmergeable.Null && readable && !this.nulling) {
+      this.nulling = true;
+      this.reason = reason;
+      this.readAgain(Form.Unknown, Treatment.Null);
+      return this.judge(endOfStream);
+    }
+    if (policy != OnUnmergeable.Forward) {
+      this.reject(reason);
+      return BodyStatus.StopIterationNoBuffer;
+    }
+    // The pieces go before what the host still holds of the current one.
+    this.outcome = Outcome.Unmerged;
+    this.reason = reason;
+    this.setOutcomeHeader();
+    const rope = this.rope!;
+    rope.clearEdits();
+    const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
+    if (last !== null) rope.append(last, this.received);
+    this.received += unread;
+    const sink = new BodySink(BufferKind.ResponseBody);
+    rope.release(this.received, sink);
+    sink.finish();
+    this.state = State.Passing;
+    this.releaseResponse();
+    this.releaseCapture();
+    if (endOfStream) this.finish();
+    return BodyStatus.Continue;
+  }
+
+  /** Head and held bytes go out. Holding ─▶ Streaming */
+  private commit(endOfStream: bool): i32 {
+    const response = this.response!;
+    if (this.nulling) this.outcome = Outcome.Unmerged;
+    else this.outcome = response.choices > 0 ? Outcome.Merged : Outcome.Absent;
+    this.setOutcomeHeader();
+    const old = header(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    if (old !== null) {
+      const length = readDecimal(old.ptr, old.len);
+      old.free();
+      const known =
+        response.complete || (!this.nulling && (!this.expected.tail || this.expected.choices == 1));
+      if (!known || length < 0) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+      else if (response.growth != 0) {
+        this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(length + response.growth));
+      }
+    }
+    this.state = State.Streaming;
+    this.release();
+    if (endOfStream) this.finish();
+    return BodyStatus.Continue;
+  }
+
+  /** Gives to the host what may leave of the rope, in place of the current piece. */
+  private release(): void {
+    const sink = new BodySink(BufferKind.ResponseBody);
+    const events = this.events;
+    this.rope!.release(events === null ? this.response!.settled : events.settled, sink);
+    sink.finish();
+  }
+
+  /** Edits a piece of a response whose head is out. */
+  private stream(size: u32, endOfStream: bool): i32 {
+    const whole = (size == 0 || this.streamPiece(size)) && (!endOfStream || this.endStreaming());
+    // After a reset nothing more may leave.
+    return whole ? BodyStatus.Continue : BodyStatus.StopIterationNoBuffer;
+  }
+
+  /** False when the stream was reset. */
+  private streamPiece(size: u32): bool {
+    const rope = this.rope!;
+    const response = this.response!;
+    const events = this.events;
+    const ahead = events === null ? response.replacedAhead : events.replacedAhead;
+    // What prefill's rows replace is not read at all.
+    const unread = rope.held == 0 ? <u32>min<u64>(ahead, size) : 0;
+    let piece: Block | null = null;
+    if (unread < size) {
+      if (fits(size - unread)) piece = bufferBytes(BufferKind.ResponseBody, unread, size - unread);
+      if (piece === null) {
+        this.reset(Reason.Memory);
+        return false;
+      }
+    }
+    const sink = new BodySink(BufferKind.ResponseBody);
+    if (unread > 0) {
+      const ptr = rope.releaseUnread(unread);
+      assert(ptr != 0);
+      sink.write(ptr, unread);
+      if (events === null) response.passReplaced(unread);
+      else events.passReplaced(unread);
+      this.received += unread;
+    }
+    if (piece !== null) {
+      rope.append(piece, this.received);
+      if (events === null) response.push(piece.ptr, piece.len, this.received);
+      else events.push(piece.ptr, piece.len, this.received);
+      this.received += piece.len;
+      if (response.reason != Reason.None || response.again != Form.Unknown) {
+        return this.streamFailed(response.reason, sink);
+      }
+      rope.release(events === null ? response.settled : events.settled, sink);
+    }
+    sink.finish();
+    return true;
+  }
+
+  /** The response can't be merged any more. Only a stream of which no array has left may go on. */
+  private streamFailed(reason: Reason, sink: BodySink): bool {
+    const untouched = this.events !== null && this.response!.choices == 0;
+    if (!untouched || this.config.onUnmergeable != OnUnmergeable.Forward) {
+      this.reset(reason);
+      return false;
+    }
+    const rope = this.rope!;
+    rope.clearEdits();
+    rope.release(this.received, sink);
+    sink.finish();
+    this.outcome = Outcome.Unmerged;
+    this.reason = reason;
+    this.state = State.Passing;
+    this.releaseResponse();
+    this.releaseCapture();
+    return true;
+  }
+
+  /** The body of a response that was streamed has ended. False when the stream was reset. */
+  private endStreaming(): bool {
+    if (this.state == State.Streaming) {
+      const response = this.response!;
+      const whole = this.events === null ? response.complete : response.betweenDocuments;
+      if (!whole) {
+        this.reset(Reason.Json);
+        return false;
+      }
+      if (response.nulled != Reason.None) {
+        this.outcome = Outcome.Unmerged;
+        this.reason = response.nulled;
+      } else if (this.events !== null && response.choices > 0) this.outcome = Outcome.Merged;
+    }
+    this.finish();
+    return true;
+  }
+
+  // ---- both sides
+
+  /** Answers with an error of our own. */
+  private answer(code: i32, message: string, reason: Reason): void {
+    this.outcome = Outcome.Rejected;
+    this.reason = reason;
+    if (logs(LogLevel.Info)) log(LogLevel.Info, 'answered ' + code.toString() + ': ' + message);
+    const outcome = this.outcomeNow();
+    // Final before it is sent: the host may run callbacks of this stream inside the call.
+    this.finish();
+    replyError(code, message, outcome);
+  }
+
+  /** The response can't be merged, and nothing of it has left. */
+  private reject(reason: Reason): void {
+    this.answer(502, 'routed_experts can not be merged: ' + reasonText(reason), reason);
+  }
+
+  /** The response can't be merged, and some of it has left: the client must not take it for whole. */
+  private reset(reason: Reason): void {
+    this.outcome = Outcome.Rejected;
+    this.reason = reason;
+    if (logs(LogLevel.Warn)) log(LogLevel.Warn, 'stream reset: ' + reasonText(reason));
+    this.finish();
+    closeStream(StreamKind.Response);
+  }
+
+  private outcomeNow(): string {
+    const rows = this.expected.rows;
+    const response = this.response;
+    const known = response !== null && (response.complete || this.events !== null);
+    return outcomeText(
+      this.outcome,
+      this.reason,
+      rows === null ? 0 : rows.rows,
+      known ? response!.choices : -1,
+    );
+  }
+
+  private setOutcomeHeader(): void {
+    const text = String.UTF8.encode(this.outcomeNow());
+    replaceHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS, changetype<usize>(text), text.byteLength);
+  }
+
+  private setOutcomeProperty(): void {
+    const text = String.UTF8.encode(this.outcomeNow());
+    setProperty(OUTCOME_PROPERTY, changetype<usize>(text), text.byteLength);
+  }
+
+  /** The outcome is final: counted, told to the access log, and everything is given back. */
+  private finish(): void {
+    if (this.state == State.Ended) return;
+    this.state = State.Ended;
+    this.setOutcomeProperty();
+    this.count();
+  }
+
+  private count(): void {
+    const rows = this.expected.rows;
+    const response = this.response;
+    if (this.outcome == Outcome.Merged && rows !== null && response !== null) {
+      countSpliced(rows.bytes * response.choices);
+    }
+    countOutcome(this.outcome, this.reason);
+    this.releaseResponse();
+    this.releaseCapture();
+    const id = this.requestId;
+    if (id !== null) id.free();
+    this.requestId = null;
+    this.request = null;
+    reportHeld();
+  }
+
+  private releaseCapture(): void {
+    this.brought.free();
+    this.expected.rows = null;
+    captured -= this.capturedBytes;
+    this.capturedBytes = 0;
+  }
+
+  private releaseResponse(): void {
+    const rope = this.rope;
+    if (rope !== null) rope.free();
+    this.rope = null;
+    const response = this.response;
+    if (response !== null) response.free();
+    this.response = null;
+    this.events = null;
+  }
+
+  onDelete(): void {
+    if (this.state == State.Ended) return;
+    this.state = State.Ended;
+    this.outcome = Outcome.Aborted;
+    this.reason = Reason.None;
+    this.count();
+  }
+}
+
+function failureText(failure: Failure): string {
+  switch (failure) {
+    case Failure.NoHost:
+      return 'no healthy host';
+    case Failure.Reset:
+      return 'connection reset, or reply too large';
+    case Failure.Timeout:
+      return 'timeout';
+    case Failure.Status:
+      return 'error status';
+    case Failure.Unreadable:
+      return 'the reply is not JSON';
+    case Failure.TooLarge:
+      return 'the prompt rows exceed max_capture_bytes';
+    default:
+      return 'the reply does not tell the length of the prompt';
+  }
+}

@@ -1,0 +1,45 @@
+// Header names and values, as bytes.
+
+import { Ascii } from '../bytes/ascii';
+
+export const METHOD = new Ascii(':method');
+export const PATH = new Ascii(':path');
+export const STATUS = new Ascii(':status');
+export const ACCEPT_ENCODING = new Ascii('accept-encoding');
+export const CONTENT_ENCODING = new Ascii('content-encoding');
+export const CONTENT_LENGTH = new Ascii('content-length');
+export const CONTENT_TYPE = new Ascii('content-type');
+export const REQUEST_ID = new Ascii('x-request-id');
+export const ENVOY_PREFIX = new Ascii('x-envoy-');
+/** The outcome header. */
+export const ROUTED_EXPERTS = new Ascii('x-routed-experts');
+/** The property with the outcome: filter state `wasm.routed_experts`. */
+export const OUTCOME_PROPERTY = new Ascii('routed_experts');
+
+export const POST = new Ascii('POST');
+export const EVENT_STREAM = new Ascii('text/event-stream');
+export const IDENTITY = new Ascii('identity');
+export const APPLICATION_JSON = new Ascii('application/json');
+
+/** Headers that concern one hop or one body, and so are not passed on with a new one (RFC 9110, section 7.6.1). */
+const ONE_HOP: Ascii[] = [
+  ACCEPT_ENCODING,
+  CONTENT_LENGTH,
+  new Ascii('connection'),
+  new Ascii('expect'),
+  new Ascii('host'),
+  new Ascii('keep-alive'),
+  new Ascii('proxy-authenticate'),
+  new Ascii('proxy-authorization'),
+  new Ascii('proxy-connection'),
+  new Ascii('te'),
+  new Ascii('trailer'),
+  new Ascii('transfer-encoding'),
+  new Ascii('upgrade'),
+];
+
+/** Whether a header (name in lower case, as Envoy has it) stays with its hop. */
+export function isOneHop(ptr: usize, len: usize): bool {
+  for (let i = 0; i < ONE_HOP.length; i++) if (ONE_HOP[i].equals(ptr, len)) return true;
+  return false;
+}

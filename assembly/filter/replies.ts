@@ -1,0 +1,60 @@
+// Answers that the filter gives itself, errors in vLLM's shape.
+
+import { sendLocalResponse } from '../abi/host';
+import { PairReader, PairWriter } from '../abi/pairs';
+import { Ascii } from '../bytes/ascii';
+import { Block } from '../bytes/block';
+import { APPLICATION_JSON, CONTENT_TYPE, ROUTED_EXPERTS, isOneHop } from './names';
+
+const DETAILS = new Ascii('routed_experts_filter');
+const DETAILS_PREFILL = new Ascii('routed_experts_prefill_reply');
+
+function typeOf(code: i32): string {
+  switch (code) {
+    case 400:
+      return 'BadRequestError';
+    case 503:
+      return 'ServiceUnavailableError';
+    case 504:
+      return 'GatewayTimeoutError';
+    default:
+      return 'BadGatewayError';
+  }
+}
+
+/** Sends an error. `message` and `outcome` hold nothing that a peer sent, and need no escapes. */
+export function replyError(code: i32, message: string, outcome: string): void {
+  const body = String.UTF8.encode(
+    '{"error":{"message":"' +
+      message +
+      '","type":"' +
+      typeOf(code) +
+      '","param":null,"code":' +
+      code.toString() +
+      '}}',
+  );
+  const header = String.UTF8.encode(outcome);
+  const writer = new PairWriter();
+  writer.addText(CONTENT_TYPE, APPLICATION_JSON);
+  writer.add(ROUTED_EXPERTS.ptr, ROUTED_EXPERTS.len, changetype<usize>(header), header.byteLength);
+  const pairs = writer.build();
+  sendLocalResponse(code, DETAILS, changetype<usize>(body), body.byteLength, pairs);
+  pairs.free();
+}
+
+/** Passes prefill's answer on to the client as it is; `headers` and `body` are borrowed. */
+export function replyPrefill(code: i32, headers: Block, body: Block, outcome: string): void {
+  const text = String.UTF8.encode(outcome);
+  const writer = new PairWriter();
+  const reader = new PairReader(headers);
+  while (reader.next()) {
+    const pseudo = reader.nameLen > 0 && load<u8>(reader.namePtr) == 0x3a;
+    if (pseudo || isOneHop(reader.namePtr, reader.nameLen)) continue;
+    if (ROUTED_EXPERTS.equals(reader.namePtr, reader.nameLen)) continue;
+    writer.add(reader.namePtr, reader.nameLen, reader.valuePtr, reader.valueLen);
+  }
+  writer.add(ROUTED_EXPERTS.ptr, ROUTED_EXPERTS.len, changetype<usize>(text), text.byteLength);
+  const pairs = writer.build();
+  sendLocalResponse(code, DETAILS_PREFILL, body.ptr, body.len, pairs);
+  pairs.free();
+}

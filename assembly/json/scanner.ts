@@ -1,0 +1,594 @@
+// A resumable JSON scanner over bytes. It checks the grammar, reports where watched values start and end, and builds
+// nothing. It accepts what Python's `json.loads` accepts (RFC 8259 plus NaN, Infinity, -Infinity): an engine must never
+// read a member in a body that this scanner took for something else.
+//
+// window:   bytes in [cursor, end), lent by the caller for the calls of `next` until the next `feed`
+// offsets:  count from the first byte ever fed
+
+import { hexValue } from '../bytes/ascii';
+import { NO_NODE, MAX_PATH_DEPTH, Paths, UNWATCHED } from './paths';
+import { plainEnd } from './strings';
+
+/** What `next` stopped for. */
+export const enum Event {
+  /** The window is used up. */
+  More,
+  /** A watched value begins; its first byte is at `cursor`, not consumed. */
+  Value,
+  /** A watched value has ended just before `cursor`. */
+  ValueEnd,
+  /** The root value has ended; only white space may follow. Told once. */
+  Done,
+  /** Not JSON, or nested deeper than `MAX_DEPTH`. Told again on every further call. */
+  Failed,
+}
+
+/** Containers in containers; Python's own limit is near 1,000 (its recursion limit). */
+export const MAX_DEPTH: i32 = 512;
+
+const enum State {
+  Value,
+  /** As `Value`, but the value has been announced to the caller. */
+  Announced,
+  FirstElement,
+  FirstKey,
+  Key,
+  Colon,
+  AfterValue,
+  KeyText,
+  KeyEscape,
+  KeyHex,
+  Text,
+  TextEscape,
+  TextHex,
+  Minus,
+  Zero,
+  Integer,
+  Point,
+  Fraction,
+  Exponent,
+  ExponentSign,
+  ExponentDigits,
+  Literal,
+  Ended,
+  Failed,
+}
+
+const enum Char {
+  Tab = 0x09,
+  LineFeed = 0x0a,
+  Return = 0x0d,
+  Space = 0x20,
+  Quote = 0x22,
+  Plus = 0x2b,
+  Comma = 0x2c,
+  Minus = 0x2d,
+  Point = 0x2e,
+  Slash = 0x2f,
+  Zero = 0x30,
+  Nine = 0x39,
+  Colon = 0x3a,
+  UpperE = 0x45,
+  UpperI = 0x49,
+  UpperN = 0x4e,
+  OpenBracket = 0x5b,
+  Backslash = 0x5c,
+  CloseBracket = 0x5d,
+  B = 0x62,
+  E = 0x65,
+  F = 0x66,
+  N = 0x6e,
+  R = 0x72,
+  T = 0x74,
+  U = 0x75,
+  OpenBrace = 0x7b,
+  CloseBrace = 0x7d,
+}
+
+const TRUE = memory.data<u8>([0x74, 0x72, 0x75, 0x65, 0]);
+const FALSE = memory.data<u8>([0x66, 0x61, 0x6c, 0x73, 0x65, 0]);
+const NULL = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c, 0]);
+const NAN = memory.data<u8>([0x4e, 0x61, 0x4e, 0]);
+const INFINITY = memory.data<u8>([0x49, 0x6e, 0x66, 0x69, 0x6e, 0x69, 0x74, 0x79, 0]);
+
+/** A key byte that no watched key contains: stands for every character outside ASCII that was written as an escape. */
+const NOT_ASCII: u8 = 0xff;
+
+
+@inline
+function isSpace(c: u8): bool {
+  return c == Char.Space || c == Char.LineFeed || c == Char.Return || c == Char.Tab;
+}
+
+
+@inline
+function isDigit(c: u8): bool {
+  return c - Char.Zero <= 9;
+}
+
+
+@final
+export class Scanner {
+  /** Next byte of the window. */
+  cursor: usize = 0;
+  /** Id of the watched value that the last event is about. */
+  id: i32 = UNWATCHED;
+  /** First byte of the value, after `Value`. */
+  first: u8 = 0;
+  /** Offset of the quote that opens the member's key, after `Value` of a member. */
+  keyStart: u64 = 0;
+  /** Offset of the comma before the member or element, after `Value` with `index` > 0. */
+  comma: u64 = 0;
+  /** Position of the member or element in its container, after `Value`. */
+  index: i32 = 0;
+  /** Members or elements of a container, after its `ValueEnd`. */
+  count: i32 = 0;
+  /** Value of a number without sign, fraction and exponent below 10^18, after its `ValueEnd`; else -1. */
+  integer: i64 = -1;
+  /** Whether the failure was the depth. */
+  tooDeep: bool = false;
+
+  private end: usize = 0;
+  private windowStart: usize = 0;
+  private windowOffset: u64 = 0;
+  private state: State = State.Value;
+  private skipLeft: u64 = 0;
+  private doneTold: bool = false;
+  private depth: i32 = 0;
+  /** Bit d: the container at depth d is an object. */
+  private objects: StaticArray<u64> = new StaticArray<u64>((MAX_DEPTH >> 6) + 1);
+  private nodes: StaticArray<i32> = new StaticArray<i32>(MAX_PATH_DEPTH + 2);
+  private counts: StaticArray<i32> = new StaticArray<i32>(MAX_PATH_DEPTH + 2);
+  private valueNode: i32 = 0;
+  private key: usize = heap.alloc(1);
+  private keyLen: usize = 0;
+  private readKey: bool = false;
+  private hexLeft: i32 = 0;
+  private hex: i32 = 0;
+  private literal: usize = 0;
+
+  constructor(private paths: Paths) {
+    this.key = heap.realloc(this.key, paths.longestKey + 1);
+  }
+
+  /** Gives back the scanner's own memory. */
+  free(): void {
+    if (this.key != 0) heap.free(this.key);
+    this.key = 0;
+  }
+
+  /** Ready for another document; offsets start at 0 again. */
+  reset(): void {
+    this.cursor = this.end = this.windowStart = 0;
+    this.windowOffset = this.skipLeft = 0;
+    this.state = State.Value;
+    this.doneTold = this.tooDeep = false;
+    this.depth = 0;
+    this.valueNode = 0;
+  }
+
+  /** Lends the next `len` bytes. The window before must be used up. */
+  feed(ptr: usize, len: usize): void {
+    this.windowOffset += <u64>(this.cursor - this.windowStart);
+    this.windowStart = this.cursor = ptr;
+    this.end = ptr + len;
+  }
+
+  /** Offset of the byte at `cursor`. */
+  get offset(): u64 {
+    return this.windowOffset + <u64>(this.cursor - this.windowStart);
+  }
+
+  /** Bytes of the window not consumed yet. */
+  get rest(): usize {
+    return this.end - this.cursor;
+  }
+
+  /** Whether the root value has ended. */
+  get done(): bool {
+    return this.state == State.Ended;
+  }
+
+  /** Whether the document is whole if nothing follows: needed for a number at the root, which has no end of its own. */
+  get complete(): bool {
+    const state = this.state;
+    if (this.skipLeft != 0) return false;
+    if (state == State.Ended) return true;
+    return (
+      this.depth == 0 &&
+      (state == State.Zero ||
+        state == State.Integer ||
+        state == State.Fraction ||
+        state == State.ExponentDigits)
+    );
+  }
+
+  /** Consumes the opening quote of the announced string; `skip` may follow. */
+  enterString(): void {
+    this.cursor++;
+    this.integer = -1;
+    this.state = State.Text;
+  }
+
+  /** Passes over `n` bytes inside the string that was entered, in this window and the next, without reading them. */
+  skip(n: u64): void {
+    const now = min<u64>(n, <u64>this.rest);
+    this.cursor += <usize>now;
+    this.skipLeft = n - now;
+  }
+
+  /** Counts `n` bytes of the string that never come as a window: what the caller passed over outside. */
+  pass(n: u64): void {
+    this.skipLeft -= n;
+    this.windowOffset += n;
+  }
+
+  /** Bytes still to be passed over because of `skip`. */
+  get skipping(): u64 {
+    return this.skipLeft;
+  }
+
+  /** Goes on with a `skip` in a new window; true when it is done. */
+  resume(): bool {
+    if (this.skipLeft != 0) this.skip(this.skipLeft);
+    return this.skipLeft == 0;
+  }
+
+  next(): Event {
+    if (!this.resume()) return Event.More;
+    let p = this.cursor;
+    const end = this.end;
+    let state = this.state;
+    if (state == State.Ended && !this.doneTold) return this.tellDone();
+    while (p < end) {
+      const c = load<u8>(p);
+      switch (state) {
+        case State.Value:
+        case State.FirstElement: {
+          if (isSpace(c)) {
+            p++;
+            continue;
+          }
+          if (c == Char.CloseBracket && state == State.FirstElement) {
+            p++;
+            if (this.close(p)) return Event.ValueEnd;
+            break;
+          }
+          const id = this.beginValue();
+          if (id != UNWATCHED) {
+            this.id = id;
+            this.first = c;
+            this.cursor = p;
+            this.state = State.Announced;
+            return Event.Value;
+          }
+        }
+        // The value is not watched: its first byte is consumed at once.
+        case State.Announced: {
+          p++;
+          if (c == Char.Quote) {
+            this.integer = -1;
+            state = State.Text;
+          } else if (isDigit(c)) {
+            this.integer = c - Char.Zero;
+            state = c == Char.Zero ? State.Zero : State.Integer;
+          } else if (c == Char.OpenBrace) {
+            if (!this.open(true)) return this.fail(p);
+            state = State.FirstKey;
+          } else if (c == Char.OpenBracket) {
+            if (!this.open(false)) return this.fail(p);
+            state = State.FirstElement;
+          } else if (c == Char.Minus) {
+            this.integer = -1;
+            state = State.Minus;
+          } else {
+            const literal =
+              c == Char.T
+                ? TRUE
+                : c == Char.F
+                  ? FALSE
+                  : c == Char.N
+                    ? NULL
+                    : c == Char.UpperN
+                      ? NAN
+                      : c == Char.UpperI
+                        ? INFINITY
+                        : 0;
+            if (literal == 0) return this.fail(p - 1);
+            this.literal = literal + 1;
+            state = State.Literal;
+          }
+          continue;
+        }
+        case State.FirstKey:
+        case State.Key: {
+          if (isSpace(c)) {
+            p++;
+            continue;
+          }
+          if (c == Char.CloseBrace && state == State.FirstKey) {
+            p++;
+            if (this.close(p)) return Event.ValueEnd;
+            break;
+          }
+          if (c != Char.Quote) return this.fail(p);
+          this.keyStart = this.windowOffset + <u64>(p - this.windowStart);
+          this.keyLen = 0;
+          this.readKey =
+            this.depth <= MAX_PATH_DEPTH && this.paths.hasMembers(unchecked(this.nodes[this.depth]));
+          p++;
+          state = State.KeyText;
+          continue;
+        }
+        case State.KeyText: {
+          const plain = plainEnd(p, end);
+          if (this.readKey) this.collect(p, plain - p);
+          p = plain;
+          if (p == end) continue;
+          const stop = load<u8>(p);
+          p++;
+          if (stop == Char.Quote) state = State.Colon;
+          else if (stop == Char.Backslash) state = State.KeyEscape;
+          else return this.fail(p - 1);
+          continue;
+        }
+        case State.KeyEscape:
+        case State.TextEscape: {
+          p++;
+          const key = state == State.KeyEscape;
+          if (c == Char.U) {
+            this.hexLeft = 4;
+            this.hex = 0;
+            state = key ? State.KeyHex : State.TextHex;
+            continue;
+          }
+          const meant = unescape(c);
+          if (meant == 0) return this.fail(p - 1);
+          if (key) this.collectByte(meant);
+          state = key ? State.KeyText : State.Text;
+          continue;
+        }
+        case State.KeyHex:
+        case State.TextHex: {
+          const digit = hexValue(c);
+          if (digit < 0) return this.fail(p);
+          p++;
+          this.hex = (this.hex << 4) | digit;
+          if (--this.hexLeft > 0) continue;
+          if (state == State.KeyHex) this.collectByte(this.hex < 0x80 ? <u8>this.hex : NOT_ASCII);
+          state = state == State.KeyHex ? State.KeyText : State.Text;
+          continue;
+        }
+        case State.Colon: {
+          p++;
+          if (isSpace(c)) continue;
+          if (c != Char.Colon) return this.fail(p - 1);
+          state = State.Value;
+          continue;
+        }
+        case State.AfterValue: {
+          p++;
+          if (c == Char.Comma) {
+            this.comma = this.windowOffset + <u64>(p - 1 - this.windowStart);
+            state = this.inObject ? State.Key : State.Value;
+            continue;
+          }
+          if (isSpace(c)) continue;
+          if (c != (this.inObject ? Char.CloseBrace : Char.CloseBracket)) return this.fail(p - 1);
+          if (this.close(p)) return Event.ValueEnd;
+          break;
+        }
+        case State.Text: {
+          p = plainEnd(p, end);
+          if (p == end) continue;
+          const stop = load<u8>(p);
+          p++;
+          if (stop == Char.Backslash) {
+            state = State.TextEscape;
+            continue;
+          }
+          if (stop != Char.Quote) return this.fail(p - 1);
+          if (this.endValue(p)) return Event.ValueEnd;
+          break;
+        }
+        case State.Minus: {
+          p++;
+          if (isDigit(c)) state = c == Char.Zero ? State.Zero : State.Integer;
+          else if (c == Char.UpperI) {
+            this.literal = INFINITY + 1;
+            state = State.Literal;
+          } else return this.fail(p - 1);
+          continue;
+        }
+        case State.Integer:
+          if (isDigit(c)) {
+            const integer = this.integer;
+            this.integer = integer < 0 || integer >= 100000000000000000 ? -1 : integer * 10 + (c - Char.Zero);
+            p++;
+            continue;
+          }
+        // An integer may go on like a zero: with a point or an exponent, or end.
+        case State.Zero: {
+          if (c == Char.Point) state = State.Point;
+          else if (c == Char.E || c == Char.UpperE) state = State.Exponent;
+          else {
+            if (this.endValue(p)) return Event.ValueEnd;
+            break;
+          }
+          this.integer = -1;
+          p++;
+          continue;
+        }
+        case State.Point: {
+          if (!isDigit(c)) return this.fail(p);
+          p++;
+          state = State.Fraction;
+          continue;
+        }
+        case State.Fraction: {
+          if (isDigit(c)) {
+            p++;
+            continue;
+          }
+          if (c == Char.E || c == Char.UpperE) {
+            p++;
+            state = State.Exponent;
+            continue;
+          }
+          if (this.endValue(p)) return Event.ValueEnd;
+          break;
+        }
+        case State.Exponent: {
+          if (c == Char.Plus || c == Char.Minus) {
+            p++;
+            state = State.ExponentSign;
+            continue;
+          }
+        }
+        case State.ExponentSign: {
+          if (!isDigit(c)) return this.fail(p);
+          p++;
+          state = State.ExponentDigits;
+          continue;
+        }
+        case State.ExponentDigits: {
+          if (isDigit(c)) {
+            p++;
+            continue;
+          }
+          if (this.endValue(p)) return Event.ValueEnd;
+          break;
+        }
+        case State.Literal: {
+          if (c != load<u8>(this.literal)) return this.fail(p);
+          p++;
+          if (load<u8>(++this.literal) != 0) continue;
+          this.integer = -1;
+          if (this.endValue(p)) return Event.ValueEnd;
+          break;
+        }
+        case State.Ended: {
+          if (!isSpace(c)) return this.fail(p);
+          p++;
+          continue;
+        }
+        default:
+          return Event.Failed;
+      }
+      // A value that nobody watches has ended.
+      state = this.state;
+      if (state == State.Ended) return this.tellDone();
+    }
+    this.cursor = p;
+    this.state = state;
+    return state == State.Failed ? Event.Failed : Event.More;
+  }
+
+  private get inObject(): bool {
+    const depth = this.depth;
+    return ((unchecked(this.objects[depth >> 6]) >> ((<u64>depth) & 63)) & 1) != 0;
+  }
+
+  /** Finds the node of the value that begins, counts it in its container, and returns its id. */
+  private beginValue(): i32 {
+    const depth = this.depth;
+    if (depth == 0) this.valueNode = 0;
+    else if (depth > MAX_PATH_DEPTH) return UNWATCHED;
+    else {
+      this.index = unchecked(this.counts[depth]++);
+      const container = unchecked(this.nodes[depth]);
+      if (container == NO_NODE) this.valueNode = NO_NODE;
+      else if (!this.inObject) this.valueNode = this.paths.elementOf(container);
+      else {
+        this.valueNode =
+          this.readKey && this.keyLen <= this.paths.longestKey
+            ? this.paths.memberOf(container, this.key, this.keyLen)
+            : NO_NODE;
+      }
+    }
+    return this.paths.idOf(this.valueNode);
+  }
+
+  private open(object: bool): bool {
+    const depth = this.depth + 1;
+    if (depth > MAX_DEPTH) {
+      this.tooDeep = true;
+      return false;
+    }
+    const bit = (<u64>1) << ((<u64>depth) & 63);
+    const word = unchecked(this.objects[depth >> 6]);
+    unchecked((this.objects[depth >> 6] = object ? word | bit : word & ~bit));
+    if (depth <= MAX_PATH_DEPTH) {
+      unchecked((this.nodes[depth] = this.valueNode));
+      unchecked((this.counts[depth] = 0));
+    }
+    this.valueNode = NO_NODE;
+    this.depth = depth;
+    return true;
+  }
+
+  /** The innermost container ends before `p`. True when it is watched. */
+  private close(p: usize): bool {
+    const depth = this.depth--;
+    if (depth <= MAX_PATH_DEPTH) {
+      this.valueNode = unchecked(this.nodes[depth]);
+      this.count = unchecked(this.counts[depth]);
+    }
+    this.integer = -1;
+    return this.endValue(p);
+  }
+
+  private endValue(p: usize): bool {
+    this.cursor = p;
+    this.state = this.depth == 0 ? State.Ended : State.AfterValue;
+    const id = this.paths.idOf(this.valueNode);
+    this.valueNode = NO_NODE;
+    if (id == UNWATCHED) return false;
+    this.id = id;
+    return true;
+  }
+
+  private tellDone(): Event {
+    this.doneTold = true;
+    return Event.Done;
+  }
+
+  private fail(p: usize): Event {
+    this.cursor = p;
+    this.state = State.Failed;
+    return Event.Failed;
+  }
+
+  private collect(ptr: usize, len: usize): void {
+    const room = this.paths.longestKey + 1 - min(this.keyLen, this.paths.longestKey + 1);
+    memory.copy(this.key + this.keyLen, ptr, min(len, room));
+    this.keyLen += min(len, room);
+  }
+
+  private collectByte(c: u8): void {
+    if (!this.readKey || this.keyLen > this.paths.longestKey) return;
+    store<u8>(this.key + this.keyLen++, c);
+  }
+}
+
+/** What the one-letter escape `c` stands for; 0 when there is no such escape. */
+function unescape(c: u8): u8 {
+  switch (<i32>c) {
+    case Char.Quote:
+    case Char.Backslash:
+    case Char.Slash:
+      return c;
+    case Char.B:
+      return 0x08;
+    case Char.F:
+      return 0x0c;
+    case Char.N:
+      return 0x0a;
+    case Char.R:
+      return 0x0d;
+    case Char.T:
+      return 0x09;
+    default:
+      return 0;
+  }
+}

@@ -1,0 +1,124 @@
+// Reads the .npy header at the start of a base64 string that a scanner has entered, however the string is cut.
+
+import { Scanner } from '../json/scanner';
+import { carriers, decode, inAlphabet, valueOf } from './base64';
+import { MAX_HEADER_BYTES, NpyHeader, PREFIX_BYTES, readHeader, readPrefix } from './npy';
+import { Reason } from './reason';
+
+export const enum HeadProgress {
+  More,
+  Ready,
+  /** See `reason`; the scanner is still inside the string. */
+  Bad,
+}
+
+
+@final
+export class ArrayHead {
+  readonly header: NpyHeader = new NpyHeader();
+  reason: Reason = Reason.None;
+  /** Offset of the string's first character in the document. */
+  start: u64 = 0;
+
+  /** The header's characters, then room for its bytes. */
+  private chars: usize = 0;
+  private have: usize = 0;
+  private need: usize = 0;
+  private prefixRead: bool = false;
+
+  /** For the string whose first character is at the scanner's cursor. */
+  begin(scanner: Scanner): void {
+    if (this.chars == 0) this.chars = heap.alloc(<usize>carriers(MAX_HEADER_BYTES) + MAX_HEADER_BYTES + 8);
+    this.start = scanner.offset;
+    this.have = 0;
+    this.need = <usize>carriers(PREFIX_BYTES);
+    this.prefixRead = false;
+    this.reason = Reason.None;
+  }
+
+  /** The last character read: it may carry the first bits of the first row. Borrowed. */
+  get lastChar(): u8 {
+    return load<u8>(this.chars + this.have - 1);
+  }
+
+  /** Characters read: those that carry bits of the header. */
+  get length(): u64 {
+    return this.have;
+  }
+
+  read(scanner: Scanner): HeadProgress {
+    while (true) {
+      const take = min(this.need - this.have, scanner.rest);
+      if (!inAlphabet(scanner.cursor, scanner.cursor + take)) return this.fail(stranger(scanner, take));
+      memory.copy(this.chars + this.have, scanner.cursor, take);
+      this.have += take;
+      scanner.skip(take);
+      if (this.have < this.need) return HeadProgress.More;
+      const bytes = this.chars + <usize>carriers(MAX_HEADER_BYTES);
+      decode(this.chars, this.have, bytes);
+      const header = this.header;
+      if (this.prefixRead) {
+        const reason = readHeader(bytes, header);
+        return reason == Reason.None ? HeadProgress.Ready : this.fail(reason);
+      }
+      const reason = readPrefix(bytes, header);
+      if (reason != Reason.None) return this.fail(reason);
+      this.prefixRead = true;
+      this.need = <usize>carriers(header.size);
+    }
+  }
+
+  free(): void {
+    if (this.chars != 0) heap.free(this.chars);
+    this.chars = 0;
+  }
+
+  private fail(reason: Reason): HeadProgress {
+    this.reason = reason;
+    return HeadProgress.Bad;
+  }
+}
+
+/** What a character outside the alphabet, somewhere in the next `len`, says about the string. */
+export function stranger(scanner: Scanner, len: usize): Reason {
+  const end = scanner.cursor + len;
+  let at = scanner.cursor;
+  while (at < end && valueOf(load<u8>(at)) >= 0) at++;
+  const quote = at < end && load<u8>(at) == 0x22;
+  return quote ? Reason.Size : Reason.Base64;
+}
+
+export const enum CloseProgress {
+  More,
+  /** The closing quote is the scanner's next byte. */
+  Ready,
+  Bad,
+}
+
+/** The end of a base64 string: padding, then the closing quote exactly where the header said. */
+@final
+export class ArrayClose {
+  reason: Reason = Reason.None;
+  private padding: u64 = 0;
+
+  /** `padding` characters must come before the quote. */
+  begin(padding: u64): void {
+    this.padding = padding;
+    this.reason = Reason.None;
+  }
+
+  read(scanner: Scanner): CloseProgress {
+    while (scanner.rest > 0) {
+      const c = load<u8>(scanner.cursor);
+      const expected: u8 = this.padding > 0 ? 0x3d : 0x22;
+      if (c != expected) {
+        this.reason = c == 0x22 || c == 0x3d || valueOf(c) >= 0 ? Reason.Size : Reason.Base64;
+        return CloseProgress.Bad;
+      }
+      if (this.padding == 0) return CloseProgress.Ready;
+      this.padding--;
+      scanner.skip(1);
+    }
+    return CloseProgress.More;
+  }
+}

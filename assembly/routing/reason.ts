@@ -1,0 +1,133 @@
+// Why two legs' routing can't be merged: the closed list that users see.
+
+export const enum Reason {
+  None,
+  Json,
+  Encoding,
+  Hold,
+  Memory,
+  Duplicate,
+  Format,
+  Base64,
+  Size,
+  Magic,
+  Version,
+  Header,
+  Order,
+  Dtype,
+  Shape,
+  Layers,
+  TopK,
+  Rows,
+  Prompt,
+  Sentinel,
+  Missing,
+  Choices,
+  Ambiguous,
+  /** Not a reason: how many there are. */
+  Count,
+}
+
+/** The token in the outcome header, the counter and the access log. */
+export function reasonToken(reason: Reason): string {
+  switch (reason) {
+    case Reason.Json:
+      return 'json';
+    case Reason.Encoding:
+      return 'encoding';
+    case Reason.Hold:
+      return 'hold';
+    case Reason.Memory:
+      return 'memory';
+    case Reason.Duplicate:
+      return 'duplicate';
+    case Reason.Format:
+      return 'format';
+    case Reason.Base64:
+      return 'base64';
+    case Reason.Size:
+      return 'size';
+    case Reason.Magic:
+      return 'magic';
+    case Reason.Version:
+      return 'version';
+    case Reason.Header:
+      return 'header';
+    case Reason.Order:
+      return 'order';
+    case Reason.Dtype:
+      return 'dtype';
+    case Reason.Shape:
+      return 'shape';
+    case Reason.Layers:
+      return 'layers';
+    case Reason.TopK:
+      return 'top_k';
+    case Reason.Rows:
+      return 'rows';
+    case Reason.Prompt:
+      return 'prompt';
+    case Reason.Sentinel:
+      return 'sentinel';
+    case Reason.Missing:
+      return 'missing';
+    case Reason.Choices:
+      return 'choices';
+    case Reason.Ambiguous:
+      return 'ambiguous';
+    default:
+      return 'none';
+  }
+}
+
+/** One sentence for the error body: what was found. */
+export function reasonText(reason: Reason): string {
+  switch (reason) {
+    case Reason.Json:
+      return 'the decode response is not a complete JSON object';
+    case Reason.Encoding:
+      return 'the decode response is compressed';
+    case Reason.Hold:
+      return 'no array was found in the first max_hold_bytes of the decode response';
+    case Reason.Memory:
+      return 'the response would exceed the memory that the filter may hold';
+    case Reason.Duplicate:
+      return 'a key on the way to the array occurs twice';
+    case Reason.Format:
+      return 'the value is not a base64 string';
+    case Reason.Base64:
+      return 'the string is not plain base64';
+    case Reason.Size:
+      return 'the string is not as long as its .npy header announces';
+    case Reason.Magic:
+      return 'the data is not a .npy file';
+    case Reason.Version:
+      return 'the .npy version is not 1, 2 or 3';
+    case Reason.Header:
+      return 'the .npy header cannot be read';
+    case Reason.Order:
+      return 'the array is in Fortran order';
+    case Reason.Dtype:
+      return 'the dtype is not one of |u1 <u2 <i2 <i4, or differs between the legs';
+    case Reason.Shape:
+      return 'the shape does not have the three dimensions rows, layers, top_k';
+    case Reason.Layers:
+      return 'the number of layers differs between the legs';
+    case Reason.TopK:
+      return 'top_k differs between the legs';
+    case Reason.Rows:
+      return 'the decode array does not have the rows that were asked for';
+    case Reason.Prompt:
+      return 'the number of prompt rows is not the number of prompt tokens';
+    case Reason.Sentinel:
+      return 'the prefill array has a row of -1';
+    case Reason.Missing:
+      return 'the prefill reply has no array';
+    case Reason.Choices:
+      return 'there are more arrays than choices that were asked for';
+    case Reason.Ambiguous:
+      return 'the decode array may hold all rows or only the generated ones';
+    default:
+      return '';
+  }
+}

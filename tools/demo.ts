@@ -107,7 +107,10 @@ function startEnvoy(options: Options, engines: Engines, onOutput: (text: string)
   replace('"connector": "nixl"', `"connector": "${options.connector}"`);
   replace('"decode_rows": "full"', `"decode_rows": "${options.decodeRows}"`);
   // Access-log lines as they happen, where Envoy would collect them for 10 s.
-  return launchEnvoy({ config: () => yaml, args: ['--file-flush-interval-msec', '100'], onOutput });
+  const args = ['--file-flush-interval-msec', '100'];
+  return launchEnvoy({ config: () => yaml, args, onOutput }).catch((error: Error) => {
+    throw new Problem(error.message);
+  });
 }
 
 /** Prints the comparison; false when the filter did not merge, or its rows are not the reference's. */

@@ -173,7 +173,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     const specs = [...listeners.values()].map((entry) => entry.spec);
     const logged = envoy.logs().length;
     if (!(await publishAndWait([...specs, spec]))) {
-      const reason = [await rejection(spec.name), ...filterLog(envoy.logs().slice(logged))].join('\n');
+      const reason = [await rejection(spec.name), ...wasmLog(envoy.logs().slice(logged))].join('\n');
       await publishAndWait(specs);
       throw new ConfigRejected(reason);
     }
@@ -287,8 +287,8 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   };
 }
 
-/** What the filter itself logged; Envoy's own reason does not repeat it. */
-const filterLog = (log: string) => [...log.matchAll(/wasm log[^:]*: (.*)/g)].map(([, message]) => message);
+/** What Envoy and the filter say about the VM; the rejection itself gives no reason. */
+const wasmLog = (log: string) => [...log.matchAll(/\[wasm\] \[[^\]]*\] (.*)/g)].map(([, message]) => message);
 
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed|restricted_callback/;
 

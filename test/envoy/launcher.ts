@@ -94,7 +94,9 @@ export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
       if (how !== undefined) throw new Error(how);
       adminUrl ||= readAddress(addressFile);
       if (!adminUrl) return undefined;
-      return (await fetchText(agent, `${adminUrl}/ready`)).status === 200 ? true : undefined;
+      // A connection that fails is told apart by the process: it starts, or it has ended.
+      const ready = await fetchText(agent, `${adminUrl}/ready`).catch(() => undefined);
+      return ready?.status === 200 ? true : undefined;
     });
   } catch (error) {
     const reason = `${(error as Error).message}\n${log.slice(-LOG_TAIL)}`;

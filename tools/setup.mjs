@@ -1,5 +1,5 @@
 // Brings a fresh clone to where tests and the demo can run. Runs before node_modules exist: Node's own modules only.
-import { existsSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureBuilt } from './build.mjs';
 import { ensureEnvoy } from './envoy.mjs';
@@ -33,6 +33,10 @@ async function ensurePackages() {
   const installed = join(ROOT, 'node_modules', '.package-lock.json');
   const lock = join(ROOT, 'package-lock.json');
   if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return;
+  // npm ci empties the folder behind a link, and that one is somebody else's.
+  if (lstatSync(join(ROOT, 'node_modules'), { throwIfNoEntry: false })?.isSymbolicLink()) {
+    throw new Problem('node_modules is a link to packages older than package-lock.json; remove the link.');
+  }
   console.log('Installing npm packages ...');
   const npm = await run('npm', ['ci', '--no-audit', '--no-fund']);
   if (npm.code !== 0) throw new Problem(`npm ci failed (${lastError(npm.output)}).`);

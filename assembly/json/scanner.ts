@@ -103,7 +103,7 @@ function isSpace(c: u8): bool {
 
 @inline
 function isDigit(c: u8): bool {
-  return c - Char.Zero <= 9;
+  return c - <u8>Char.Zero <= 9;
 }
 
 

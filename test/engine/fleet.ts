@@ -43,8 +43,7 @@ export class Fleet {
     const handout = typeof id === 'string' ? this.handouts.get(id) : undefined;
     if (!handout) return `remote_request_id ${JSON.stringify(id)} was not handed out`;
     for (const [key, value] of Object.entries(handout.params)) {
-      if (!(key in params) || toJson(params[key]) !== toJson(value))
-        return `${key} is not what prefill handed out`;
+      if (toJson(params[key]) !== toJson(value)) return `${key} is not what prefill handed out`;
     }
     for (const key of Object.keys(params))
       if (!(key in handout.params)) return `${key} is not what prefill handed out`;

@@ -135,8 +135,6 @@ function generateCall(json: Json, limits: Limits): Call {
   if (streamOptions !== null && truthy(streamOptions) && !stream) {
     throw bad('Stream options can only be defined when `stream=True`.', 'stream_options');
   }
-  if (!('token_ids' in json)) throw bad('Field required', 'token_ids');
-  if (!('sampling_params' in json)) throw bad('Field required', 'sampling_params');
   const params = object(json['sampling_params'], 'sampling_params');
   return {
     endpoint: 'generate',
@@ -210,10 +208,7 @@ function promptStart(json: Json, limits: Limits): number {
 
 function transferParams(json: Json): Json | null {
   const params = json['kv_transfer_params'] ?? null;
-  if (params === null) return null;
-  const checked = object(params, 'kv_transfer_params');
-  // vLLM asks for the truth of the dictionary: an empty one is none.
-  return Object.keys(checked).length > 0 ? checked : null;
+  return params === null ? null : object(params, 'kv_transfer_params');
 }
 
 function prompts(json: Json): Prompt[] {
@@ -246,7 +241,6 @@ function tokenIds(value: unknown, param: string): number[] {
 
 function messages(json: Json): { role: string; content: string }[] {
   const list = json['messages'];
-  if (list === undefined) throw bad('Field required', 'messages');
   if (!Array.isArray(list)) throw bad('Input should be a valid list', 'messages');
   if (list.length === 0) throw bad('Please provide at least one message', 'messages');
   return list.map((item) => {

@@ -4,6 +4,7 @@ import * as http from 'node:http';
 import * as http2 from 'node:http2';
 import type { AddressInfo, Server, Socket } from 'node:net';
 import type { Writable } from 'node:stream';
+import { setImmediate } from 'node:timers/promises';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
 export interface ServeOptions {
@@ -84,6 +85,7 @@ async function writeHttp1(reply: EngineReply, response: http.ServerResponse): Pr
   response.removeHeader('connection');
   response.writeHead(reply.status, headers.flat());
   response.flushHeaders();
+  await polled();
   if (!(await writePieces(reply.chunks, response))) return;
   if (reply.fault === 'stall_body') return;
   // A reset here could overtake bytes that the peer has not read yet: an early end is what it has to notice.
@@ -149,9 +151,15 @@ async function writePieces(pieces: Buffer[], out: Writable): Promise<boolean> {
   for (const piece of pieces) {
     if (piece.length === 0) continue;
     if (!(await flushed(piece, out))) return false;
-    await new Promise(setImmediate);
+    await polled();
   }
   return !out.destroyed;
+}
+
+/** A whole turn of the event loop: from where I/O is handled, `setImmediate` alone comes before the next poll. */
+async function polled(): Promise<void> {
+  await setImmediate();
+  await setImmediate();
 }
 
 function flushed(piece: Buffer, out: Writable): Promise<boolean> {

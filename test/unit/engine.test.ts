@@ -16,7 +16,7 @@ import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy, encodeNpy, npyHeader } from '../engine/npy.ts';
 import { captureNames, loadCapture, replayEngine, toEngineRequest } from '../engine/replay.ts';
 import { EMPTY_PREFIX, Router, type Dtype } from '../engine/router.ts';
-import { serveBoth, serveEngine } from '../engine/server.ts';
+import { serveBoth } from '../engine/server.ts';
 import { Detokenizer, decode, encode } from '../engine/tokenizer.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
@@ -202,6 +202,8 @@ describe('router', () => {
     expect(a.subarray(16, 24)).not.toEqual(b.subarray(16, 24));
     expect(a.subarray(24, 32)).not.toEqual(b.subarray(24, 32));
     expect(router.rows([1, 2], EMPTY_PREFIX).data).toEqual(a.subarray(0, 16));
+    const layers = [0, 2, 4, 6].map((at) => a.subarray(at, at + 2).join());
+    expect(new Set(layers).size).toBeGreaterThan(2);
   });
 
   test('refuses more experts than its dtype can name', () => {
@@ -218,6 +220,7 @@ describe('tokenizer', () => {
     const ids = [...encode('a狐'), 260, ...encode('é').slice(0, 1), 261];
     const detokenizer = new Detokenizer();
     expect(ids.map((id) => detokenizer.push(id)).join('') + detokenizer.end()).toBe(decode(ids));
+    expect(decode(ids)).toBe('a狐 routed_experts\ufffd"');
   });
 });
 
@@ -302,6 +305,7 @@ describe('prefill and decode', () => {
     expect(decode['choices'][0].text).toBe(oracle['choices'][0].text);
     expect(decode['choices'][1].text).not.toBe(oracle['choices'][1].text);
     expect(decode['usage']).toEqual(oracle['usage']);
+    expect(decode['choices'].map((choice: Json) => choice['index'])).toEqual([0, 1]);
   });
 
   test('a prompt that prefill did not store is computed by decode', () => {
@@ -380,7 +384,7 @@ describe('the handshake', () => {
   });
 
   test.each<[string, Json]>([
-    ['an unknown key', { unknown: 1 }],
+    ['an unknown key', { unknown: null }],
     ['a remote host', { remote_host: 'evil' }],
     ['both directions', { do_remote_prefill: true }],
   ])('is refused by prefill with %s', (_name, change) => {
@@ -524,7 +528,8 @@ describe('replies', () => {
     const oracle = createEngine({ role: 'oracle' });
     for (const endpoint of ['completions', 'chat']) {
       const { path, body } = ENDPOINTS[endpoint]!;
-      const asked = { ...body, n: 2 };
+      // Enough choices that one ends inside a character.
+      const asked = { ...body, n: 40 };
       const whole = ok(oracle(post(path, asked)))['choices'].map(
         (c: Json) => c['text'] ?? c['message'].content,
       );
@@ -533,8 +538,8 @@ describe('replies', () => {
       const events = reply.chunks.map((chunk) => chunk.toString().slice('data: '.length, -2));
       expect(events.pop()).toBe('[DONE]');
       const parsed = events.map((event) => JSON.parse(event));
-      expect(parsed.at(-1)).toMatchObject({ choices: [], usage: { completion_tokens: 14 } });
-      const texts = ['', ''];
+      expect(parsed.at(-1)).toMatchObject({ choices: [], usage: { completion_tokens: 280 } });
+      const texts = whole.map(() => '');
       for (const { choices } of parsed) {
         for (const { index, text, delta } of choices) texts[index] += text ?? delta.content;
       }
@@ -558,6 +563,7 @@ describe('replies', () => {
     expect(echoed.prompt_logprobs).toHaveLength(3);
     const alone = ok(oracle(post('/v1/completions', { ...asked, max_tokens: 0 })))['choices'][0];
     expect(alone.text).toBe('fox');
+    expect(alone.logprobs.tokens).toHaveLength(3);
     expect(rowsOf(alone).shape[0]).toBe(3);
   });
 
@@ -581,6 +587,7 @@ describe('replies', () => {
       createEngine({ role: 'oracle', ...options })(post(path, { ...body, ...more }));
     const whole = text(run({}));
     const pieces = run({ chunkBytes: 7 }).chunks;
+    expect(pieces.length).toBeGreaterThan(10);
     expect(pieces.slice(0, -1).every(({ length }) => length === 7)).toBe(true);
     expect(Buffer.concat(pieces).toString().length).toBe(whole.length);
     const padded = rowsOf(ok(run({ npy: { version: 3, padding: 1 } }))['choices'][0]);
@@ -842,7 +849,51 @@ describe('the server', () => {
     expect(two.body.toString()).toBe('abcdef');
   });
 
-  test('resets before the head, resets behind the pieces, and stalls', async () => {
+  test('adds no header of its own', async () => {
+    const { http1Port, http2Port } = await serve(() => ({
+      status: 200,
+      headers: [],
+      chunks: [],
+      fault: 'stall_body',
+    }));
+    const one = await raw(http1Port, (text) => text.endsWith('\r\n\r\n'));
+    expect(one.seen).toBe('HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n');
+    const session = connect(`http://127.0.0.1:${http2Port}`);
+    closing.push(() => session.destroy());
+    const head = await new Promise<object>((resolve) =>
+      session.request({ ':path': '/' }).on('response', resolve),
+    );
+    expect(Object.keys(head)).toEqual([':status']);
+  });
+
+  test('lets a piece reach the client before it writes the next', async () => {
+    const many = Array.from({ length: 20 }, (_, i) => Buffer.from(`<${i}>`));
+    const { http1Port } = await serve(() => ({ status: 200, headers: [], chunks: many }));
+    const { pieces: seen } = await raw(http1Port, (text) => text.endsWith('0\r\n\r\n'));
+    expect(
+      seen
+        .filter((piece) => piece.includes('<'))
+        .every((piece) => piece.indexOf('<') === piece.lastIndexOf('<')),
+    ).toBe(true);
+  });
+
+  test.each([false, true])('takes no piece that the client has no room for (http2: %s)', async (http2) => {
+    let taken = 0;
+    const piece = Buffer.alloc(1_000_000);
+    const chunks = Array.from({ length: 64 }, () => piece);
+    for (let i = 0; i < chunks.length; i++) Object.defineProperty(chunks, i, { get: () => (taken++, piece) });
+    const { http1Port, http2Port } = await serve(() => ({ status: 200, headers: [], chunks }));
+    const socket = http2 ? null : net.connect(http1Port, '127.0.0.1');
+    socket?.pause().write('GET / HTTP/1.1\r\nHost: a\r\n\r\n');
+    const session = http2 ? connect(`http://127.0.0.1:${http2Port}`) : null;
+    session?.request({ ':path': '/' }).pause();
+    closing.push(() => void (socket?.destroy(), session?.destroy()));
+    for (let turn = 0; turn < 2000; turn++) await nextTurn();
+    expect(taken).toBeGreaterThan(0);
+    expect(taken).toBeLessThan(32);
+  });
+
+  test('resets before the head, and behind the pieces', async () => {
     let fault: EngineReply['fault'];
     const { http1Port, http2Port } = await serve(() => ({
       status: 200,
@@ -863,14 +914,25 @@ describe('the server', () => {
     const two = await h2(http2Port);
     expect(two.body.toString()).toBe('abc');
     expect(two.error).toContain('NGHTTP2_INTERNAL_ERROR');
-    fault = 'stall_body';
-    expect((await raw(http1Port, (text) => text.endsWith('abc\r\n'))).error).toBeNull();
-    fault = 'stall';
-    const server = await serveEngine(() => ({ status: 200, headers: [], chunks: [], fault }));
-    const stalled = raw(server.port);
-    for (let turn = 0; turn < 50; turn++) await nextTurn();
-    await server.close();
-    expect((await stalled).seen).toBe('');
+  });
+
+  test.each(['stall', 'stall_body'] as const)('leaves the client waiting under %s', async (fault) => {
+    const { http1Port, http2Port, close } = await serveBoth(() => ({
+      status: 200,
+      headers: HEADERS.slice(0, 2),
+      chunks: [pieces[0]!],
+      fault,
+    }));
+    let settled = 0;
+    const [one, two] = [raw(http1Port), h2(http2Port)];
+    for (const reply of [one, two]) void reply.then(() => settled++);
+    for (let turn = 0; turn < 500; turn++) await nextTurn();
+    expect(settled).toBe(0);
+    await close();
+    expect((await one).seen.endsWith(fault === 'stall' ? '' : '3\r\nabc\r\n')).toBe(true);
+    expect((await one).seen === '').toBe(fault === 'stall');
+    expect((await two).head === null).toBe(fault === 'stall');
+    expect((await two).body.toString()).toBe(fault === 'stall' ? '' : 'abc');
   });
 
   test.each([false, true])('carries 20 MB to a slow reader (http2: %s)', async (http2) => {

@@ -25,7 +25,10 @@ export const MapType = {
 export const BufferType = {
   HttpRequestBody: 0,
   HttpResponseBody: 1,
+  NetworkDownstreamData: 2,
+  NetworkUpstreamData: 3,
   HttpCallResponseBody: 4,
+  GrpcReceiveBuffer: 5,
   VmConfiguration: 6,
   PluginConfiguration: 7,
   CallData: 8,
@@ -53,10 +56,10 @@ export const DataStatus = {
 
 export const TrailersStatus = { Continue: 0, StopIteration: 1 } as const;
 
-/** A use of the host that kills the whole Envoy process; never caught by the emulator, so that the test fails. */
+/** A use of the host that kills Envoy, or its connection; never caught by the emulator, so that the test fails. */
 export class EnvoyCrash extends Error {
-  constructor(why: string) {
-    super(`SIGSEGV in Envoy: ${why}`);
+  constructor(why: string, what = 'SIGSEGV in Envoy') {
+    super(`${what}: ${why}`);
     this.name = 'EnvoyCrash';
   }
 }

@@ -1,18 +1,21 @@
 /** proxy_http_call: checks at the call, and what an answer or a failure looks like to the guest. */
 
-import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
+import type { EngineReply, EngineRequest, Header, Protocol } from '../scenario.ts';
 import { WasmResult } from './abi.ts';
 import type { RootContext } from './context.ts';
 import { HeaderMap } from './headers.ts';
-import type { Exchange, Vm } from './vm.ts';
+import { received, resetReason, ROUTER_OWN, upstreamError } from './upstream.ts';
+import type { Account, Vm } from './vm.ts';
 
 /** async_client_impl.h kBufferLimitForResponse; runtime key http.async_response_buffer_limit. */
 export const ASYNC_RESPONSE_LIMIT = 32 * 1024 * 1024;
 
+const IP_PORT = /^(\d+(\.\d+){3}|\[[\da-f:]+\]):\d+$/i;
+
 export interface ClusterSpec {
   /** No healthy host, or no host at all: the call fails at once. */
   noHosts?: boolean;
-  /** ORIGINAL_DST with use_http_header: without `x-envoy-original-dst-host` there is no host. */
+  /** ORIGINAL_DST with use_http_header: without an `ip:port` in `x-envoy-original-dst-host` there is no host. */
   originalDst?: boolean;
 }
 
@@ -25,11 +28,11 @@ export type CalloutReply = EngineReply | 'refused';
 export interface PendingCallout {
   readonly token: number;
   readonly cluster: string;
-  /** As the other side receives it; `host` stands for `:authority`. */
-  readonly request: EngineRequest;
+  readonly headers: HeaderMap;
+  readonly body: Buffer;
   /** 0: none. */
   readonly timeoutMs: number;
-  readonly exchange: Exchange | null;
+  readonly account: Account | null;
   readonly root: RootContext;
 }
 
@@ -57,73 +60,71 @@ export class Callouts {
     if (call.timeoutMs < 0) return refuse(WasmResult.BadArgument);
     const cluster = this.clusters.get(call.cluster);
     if (!cluster) return refuse(WasmResult.BadArgument);
-    const headers = HeaderMap.from(call.headers);
-    const [method, path, authority] = [':method', ':path', ':authority'].map((name) => headers.get(name));
-    if (method === undefined || path === undefined || authority === undefined) {
+    const headers = HeaderMap.from('request', call.headers);
+    if (![':method', ':path', ':authority'].every((name) => headers.has(name))) {
       return refuse(WasmResult.BadArgument);
     }
     const token = vm.nextCalloutToken();
-    if (cluster.noHosts || (cluster.originalDst && !headers.has('x-envoy-original-dst-host'))) {
+    if (
+      cluster.noHosts ||
+      (cluster.originalDst && !IP_PORT.test(headers.get('x-envoy-original-dst-host') ?? ''))
+    ) {
       return refuse(WasmResult.InternalFailure);
     }
-    if (call.body.length > 0) headers.set('content-length', String(call.body.length));
-    // The async client's router: x-envoy-internal, and the timeout for the other side.
-    headers.set('x-envoy-internal', 'true');
-    if (call.timeoutMs > 0) headers.set('x-envoy-expected-rq-timeout-ms', String(call.timeoutMs));
+    if (call.body.length > 0) headers.put('content-length', String(call.body.length));
+    // async_client_impl.cc AsyncStreamImpl; router.cc tells the other side of the timeout.
+    headers.put('x-envoy-internal', 'true');
+    const timeoutMs = Number(headers.get('x-envoy-upstream-rq-timeout-ms') ?? call.timeoutMs);
+    for (const name of ROUTER_OWN) headers.remove(name);
+    if (timeoutMs > 0) headers.put('x-envoy-expected-rq-timeout-ms', String(timeoutMs));
     this.#pending.push({
       token,
       cluster: call.cluster,
-      request: { method, path, headers: [['host', authority], ...headers.fields()], body: call.body },
-      timeoutMs: call.timeoutMs,
-      exchange: vm.process.exchange,
+      headers,
+      body: call.body,
+      timeoutMs,
+      account: vm.process.account,
       root,
     });
     return { result: WasmResult.Ok, token };
   }
 
   /** Takes the call out of the pending ones and tells the guest; a stream that is gone does not matter. */
-  complete(call: PendingCallout, reply: CalloutReply): void {
+  complete(call: PendingCallout, reply: CalloutReply, protocol: Protocol = 'http1'): void {
     const at = this.#pending.indexOf(call);
     if (at < 0) throw new Error(`callout ${call.token} is not pending`);
     this.#pending.splice(at, 1);
-    call.root.onCallout(call.token, this.#outcome(reply));
+    call.root.onCallout(call.token, this.#outcome(reply, protocol));
   }
 
-  /** True when no answer will ever come. */
-  hangs(call: PendingCallout, reply: CalloutReply): boolean {
-    return reply !== 'refused' && call.timeoutMs === 0 && /^stall/.test(reply.fault ?? '');
-  }
-
-  #outcome(reply: CalloutReply): CalloutOutcome {
-    if (reply === 'refused') return synthetic(503, UPSTREAM_REFUSED);
+  #outcome(reply: CalloutReply, protocol: Protocol): CalloutOutcome {
+    if (reply === 'refused') return synthetic(upstreamError('remote connection failure'));
     switch (reply.fault) {
       case 'reset':
-        return synthetic(503, UPSTREAM_RESET);
+        return synthetic(upstreamError(resetReason(protocol)));
       case 'stall':
-        return synthetic(504, 'upstream request timeout');
+        return synthetic({ status: 504, text: 'upstream request timeout' });
       case 'reset_body':
       case 'stall_body':
         return 'reset';
     }
     const body = Buffer.concat(reply.chunks);
     if (body.length > this.responseLimit) return 'reset';
-    const headers = HeaderMap.from([[':status', String(reply.status)], ...reply.headers]);
-    if (!headers.has('content-length')) headers.set('transfer-encoding', 'chunked');
-    headers.set('x-envoy-upstream-service-time', '1');
-    return { headers, trailers: reply.trailers ? HeaderMap.from(reply.trailers) : null, body };
+    const headers = HeaderMap.from('response', [[':status', String(reply.status)], ...reply.headers]);
+    if (protocol === 'http1' && !headers.has('content-length')) headers.put('transfer-encoding', 'chunked');
+    headers.put('x-envoy-upstream-service-time', '1');
+    return { headers, trailers: reply.trailers ? HeaderMap.from('trailers', reply.trailers) : null, body };
   }
 }
 
-/** router.cc: what the client, or the guest, reads when there is no answer to pass on. */
-export const UPSTREAM_REFUSED =
-  'upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, ' +
-  'transport failure reason: delayed connect error: Connection refused';
-export const UPSTREAM_RESET =
-  'upstream connect error or disconnect/reset before headers. reset reason: connection termination';
+/** The call as the other side receives it. */
+export function calloutRequest(call: PendingCallout, protocol: Protocol = 'http1'): EngineRequest {
+  return received(call.headers, call.body, call.body.length === 0, protocol);
+}
 
-function synthetic(status: number, text: string): CalloutOutcome {
+function synthetic({ status, text }: { status: number; text: string }): CalloutOutcome {
   const body = Buffer.from(text);
-  const headers = HeaderMap.from([
+  const headers = HeaderMap.from('response', [
     [':status', String(status)],
     ['content-length', String(body.length)],
     ['content-type', 'text/plain'],

@@ -71,6 +71,9 @@ export abstract class Context {
         return this.vm.process.vmConfiguration;
       case BufferType.HttpRequestBody:
       case BufferType.HttpResponseBody:
+      case BufferType.NetworkDownstreamData:
+      case BufferType.NetworkUpstreamData:
+      case BufferType.GrpcReceiveBuffer:
       case BufferType.CallData:
         return EMPTY;
       case BufferType.HttpCallResponseBody:

@@ -2,24 +2,52 @@
 
 import type { Header } from '../scenario.ts';
 
-/** Adding one of these again appends to its value (header_map_impl.cc insertByKey: the inline headers). */
-const INLINE = new Set(
-  (
-    ':authority :method :path :protocol :scheme :status accept accept-encoding authorization cache-control ' +
-    'connection content-encoding content-length content-type cookie etag expect expires forwarded grpc-message ' +
-    'grpc-status grpc-timeout host keep-alive last-modified location proxy-connection proxy-status referer server ' +
-    'te transfer-encoding upgrade user-agent vary via x-envoy-attempt-count x-envoy-expected-rq-timeout-ms ' +
-    'x-envoy-external-address x-envoy-internal x-envoy-max-retries x-envoy-original-path x-envoy-retry-on ' +
-    'x-envoy-upstream-rq-timeout-ms x-envoy-upstream-service-time x-forwarded-for x-forwarded-host ' +
-    'x-forwarded-port x-forwarded-proto x-request-id'
-  ).split(' '),
-);
+/**
+ * Adding one of these again appends to its value; any other name gets a second entry (header_map_impl.cc insertByKey:
+ * the inline headers, as Envoy 1.40 has them).
+ */
+const COMMON =
+  'cache-control connection content-encoding content-length content-type keep-alive proxy-connection proxy-status ' +
+  'transfer-encoding upgrade via x-envoy-attempt-count x-envoy-decorator-operation x-request-id';
+const INLINE = {
+  request: new Set(
+    (
+      `${COMMON} :authority :method :path :protocol :scheme accept accept-encoding access-control-request-headers ` +
+      'access-control-request-method authorization expect grpc-accept-encoding grpc-timeout if-match ' +
+      'if-modified-since if-none-match if-range if-unmodified-since origin pragma referer te user-agent ' +
+      'x-client-trace-id x-envoy-downstream-service-cluster x-envoy-downstream-service-node ' +
+      'x-envoy-expected-rq-timeout-ms x-envoy-external-address x-envoy-force-trace ' +
+      'x-envoy-hedge-on-per-try-timeout x-envoy-internal x-envoy-ip-tags x-envoy-is-timeout-retry ' +
+      'x-envoy-max-retries x-envoy-original-path x-envoy-retriable-header-names x-envoy-retriable-status-codes ' +
+      'x-envoy-retry-grpc-on x-envoy-retry-on x-envoy-upstream-alt-stat-name ' +
+      'x-envoy-upstream-rq-per-try-timeout-ms x-envoy-upstream-rq-timeout-alt-response ' +
+      'x-envoy-upstream-rq-timeout-ms x-forwarded-client-cert x-forwarded-for x-forwarded-host x-forwarded-port ' +
+      'x-forwarded-proto'
+    ).split(' '),
+  ),
+  response: new Set(
+    (
+      `${COMMON} :status access-control-allow-credentials access-control-allow-headers ` +
+      'access-control-allow-methods access-control-allow-origin access-control-expose-headers ' +
+      'access-control-max-age age date etag expires grpc-message grpc-status last-modified location server vary ' +
+      'x-envoy-degraded x-envoy-immediate-health-check-fail x-envoy-ratelimited x-envoy-upstream-canary ' +
+      'x-envoy-upstream-service-time'
+    ).split(' '),
+  ),
+  trailers: new Set(['grpc-message', 'grpc-status']),
+};
+export type MapKind = keyof typeof INLINE;
 
 export class HeaderMap {
   #entries: Header[] = [];
+  readonly #kind: MapKind;
 
-  static from(headers: Iterable<Header>): HeaderMap {
-    const map = new HeaderMap();
+  constructor(kind: MapKind) {
+    this.#kind = kind;
+  }
+
+  static from(kind: MapKind, headers: Iterable<Header>): HeaderMap {
+    const map = new HeaderMap(kind);
     for (const [name, value] of headers) map.add(name, value);
     return map;
   }
@@ -42,9 +70,15 @@ export class HeaderMap {
     return this.entries().filter(([name]) => !name.startsWith(':'));
   }
 
+  /** `host` is another name of `:authority` (header_map_impl.cc). */
+  #key(name: string): string {
+    const key = name.toLowerCase();
+    return key === 'host' && this.#kind === 'request' ? ':authority' : key;
+  }
+
   /** The first value; context.cc getHeaderMapValue never joins the others. */
   get(name: string): string | undefined {
-    const key = name.toLowerCase();
+    const key = this.#key(name);
     return this.#entries.find(([each]) => each === key)?.[1];
   }
 
@@ -53,10 +87,10 @@ export class HeaderMap {
   }
 
   add(name: string, value: string): void {
-    const key = name.toLowerCase();
-    const present = INLINE.has(key) ? this.#entries.find(([each]) => each === key) : undefined;
+    const key = this.#key(name);
+    const present = INLINE[this.#kind].has(key) ? this.#entries.find(([each]) => each === key) : undefined;
     if (present) {
-      if (value !== '') present[1] += present[1] === '' ? value : (key === 'cookie' ? '; ' : ',') + value;
+      if (value !== '') present[1] += present[1] === '' ? value : `,${value}`;
       return;
     }
     if (!key.startsWith(':')) {
@@ -73,8 +107,15 @@ export class HeaderMap {
     this.add(name, value);
   }
 
+  /** As Envoy's own code sets a header: where it stands already. */
+  put(name: string, value: string): void {
+    const present = this.#entries.find(([each]) => each === name);
+    if (present) present[1] = value;
+    else this.add(name, value);
+  }
+
   remove(name: string): void {
-    const key = name.toLowerCase();
+    const key = this.#key(name);
     this.#entries = this.#entries.filter(([each]) => each !== key);
   }
 

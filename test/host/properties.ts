@@ -9,6 +9,7 @@ export interface StreamInfo {
   readonly protocol: string;
   readonly startTime: bigint;
   readonly filterState: Map<string, Buffer>;
+  readonly cluster: string;
   requestId: string;
   /** Null until a response begins. */
   responseCode: number | null;
@@ -39,9 +40,8 @@ export function lookUp(path: string, root: RootContext, stream: StreamView | nul
   const [first, second, ...rest] = path.split('\0');
   switch (first) {
     case 'plugin_name':
-      return string('');
     case 'plugin_root_id':
-      return string('');
+      return string(root.vm.process.pluginName);
     case 'plugin_vm_id':
       return string(root.vm.process.vmId);
   }
@@ -61,7 +61,7 @@ export function lookUp(path: string, root: RootContext, stream: StreamView | nul
     case 'upstream':
       return second === 'address' ? string(info.upstreamAddress) : null;
     case 'xds':
-      if (second === 'cluster_name') return string('decode');
+      if (second === 'cluster_name') return string(info.cluster);
       if (second === 'route_name' || second === 'virtual_host_name') return string('');
       return null;
     default:

@@ -5,13 +5,13 @@
  */
 
 import type { Header, Protocol } from '../scenario.ts';
-import { DataStatus, HeadersStatus, TrailersStatus } from './abi.ts';
+import { DataStatus, EnvoyCrash, HeadersStatus, TrailersStatus } from './abi.ts';
 import { EnvoyBuffer } from './buffer.ts';
-import { UPSTREAM_REFUSED, UPSTREAM_RESET } from './callouts.ts';
 import { StreamContext, type FilterCallbacks, type RootContext } from './context.ts';
 import { HeaderMap } from './headers.ts';
 import type { StreamInfo } from './properties.ts';
-import type { Exchange } from './vm.ts';
+import { ROUTER_OWN, upstreamError, type ResetReason } from './upstream.ts';
+import type { Account } from './vm.ts';
 
 /** IterationState of the filter in one direction. */
 const enum Iteration {
@@ -49,6 +49,8 @@ export interface UpstreamRequest {
   chunks: Buffer[];
   trailers: HeaderMap | null;
   complete: boolean;
+  /** The head carried the end. */
+  headOnly: boolean;
 }
 
 /** What has left for the client. */
@@ -89,7 +91,20 @@ export interface RequestHead {
 /** conn_manager_utility.cc: hop-by-hop headers never pass. */
 const HOP_BY_HOP = ['connection', 'keep-alive', 'proxy-connection', 'transfer-encoding'];
 
-export class HttpStream implements FilterCallbacks, Exchange {
+/** conn_manager_utility.cc cleanRequestHeaders: what a client must not tell Envoy. */
+const FROM_OUTSIDE = [
+  ...ROUTER_OWN,
+  'upgrade',
+  'x-envoy-expected-rq-timeout-ms',
+  'x-envoy-force-trace',
+  'x-envoy-internal',
+  'x-envoy-ip-tags',
+  'x-envoy-is-timeout-retry',
+];
+
+const VALID_NAME = /^:?[!#$%&'*+.^_`|~0-9a-z-]+$/;
+
+export class HttpStream implements FilterCallbacks, Account {
   readonly counters: Record<string, number> = {};
   readonly info: StreamInfo;
   readonly client: ClientResponse = { status: 0, headers: [], chunks: [], trailers: [], complete: false };
@@ -121,6 +136,7 @@ export class HttpStream implements FilterCallbacks, Exchange {
       protocol: options.downstream === 'http2' ? 'HTTP/2' : 'HTTP/1.1',
       startTime: options.root.vm.process.now,
       filterState: new Map(),
+      cluster: `decode_${options.upstream}`,
       requestId: '',
       responseCode: null,
       responseCodeDetails: null,
@@ -150,22 +166,21 @@ export class HttpStream implements FilterCallbacks, Exchange {
 
   requestHeaders(head: RequestHead, end: boolean): void {
     this.#turn(() => {
-      const headers = HeaderMap.from([
-        [
-          ':authority',
-          head.authority ?? head.headers?.find(([name]) => /^host$/i.test(name))?.[1] ?? 'localhost',
-        ],
-        [':path', head.path],
-        [':method', head.method],
-        [':scheme', 'http'],
-      ]);
-      for (const [name, value] of head.headers ?? []) if (!/^host$/i.test(name)) headers.add(name, value);
+      const fields = head.headers ?? [];
+      const isHost = ([name]: Header): boolean => name.toLowerCase() === 'host';
+      const authority: Header = [':authority', head.authority ?? fields.find(isHost)?.[1] ?? 'localhost'];
+      const method: Header = [':method', head.method];
+      const path: Header = [':path', head.path];
+      const scheme: Header = [':scheme', 'http'];
+      const http1 = this.#options.downstream === 'http1';
+      const pseudo = http1 ? [authority, path, method, scheme] : [method, path, scheme, authority];
+      const headers = HeaderMap.from('request', [...pseudo, ...fields.filter((field) => !isHost(field))]);
       // conn_manager_utility.cc mutateRequestHeaders.
-      for (const name of HOP_BY_HOP) headers.remove(name);
+      for (const name of [...HOP_BY_HOP, ...FROM_OUTSIDE]) headers.remove(name);
       if (headers.get('te') !== 'trailers') headers.remove('te');
-      headers.remove('x-envoy-internal');
-      if (!headers.has('x-forwarded-proto')) headers.set('x-forwarded-proto', 'http');
-      if (!headers.has('x-request-id')) headers.set('x-request-id', crypto.randomUUID());
+      if (!headers.has('x-forwarded-proto')) headers.put('x-forwarded-proto', 'http');
+      headers.put(':scheme', headers.get('x-forwarded-proto') ?? 'http');
+      if (!headers.has('x-request-id')) headers.put('x-request-id', crypto.randomUUID());
       this.info.requestId = headers.get('x-request-id') ?? '';
       this.#requestHeaders = headers;
       this.#remoteDecodeComplete = end;
@@ -183,7 +198,7 @@ export class HttpStream implements FilterCallbacks, Exchange {
 
   requestTrailers(trailers: Header[]): void {
     this.#turn(() => {
-      this.#requestTrailers = HeaderMap.from(trailers);
+      this.#requestTrailers = HeaderMap.from('trailers', trailers);
       this.#remoteDecodeComplete = true;
       this.#decodeTrailers(false);
     });
@@ -192,7 +207,7 @@ export class HttpStream implements FilterCallbacks, Exchange {
   /** The client goes away. */
   clientDisconnect(): void {
     this.#turn(() => {
-      this.info.responseCodeDetails ??= 'downstream_remote_disconnect';
+      this.info.responseCodeDetails = 'downstream_remote_disconnect';
       this.#end();
     });
   }
@@ -204,8 +219,11 @@ export class HttpStream implements FilterCallbacks, Exchange {
       if (this.#localComplete) return;
       this.#upstreamStarted = true;
       this.info.upstreamAddress = '127.0.0.1:20000';
-      const map = HeaderMap.from([[':status', String(status)], ...headers]);
-      map.set('x-envoy-upstream-service-time', '1');
+      const map = HeaderMap.from('response', [[':status', String(status)], ...headers]);
+      map.remove('keep-alive');
+      // http1/codec_impl.cc, strict_1xx_and_204_response_headers.
+      if (status === 204 && map.get('content-length') === '0') map.remove('content-length');
+      map.put('x-envoy-upstream-service-time', '1');
       this.#responseHeaders = map;
       this.info.responseCodeDetails = 'via_upstream';
       this.#encodeHeaders(end, false);
@@ -218,25 +236,28 @@ export class HttpStream implements FilterCallbacks, Exchange {
 
   responseTrailers(trailers: Header[]): void {
     this.#turn(() => {
-      this.#responseTrailers = HeaderMap.from(trailers);
+      this.#responseTrailers = HeaderMap.from('trailers', trailers);
       this.#encodeTrailers(false);
     });
   }
 
-  /** router.cc onUpstreamReset, onResponseTimeout: a local reply before the head, a reset after it. */
-  upstreamFailed(how: 'refused' | 'reset' | 'timeout'): void {
+  /** router.cc onUpstreamReset: once the head has left for the client, the reply is only a reset. */
+  upstreamFailed(reason: ResetReason): void {
     this.#turn(() => {
-      if (this.#upstreamStarted) {
-        this.resetStream('upstream_reset_after_response_started{connection_termination}');
-      } else if (how === 'timeout') {
-        this.sendLocalReply(504, Buffer.from('upstream request timeout'), [], 'response_timeout');
-      } else {
-        const [text, reason] =
-          how === 'refused'
-            ? [UPSTREAM_REFUSED, 'remote_connection_failure|delayed_connect_error:_Connection_refused']
-            : [UPSTREAM_RESET, 'connection_termination'];
-        this.sendLocalReply(503, Buffer.from(text), [], `upstream_reset_before_response_started{${reason}}`);
-      }
+      const { status, text } = upstreamError(reason);
+      const when = this.#upstreamStarted ? 'after' : 'before';
+      const transport =
+        reason === 'remote connection failure' ? '|delayed connect error: Connection refused' : '';
+      const details = `upstream_reset_${when}_response_started{${reason}${transport}}`;
+      this.sendLocalReply(status, Buffer.from(text), [], details.replaceAll(' ', '_'));
+    });
+  }
+
+  /** conn_manager_impl.cc onIdleTimeout: nothing has moved for the stream's idle timeout. */
+  idleTimeout(): void {
+    this.#turn(() => {
+      const status = this.#remoteDecodeComplete ? 504 : 408;
+      this.sendLocalReply(status, Buffer.from('stream timeout'), [], 'stream_idle_timeout');
     });
   }
 
@@ -258,10 +279,14 @@ export class HttpStream implements FilterCallbacks, Exchange {
   }
 
   continueEncoding(): void {
-    if (this.ended || this.#remoteEncodeComplete) return; // ActiveStreamEncoderFilter::canContinue
+    // Envoy 1.40 then writes the response a second time.
+    if (this.ended)
+      throw new EnvoyCrash('a response was continued after its end', 'corrupt bytes to the client');
     const encoder = this.#encoder;
     this.#resume(encoder);
-    if (!encoder.headersContinued && this.#responseHeaders) {
+    if (this.#responseHeaders === null)
+      throw new EnvoyCrash('the response was continued before there was one');
+    if (!encoder.headersContinued) {
       encoder.headersContinued = true;
       this.#sendHeaders(this.#localComplete && !encoder.buffered && !this.#responseTrailers);
     }
@@ -275,7 +300,7 @@ export class HttpStream implements FilterCallbacks, Exchange {
 
   /** FilterManager::resetStream. */
   resetStream(details: string): void {
-    if (this.ended) return;
+    this.#mustLive('closed');
     this.#abort();
     this.info.responseCodeDetails ??= details;
     this.#end();
@@ -283,7 +308,7 @@ export class HttpStream implements FilterCallbacks, Exchange {
 
   /** DownstreamFilterManager::sendLocalReply. */
   sendLocalReply(status: number, body: Buffer, headers: Header[], details: string): void {
-    if (this.ended) return;
+    this.#mustLive('answered');
     this.#abort();
     this.info.responseCodeDetails = details;
     if (this.#responseHeaders === null) {
@@ -298,6 +323,11 @@ export class HttpStream implements FilterCallbacks, Exchange {
     } else {
       this.#end();
     }
+  }
+
+  /** Envoy 1.40 uses freed memory: in on_log and on_done, and for a second answer or reset in one callback. */
+  #mustLive(what: string): void {
+    if (this.ended) throw new EnvoyCrash(`a stream was ${what} after its end`);
   }
 
   /** addDecodedData(data, streaming = false). */
@@ -372,9 +402,25 @@ export class HttpStream implements FilterCallbacks, Exchange {
     }
   }
 
+  /** router.cc decodeHeaders. */
   #routeHeaders(end: boolean): void {
-    const headers = HeaderMap.from((this.#requestHeaders as HeaderMap).entries());
-    this.upstream = { headers, chunks: [], trailers: null, complete: end };
+    const headers = HeaderMap.from('request', (this.#requestHeaders as HeaderMap).entries());
+    if (!headers.has(':path')) {
+      this.sendLocalReply(404, Buffer.alloc(0), [], 'route_not_found');
+      return;
+    }
+    if (!headers.has(':method')) {
+      this.#replyRemoved(503, 'request', 'missing required header: :method');
+      return;
+    }
+    for (const [name, value] of headers.entries()) {
+      const part = !VALID_NAME.test(name) ? 'name' : /[\0\r\n]/.test(value) ? 'value for' : null;
+      if (part === null) continue;
+      this.#replyRemoved(503, 'request', `invalid header ${part}: ${name}`);
+      return;
+    }
+    for (const name of ROUTER_OWN) headers.remove(name);
+    this.upstream = { headers, chunks: [], trailers: null, complete: end, headOnly: end };
   }
 
   #routeData(data: EnvoyBuffer, end: boolean): void {
@@ -439,18 +485,23 @@ export class HttpStream implements FilterCallbacks, Exchange {
     const headers = this.#responseHeaders as HeaderMap;
     if (!headers.get(':status')) {
       // HeaderUtility::checkRequiredResponseHeaders.
-      const why = 'missing required header: :status';
-      this.sendLocalReply(502, Buffer.from(why), [], 'filter_removed_required_response_headers{missing}');
+      this.#replyRemoved(502, 'response', 'missing required header: :status');
       return;
+    }
+    if (this.#headersEncoded) {
+      throw new EnvoyCrash(
+        'a response was continued in the callback that let it pass',
+        'corrupt bytes to the client',
+      );
     }
     this.#headersEncoded = true;
     for (const name of HOP_BY_HOP) headers.remove(name);
     if (!headers.has('date'))
-      headers.set('date', new Date(Number(this.info.startTime / 1000000n)).toUTCString());
-    headers.set('server', 'envoy');
+      headers.put('date', new Date(Number(this.info.startTime / 1000000n)).toUTCString());
+    headers.put('server', 'envoy');
     const status = Number(headers.get(':status'));
     const http1 = this.#options.downstream === 'http1';
-    if (http1 && !this.#remoteDecodeComplete) headers.set('connection', 'close');
+    if (http1 && !this.#remoteDecodeComplete) headers.put('connection', 'close');
     this.info.responseCode = status;
     this.client.status = status;
     this.client.headers = headers.fields();
@@ -481,14 +532,19 @@ export class HttpStream implements FilterCallbacks, Exchange {
     this.#end();
   }
 
+  #replyRemoved(status: number, side: string, why: string): void {
+    const details = `filter_removed_required_${side}_headers{${why.replaceAll(' ', '_')}}`;
+    this.sendLocalReply(status, Buffer.from(why), [], details);
+  }
+
   /** Utility::prepareLocalReply, encodeLocalReply. */
   #localReply(status: number, body: Buffer, extra: Header[], direct: boolean): void {
-    const headers = HeaderMap.from([[':status', String(status)], ...extra]);
-    headers.remove('content-length');
+    const headers = HeaderMap.from('response', [[':status', String(status)], ...extra]);
     if (body.length > 0) {
-      headers.set('content-length', String(body.length));
-      if (!headers.has('content-type')) headers.set('content-type', 'text/plain');
+      headers.put('content-length', String(body.length));
+      if (!headers.has('content-type')) headers.put('content-type', 'text/plain');
     } else {
+      headers.remove('content-length');
       headers.remove('content-type');
     }
     const bodiless = body.length === 0 || this.#requestHeaders?.get(':method') === 'HEAD';
@@ -634,11 +690,11 @@ export class HttpStream implements FilterCallbacks, Exchange {
   #turn(event: () => void): void {
     if (this.ended) return;
     const { process } = this.#options.root.vm;
-    process.exchange = this;
+    process.account = this;
     try {
       event();
     } finally {
-      process.exchange = null;
+      process.account = null;
       this.context.vm.reap();
     }
   }

@@ -56,7 +56,7 @@ export interface LogEntry {
 }
 
 /** Who caused what happens now; counters and callouts are put to its account. */
-export interface Exchange {
+export interface Account {
   readonly counters: Record<string, number>;
 }
 
@@ -68,11 +68,13 @@ export interface Process {
   readonly callouts: Callouts;
   readonly logs: LogEntry[];
   readonly vmId: string;
+  /** Name and root id. */
+  readonly pluginName: string;
   readonly vmConfiguration: Buffer;
   readonly env: Record<string, string>;
   readonly allowOnHeadersStopIteration: boolean;
   readonly failOpen: boolean;
-  exchange: Exchange | null;
+  account: Account | null;
   /** Virtual wall clock, nanoseconds. */
   now: bigint;
 }
@@ -152,7 +154,7 @@ export class Vm {
     this.process = process;
     this.#loaded = loaded;
     this.metrics = new Metrics(process.metrics, (name, by) => {
-      const counters = process.exchange?.counters;
+      const counters = process.account?.counters;
       if (counters) counters[name] = (counters[name] ?? 0) + Number(by);
     });
     const known = createImports(this);

@@ -1,0 +1,244 @@
+/**
+ * Runs one scenario on one stream: feeds what the client and the engines send, in the order in which it can arrive.
+ * Bytes that are on their way arrive before a new answer does; engines asked at the same time run at the same time.
+ */
+
+import type { Engine, EngineReply, EngineRequest, Header, Protocol, Result, Scenario } from '../scenario.ts';
+import { calloutRequest, type CalloutReply, type PendingCallout } from './callouts.ts';
+import type { HttpStream } from './stream.ts';
+import { received, resetBodyReason, resetReason } from './upstream.ts';
+
+/** Where the engines stand, for requests that name an endpoint. */
+export const ADDRESSES = { prefill: '127.0.0.1:20001', decode: '127.0.0.1:20000' };
+export type Leg = keyof typeof ADDRESSES;
+
+/** What an exchange needs of the emulator. */
+interface Callouts {
+  readonly pendingCallouts: readonly PendingCallout[];
+  completeCallout(call: PendingCallout, reply: CalloutReply, protocol: Protocol): void;
+}
+
+type Step = () => void;
+
+/** Real time that an engine of a scenario has to settle its promise; past it the engine counts as stalled. */
+const ENGINE_PATIENCE_MS = 10_000;
+const STALLED: EngineReply = { status: 0, headers: [], chunks: [], fault: 'stall' };
+
+export class Exchange {
+  readonly #callouts: Callouts;
+  readonly #stream: HttpStream;
+  readonly #scenario: Scenario;
+  readonly #merge: boolean;
+  readonly #upstream: Protocol;
+  readonly #prefillRequests: EngineRequest[] = [];
+  readonly #decodeRequests: EngineRequest[] = [];
+  /** Callouts that were sent to an engine; some will never be answered. */
+  readonly #sent = new Set<PendingCallout>();
+  /** Engines at work; each resolves to what its answer does. */
+  readonly #working = new Set<Promise<Step>>();
+  /** What is left to arrive from the decode engine. */
+  #response: Step[] = [];
+  #decodeAsked = false;
+
+  /** `merge`: the end of a body comes with its last bytes. */
+  constructor(callouts: Callouts, stream: HttpStream, scenario: Scenario, merge: boolean) {
+    this.#callouts = callouts;
+    this.#stream = stream;
+    this.#scenario = scenario;
+    this.#merge = merge;
+    this.#upstream = scenario.upstream ?? 'http1';
+  }
+
+  async run(): Promise<Result> {
+    const stream = this.#stream;
+    const request = this.#requestSteps();
+    while (!stream.ended) {
+      if (request.length > 0 && !stream.requestPaused) {
+        request.shift()?.();
+      } else if (this.#response.length > 0 && !stream.responsePaused) {
+        this.#response.shift()?.();
+      } else {
+        this.#askForCallouts();
+        if (stream.upstream?.complete && !this.#decodeAsked) this.#askDecode();
+        if (this.#working.size === 0) break; // nothing can happen any more: the client waits in vain, and leaves
+        await this.#nextAnswer();
+      }
+    }
+    stream.clientDisconnect();
+    // Answers that come when the client has left still reach the filter.
+    for (this.#askForCallouts(); this.#working.size > 0; this.#askForCallouts()) await this.#nextAnswer();
+    return this.#outcome();
+  }
+
+  async #nextAnswer(): Promise<void> {
+    (await Promise.race(this.#working))();
+  }
+
+  #work(answer: Promise<Step>): void {
+    const working = answer.finally(() => this.#working.delete(working));
+    this.#working.add(working);
+  }
+
+  #askForCallouts(): void {
+    for (const call of this.#callouts.pendingCallouts) {
+      if (call.account !== this.#stream || this.#sent.has(call)) continue;
+      this.#sent.add(call);
+      this.#work(this.#answer(call));
+    }
+  }
+
+  async #answer(call: PendingCallout): Promise<Step> {
+    const leg = legOf(call);
+    const engine = leg === null ? 'down' : this.#scenario[leg];
+    let reply: CalloutReply = 'refused';
+    if (engine !== 'down') {
+      const seen = leg === 'decode' ? this.#decodeRequests : this.#prefillRequests;
+      reply = await ask(engine, calloutRequest(call, this.#upstream), seen);
+      // Without a timeout this call has no end.
+      if (reply.fault?.startsWith('stall') && call.timeoutMs === 0) return () => undefined;
+    }
+    return () => this.#callouts.completeCallout(call, reply, this.#upstream);
+  }
+
+  #askDecode(): void {
+    this.#decodeAsked = true;
+    this.#work(this.#decode().then((steps) => () => void (this.#response = steps)));
+  }
+
+  /** The router's exchange with the decode engine; the steps in which the answer arrives. */
+  async #decode(): Promise<Step[]> {
+    const stream = this.#stream;
+    const { decode } = this.#scenario;
+    const { upstream } = stream;
+    if (!upstream) throw new Error('no request has left');
+    if (decode === 'down') return [() => stream.upstreamFailed('remote connection failure')];
+    const body = Buffer.concat(upstream.chunks);
+    const length = Number(upstream.headers.get('content-length') ?? body.length);
+    if (this.#upstream === 'http2') {
+      // The HTTP/2 codec counts the bytes against content-length.
+      if (body.length !== length) return [() => stream.upstreamFailed('protocol error')];
+    } else if (body.length < length) {
+      return []; // the engine waits for the rest
+    }
+    const request = received(upstream.headers, body.subarray(0, length), upstream.headOnly, this.#upstream);
+    const hostless = this.#upstream === 'http1' && !upstream.headers.has(':authority');
+    const reply = hostless ? STALLED : await ask(decode, request, this.#decodeRequests);
+    if (hostless || body.length > length) {
+      // No host, or what follows the announced length is no request: 400, and the connection ends.
+      return this.#responseSteps({ status: 400, headers: [['connection', 'close']], chunks: [] });
+    }
+    if (reply.fault === 'reset') return [() => stream.upstreamFailed(resetReason(this.#upstream))];
+    if (reply.fault === 'stall') return [() => stream.idleTimeout()];
+    return this.#responseSteps(reply);
+  }
+
+  #requestSteps(): Step[] {
+    const { client, downstream = 'http1' } = this.#scenario;
+    const stream = this.#stream;
+    const { method, path, headers, chunks, trailers } = client;
+    const http1 = downstream === 'http1';
+    const empty = chunks.every(({ length }) => length === 0) && !trailers;
+    // http1/codec_impl.cc onHeadersComplete: without a body the head carries the end.
+    const headOnly =
+      chunks.length === 0 ? !trailers : empty && http1 && valueOf(headers, 'content-length') === '0';
+    const steps: Step[] = [() => stream.requestHeaders({ method, path, headers }, headOnly)];
+    if (headOnly) return steps;
+    // An HTTP/2 client ends the stream with its last bytes.
+    const merge = this.#merge || !http1;
+    steps.push(
+      ...bodySteps(chunks, trailers !== undefined, merge, (bytes, end) => stream.requestBody(bytes, end)),
+    );
+    if (trailers) steps.push(() => stream.requestTrailers(trailers));
+    return steps;
+  }
+
+  #responseSteps(reply: EngineReply): Step[] {
+    const stream = this.#stream;
+    const http1 = this.#upstream === 'http1';
+    const { status, trailers, fault, chunks } = reply;
+    const length = valueOf(reply.headers, 'content-length');
+    const headers: Header[] = [...reply.headers];
+    if (http1 && length === undefined && valueOf(headers, 'connection') !== 'close') {
+      // http1/codec_impl.cc onHeadersComplete: a 204 must not be chunked.
+      if (status === 204) return [() => stream.upstreamFailed('protocol error')];
+      headers.push(['transfer-encoding', 'chunked']);
+    }
+    // cannotHaveBody; an HTTP/2 engine ends the stream with the head.
+    const headOnly =
+      this.#scenario.client.method === 'HEAD' ||
+      status === 204 ||
+      status === 304 ||
+      (!fault && !trailers && chunks.length === 0 && (length === '0' || !http1));
+    const steps: Step[] = [() => stream.responseHeaders(status, headers, headOnly)];
+    if (headOnly) return steps;
+    const open = fault !== undefined || trailers !== undefined;
+    steps.push(...bodySteps(chunks, open, this.#merge, (bytes, end) => stream.responseBody(bytes, end)));
+    if (fault === 'stall_body') steps.push(() => stream.idleTimeout());
+    else if (fault) steps.push(() => stream.upstreamFailed(resetBodyReason(this.#upstream)));
+    else if (trailers) steps.push(() => stream.responseTrailers(trailers));
+    return steps;
+  }
+
+  /** What the client makes of what it got: a body that does not fit its content-length is not complete. */
+  #outcome(): Result {
+    const { client, counters, accessLog } = this.#stream;
+    const body = Buffer.concat(client.chunks);
+    const bodiless = this.#scenario.client.method === 'HEAD' || [204, 304].includes(client.status);
+    const length = valueOf(client.headers, 'content-length');
+    const announced = bodiless ? 0 : Number(length ?? body.length);
+    // An HTTP/1 client with a length looks no further than that.
+    const http1 = (this.#scenario.downstream ?? 'http1') === 'http1';
+    const ended = client.complete || (http1 && client.status !== 0 && length !== undefined);
+    return {
+      status: client.status,
+      headers: client.headers,
+      body: body.subarray(0, announced),
+      trailers: client.trailers,
+      complete: ended && body.length === announced,
+      prefillRequests: this.#prefillRequests,
+      decodeRequests: this.#decodeRequests,
+      counters: { ...counters },
+      logged: accessLog?.filterState.get('wasm.routed_experts')?.toString() ?? null,
+    };
+  }
+}
+
+function valueOf(headers: Header[], wanted: string): string | undefined {
+  return headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
+}
+
+/** Which engine a callout reaches; null: nobody listens there. */
+function legOf({ cluster, headers }: PendingCallout): Leg | null {
+  if (cluster.startsWith('original_dst')) {
+    const address = headers.get('x-envoy-original-dst-host');
+    return address === ADDRESSES.prefill ? 'prefill' : address === ADDRESSES.decode ? 'decode' : null;
+  }
+  if (cluster === 'down') return null;
+  return cluster.startsWith('decode') ? 'decode' : 'prefill';
+}
+
+async function ask(engine: Engine, request: EngineRequest, seen: EngineRequest[]): Promise<EngineReply> {
+  seen.push(request);
+  let timer: NodeJS.Timeout | undefined;
+  const patience = new Promise<EngineReply>((resolve) => {
+    timer = setTimeout(() => resolve(STALLED), ENGINE_PATIENCE_MS);
+  });
+  try {
+    return await Promise.race([engine(request), patience]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Each piece is a callback; the end is one of its own, or comes with the last piece. `open`: something else ends it. */
+function bodySteps(
+  chunks: Buffer[],
+  open: boolean,
+  merge: boolean,
+  deliver: (bytes: Uint8Array, end: boolean) => void,
+): Step[] {
+  const pieces = chunks.filter(({ length }) => length > 0);
+  const steps = pieces.map((bytes, i) => () => deliver(bytes, merge && !open && i === pieces.length - 1));
+  if (!open && (!merge || pieces.length === 0)) steps.push(() => deliver(Buffer.alloc(0), true));
+  return steps;
+}

@@ -34,8 +34,9 @@ export class Exchange {
   readonly #decodeRequests: EngineRequest[] = [];
   /** Callouts that were sent to an engine; some will never be answered. */
   readonly #sent = new Set<PendingCallout>();
-  /** Engines at work; each resolves to what its answer does. */
-  readonly #working = new Set<Promise<Step>>();
+  /** Engines at work, and what their answers do, in the order in which they were given. */
+  readonly #working = new Set<Promise<void>>();
+  readonly #answers: Step[] = [];
   /** What is left to arrive from the decode engine. */
   #response: Step[] = [];
   #decodeAsked = false;
@@ -60,22 +61,29 @@ export class Exchange {
       } else {
         this.#askForCallouts();
         if (stream.upstream?.complete && !this.#decodeAsked) this.#askDecode();
-        if (this.#working.size === 0) break; // nothing can happen any more: the client waits in vain, and leaves
-        await this.#nextAnswer();
+        // When nothing can happen any more the client waits in vain, and leaves.
+        if (!(await this.#nextAnswer())) break;
       }
     }
     stream.clientDisconnect();
     // Answers that come when the client has left still reach the filter.
-    for (this.#askForCallouts(); this.#working.size > 0; this.#askForCallouts()) await this.#nextAnswer();
+    do this.#askForCallouts();
+    while (await this.#nextAnswer());
     return this.#outcome();
   }
 
-  async #nextAnswer(): Promise<void> {
-    (await Promise.race(this.#working))();
+  /** Waits for an answer and lets it arrive; false when none will come. */
+  async #nextAnswer(): Promise<boolean> {
+    if (this.#answers.length === 0 && this.#working.size > 0) await Promise.race(this.#working);
+    const arrive = this.#answers.shift();
+    arrive?.();
+    return arrive !== undefined;
   }
 
   #work(answer: Promise<Step>): void {
-    const working = answer.finally(() => this.#working.delete(working));
+    const working = answer
+      .then((step) => void this.#answers.push(step))
+      .finally(() => this.#working.delete(working));
     this.#working.add(working);
   }
 

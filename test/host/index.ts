@@ -21,6 +21,7 @@ import { HttpStream, type AccessLogEntry } from './stream.ts';
 import { loadModule, Vm, type LoadedModule, type LogEntry, type Process } from './vm.ts';
 
 export { EnvoyCrash, LoadError } from './abi.ts';
+export { PAIRS_MAX_BYTES, PAIRS_MAX_COUNT } from './headers.ts';
 export { calloutRequest } from './callouts.ts';
 export type { CalloutReply, ClusterSpec, PendingCallout } from './callouts.ts';
 export { HttpStream, type AccessLogEntry, type RequestHead } from './stream.ts';

@@ -1,0 +1,109 @@
+// Real traffic: engines answer with what vLLM answered, and the client gets what the non-disaggregated engine gave.
+
+import { expect } from 'vitest';
+import { captureNames, loadCapture, replayEngine, type Capture } from '../engine/replay.ts';
+import type { EngineRequest, Protocol, Result } from '../scenario.ts';
+import { header, type Case, type Suite } from './case.ts';
+
+/** Requests that decode serves alone. */
+const LOCAL = ['v030.nixl.completions.batch2', 'v030.nixl.x.prompt_logprobs'];
+/** Their prefill leg was made by a script that leaves `stream` away. */
+const NO_STREAM = /^v030\.nixl\.x\./;
+
+const ARRAY = /"routed_experts":("[^"]*"|null)/g;
+
+export const captures: Suite = {
+  name: 'captured traffic of vLLM',
+  cases: captureNames().flatMap((name) => {
+    const capture = loadCapture(name);
+    return (['http1', 'http2'] as Protocol[]).flatMap((protocol) =>
+      [undefined, 1, 61].map((chunkBytes) => caseOf(capture, protocol, chunkBytes)),
+    );
+  }),
+};
+
+function caseOf(capture: Capture, protocol: Protocol, chunkBytes: number | undefined): Case {
+  const { name, prefill, decode, oracle } = capture;
+  const pieces = chunkBytes === undefined ? '' : `, pieces of ${chunkBytes}`;
+  const tail = name.startsWith('v032');
+  return {
+    name: `${name}, ${protocol}${pieces}`,
+    scenario: () => ({
+      name,
+      config: tail ? { connector: 'shared_storage', decode_rows: 'tail' } : {},
+      client: {
+        method: oracle.request.method,
+        path: oracle.request.path,
+        headers: [
+          ['content-type', 'application/json'],
+          ['content-length', String(oracle.request.body.length)],
+          ['accept-encoding', 'gzip'],
+          ['x-request-id', header(decode.request.headers, 'x-request-id')!],
+        ],
+        chunks: [oracle.request.body],
+      },
+      prefill: replayEngine(prefill.response),
+      decode: replayEngine(decode.response, chunkBytes === undefined ? {} : { chunkBytes }),
+      downstream: protocol,
+      upstream: protocol,
+    }),
+    check(result) {
+      expect(result).toMatchObject({ status: decode.response.status, complete: true });
+      const length = header(result.headers, 'content-length');
+      if (length !== undefined) expect(Number(length)).toBe(result.body.length);
+      else expect(header(decode.response.headers, 'content-length')).toBeUndefined();
+      if (LOCAL.includes(name)) checkLocal(capture, result);
+      else checkMerged(capture, result);
+    },
+  };
+}
+
+function checkLocal({ oracle, decode }: Capture, result: Result): void {
+  expect(result.body).toEqual(decode.response.body);
+  expect(result.prefillRequests).toEqual([]);
+  expect(result.decodeRequests.map(({ body }) => body)).toEqual([oracle.request.body]);
+  expect(header(result.headers, 'x-routed-experts')).toBe('local');
+  expect(result.logged).toBe('local');
+  expect(result.counters).toEqual({ 'routed_experts.local': 1 });
+}
+
+function checkMerged({ name, prefill, decode, oracle }: Capture, result: Result): void {
+  const arrays = arraysOf(oracle.response.body);
+  let at = 0;
+  const merged = decode.response.body.toString('utf8').replace(ARRAY, () => arrays[at++]!);
+  expect(at).toBe(arrays.length);
+  expect(result.body.toString('utf8')).toBe(merged);
+
+  expect(result.prefillRequests).toHaveLength(1);
+  expect(result.decodeRequests).toHaveLength(1);
+  expect(jsonOf(result.decodeRequests[0]!)).toEqual(jsonOf(decode.request));
+  const sent = jsonOf(result.prefillRequests[0]!);
+  if (NO_STREAM.test(name)) delete sent['stream'];
+  expect(sent).toEqual(jsonOf(prefill.request));
+  for (const request of [...result.prefillRequests, ...result.decodeRequests]) {
+    expect(header(request.headers, 'x-request-id')).toBe(header(decode.request.headers, 'x-request-id'));
+    expect(header(request.headers, 'accept-encoding')).toBeUndefined();
+    expect(request.path).toBe(oracle.request.path);
+  }
+
+  const stream = header(decode.response.headers, 'content-type')!.startsWith('text/event-stream');
+  const filled = arrays.filter((array) => !array.endsWith('null')).length;
+  const outcome = expect.stringMatching(new RegExp(`^merged; rows=\\d+; choices=${filled}$`));
+  expect(result.logged).toEqual(outcome);
+  // A stream's head is out before its array has come.
+  if (stream) expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
+  else expect(header(result.headers, 'x-routed-experts')).toBe(result.logged);
+  expect(result.counters).toEqual({
+    'routed_experts.merged': 1,
+    'routed_experts.spliced_bytes': expect.any(Number),
+  });
+}
+
+/** The members as they are written, in order. */
+function arraysOf(body: Buffer): string[] {
+  return body.toString('utf8').match(ARRAY) ?? [];
+}
+
+function jsonOf({ body }: Pick<EngineRequest, 'body'>): Record<string, unknown> {
+  return JSON.parse(body.toString('utf8')) as Record<string, unknown>;
+}

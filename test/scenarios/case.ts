@@ -1,0 +1,109 @@
+// What a suite of scenarios is, and when two hosts agree on a result.
+
+import type { EngineRequest, Header, Result, Scenario } from '../scenario.ts';
+
+/** Limits of the host that a suite needs; Envoy's defaults otherwise. */
+export interface Limits {
+  /** Of the listener, for requests that are held. */
+  bufferLimit?: number;
+  /** The largest reply of the prefill leg. */
+  asyncResponseLimit?: number;
+}
+
+export interface Case {
+  name: string;
+  /** Engines have state: a new scenario for every run. */
+  scenario(): Scenario;
+  /** Fails when the result is not as it should be. */
+  check(result: Result): void;
+  /** The host gives the client's request its own id: ids differ between runs. */
+  ownId?: boolean;
+  /** How the network cuts the body decides what the head can say: whether `choices` and a length are in it. */
+  cutDecidesHead?: boolean;
+  /** Runs on one host alone, and why. */
+  only?: { host: 'envoy' | 'emulator'; because: string };
+}
+
+export interface Suite {
+  name: string;
+  limits?: Limits;
+  cases: Case[];
+}
+
+/** Headers that real Envoy adds on its own, or that are about a connection and not about an exchange. */
+const ENVOYS_OWN = /^(date|server|x-envoy-.*|x-forwarded-.*|connection|keep-alive)$/;
+
+/** A result in the form in which both hosts must agree. */
+export interface Comparable {
+  status: number;
+  complete: boolean;
+  headers: Header[];
+  trailers: Header[];
+  body: string;
+  logged: string | null;
+  counters: Record<string, number>;
+  prefillRequests: object[];
+  decodeRequests: object[];
+}
+
+export function comparable(of: Case, result: Result): Comparable {
+  const id = of.ownId ? ownIdOf(result) : undefined;
+  const same = (text: string) => (id ? text.replaceAll(id, '<id>') : text);
+  const request = ({ method, path, headers, body }: EngineRequest) => ({
+    method,
+    path,
+    headers: ordered(headers, same),
+    body: same(body.toString('latin1')),
+  });
+  const headers = ordered(result.headers, same);
+  return {
+    status: result.status,
+    complete: result.complete,
+    headers: of.cutDecidesHead ? headers.flatMap(withoutCut) : headers,
+    trailers: ordered(result.trailers, same),
+    body: same(result.body.toString('latin1')),
+    logged: result.logged,
+    counters: Object.fromEntries(Object.entries(result.counters).sort()),
+    prefillRequests: result.prefillRequests.map(request),
+    decodeRequests: result.decodeRequests.map(request),
+  };
+}
+
+/** What two hosts see differently; empty when they agree. */
+export function differences(of: Case, envoy: Result, emulator: Result): object[] {
+  const [a, b] = [comparable(of, envoy), comparable(of, emulator)];
+  // How much of a body leaves before its stream is reset depends on timing.
+  if (!a.complete && !b.complete && (a.body.startsWith(b.body) || b.body.startsWith(a.body))) a.body = b.body;
+  return (Object.keys(a) as (keyof Comparable)[])
+    .filter((key) => JSON.stringify(a[key]) !== JSON.stringify(b[key]))
+    .map((key) => ({ [key]: { envoy: shown(a[key]), emulator: shown(b[key]) } }));
+}
+
+/** A readable excerpt of a long value. */
+function shown(value: unknown): unknown {
+  const text = typeof value === 'string' ? value : JSON.stringify(value);
+  return text.length > 3000 ? `${text.slice(0, 1500)} … ${text.slice(-1500)}` : value;
+}
+
+function ordered(headers: Header[], same: (text: string) => string): Header[] {
+  return headers
+    .filter(([name]) => !ENVOYS_OWN.test(name))
+    .map(([name, value]): Header => [name, same(value)])
+    .sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+}
+
+function withoutCut([name, value]: Header): Header[] {
+  if (name === 'content-length' || name === 'transfer-encoding') return [];
+  return [[name, name === 'x-routed-experts' ? value.replace(/; choices=\d+$/, '') : value]];
+}
+
+function ownIdOf({ prefillRequests, decodeRequests }: Result): string | undefined {
+  return [...prefillRequests, ...decodeRequests]
+    .flatMap(({ headers }) => headers)
+    .find(([name]) => name === 'x-request-id')?.[1];
+}
+
+/** First value of a header. */
+export function header(headers: Header[], wanted: string): string | undefined {
+  return headers.find(([name]) => name === wanted)?.[1];
+}

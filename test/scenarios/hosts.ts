@@ -1,0 +1,34 @@
+// The two hosts that suites run on.
+
+import { FILTER_WASM } from '../../tools/paths.mjs';
+import { createEnvoyHost } from '../envoy/index.ts';
+import { createEmulator } from '../host/index.ts';
+import type { Start } from './run.ts';
+
+export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit }) => {
+  const host = await createEnvoyHost({
+    // The route's limit also holds for HTTP/2, whose own default is another.
+    requestBodyBufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
+    ...(bufferLimit === undefined ? {} : { bufferLimit }),
+    ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),
+  });
+  return Object.assign(host, {
+    metric: async (name: string) => (await host.gauge(name)) ?? 0,
+    failures: async () => ((await host.vmAlive()) ? [] : [...host.traps(), 'a VM has failed']),
+  });
+};
+
+export const onEmulator: Start = async ({ bufferLimit, asyncResponseLimit }) => {
+  const host = await createEmulator({
+    wasmPath: FILTER_WASM,
+    bufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
+    ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),
+  });
+  return Object.assign(host, {
+    metric: async (name: string) => host.counter(name) + host.gauge(name),
+    failures: async () => (host.failed === null ? [] : [host.failed]),
+  });
+};
+
+/** Prompts of 40,000 tokens are held in a request. */
+const DEFAULT_BUFFER_LIMIT = 16 * 1024 * 1024;

@@ -1,0 +1,72 @@
+// Runs a suite on a host, and on a second one that must agree.
+
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Host, Result } from '../scenario.ts';
+import { differences, type Case, type Limits, type Suite } from './case.ts';
+
+/** A host that can also be asked about its filter. */
+export interface TestHost extends Host {
+  /** A counter or gauge of the filter; 0 when it does not exist. */
+  metric(name: string): Promise<number>;
+  /** What is known of VMs that have failed. */
+  failures(): Promise<string[]>;
+}
+
+export type Start = (limits: Limits) => Promise<TestHost>;
+
+export const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
+
+/** Every case on the host that `start` gives; with `twin`, both hosts must agree on each. */
+export function runSuite(suite: Suite, start: Start, twin?: Start): void {
+  describe(suite.name, () => {
+    let host: TestHost;
+    let other: TestHost | undefined;
+    let sent = 0;
+    let sentToOther = 0;
+
+    beforeAll(async () => {
+      host = await start(suite.limits ?? {});
+      other = await twin?.(suite.limits ?? {});
+    });
+    afterAll(async () => {
+      await host?.close();
+      await other?.close();
+    });
+
+    const run = (of: Case) => {
+      sent++;
+      return host.run(of.scenario());
+    };
+
+    for (const of of suite.cases) {
+      let result: Result | undefined;
+      const here = () => !of.only || of.only.host === host.name;
+
+      test(of.name, async ({ skip }) => {
+        if (!here()) skip(of.only?.because);
+        result = await run(of);
+        of.check(result);
+      });
+
+      if (!twin || of.only) continue;
+      test(`${of.name}: both hosts agree`, async () => {
+        result ??= await run(of);
+        sentToOther++;
+        expect(differences(of, result, await other!.run(of.scenario()))).toEqual([]);
+        result = undefined;
+      });
+    }
+
+    test('every exchange had exactly one outcome, and nothing is held', async () => {
+      for (const [each, requests] of [[host, sent] as const, [other, sentToOther] as const]) {
+        if (!each) continue;
+        const outcomes = await Promise.all(
+          OUTCOMES.map((outcome) => each.metric(`routed_experts.${outcome}`)),
+        );
+        expect(outcomes.reduce((a, b) => a + b)).toBe(requests);
+        expect(await each.metric('routed_experts.held_bytes')).toBe(0);
+        expect(await each.failures()).toEqual([]);
+      }
+    });
+  });
+}

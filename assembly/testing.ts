@@ -1,16 +1,505 @@
-import { DecodeResponse, Expected, Treatment, Form } from './routing/decode_response';
+// What Node calls to test the modules that need no host. One object of each kind at a time, kept in a global, so that the
+// caller holds no references; its bytes lie in memory from `alloc`. Offsets are f64: exact, and not BigInt in Node.
+
+import { heldBytes as held, Block } from './bytes/block';
+import { Rope, Sink } from './bytes/rope';
+import { Connector, NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from './connectors/connector';
+import { connectorNamed } from './connectors/table';
+import { Api, RequestBody } from './connectors/request_body';
+import { Rewrite } from './connectors/rewrite';
+import { Paths } from './json/paths';
+import { Event, Scanner } from './json/scanner';
+import { plainEnd as findPlainEnd } from './json/strings';
+import { DecodeResponse, Expected, Form, Treatment } from './routing/decode_response';
 import { EventStream } from './routing/event_stream';
+import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
 import { PrefillReply } from './routing/prefill_reply';
-import { Rope } from './bytes/rope';
-export function a(): DecodeResponse {
-  return new DecodeResponse(new Expected(), new Rope(), Treatment.Merge, Form.Unknown, false);
+import { Reason } from './routing/reason';
+import { PromptRows } from './routing/rows';
+
+export {
+  carriers,
+  decode as base64Decode,
+  encode as base64Encode,
+  encodedLength,
+  inAlphabet,
+  joined,
+  leadOf,
+  mix,
+  shiftLeft,
+  charOf,
+  valueOf,
+} from './routing/base64';
+
+// ---- memory
+
+export function alloc(len: usize): usize {
+  return heap.alloc(max<usize>(len, 1));
 }
-export function b(): EventStream {
-  return new EventStream(a());
+
+export function free(ptr: usize): void {
+  heap.free(ptr);
 }
-export function c(): PrefillReply {
-  return new PrefillReply(10);
+
+/** Bytes in live blocks: 0 when nothing leaks. */
+export function heldBytes(): f64 {
+  return <f64>held();
 }
-export function d(r: Rope): Rope {
-  return r;
+
+/** Takes up part of the VM's budget, to see what happens when memory is short. */
+let ballast: Block | null = null;
+
+export function holdBallast(len: usize): void {
+  ballast = Block.adopt(0, len);
+}
+
+export function dropBallast(): void {
+  const block = ballast;
+  if (block !== null) block.free();
+  ballast = null;
+}
+
+/** What left through a sink, until the next `clearOutput`. */
+@final
+class Collector extends Sink {
+  ptr: usize = heap.alloc(64);
+  len: usize = 0;
+  private room: usize = 64;
+
+  write(ptr: usize, len: usize): void {
+    if (this.len + len > this.room) {
+      this.room = 2 * (this.len + len);
+      this.ptr = heap.realloc(this.ptr, this.room);
+    }
+    memory.copy(this.ptr + this.len, ptr, len);
+    this.len += len;
+  }
+}
+
+const output = new Collector();
+
+export function outputPtr(): usize {
+  return output.ptr;
+}
+
+export function outputLen(): usize {
+  return output.len;
+}
+
+export function clearOutput(): void {
+  output.len = 0;
+}
+
+// ---- scanner
+
+let paths = new Paths();
+let scanner: Scanner | null = null;
+
+export function clearPaths(): void {
+  paths = new Paths();
+}
+
+export function addPath(ptr: usize, len: usize, id: i32): void {
+  paths.add(String.UTF8.decodeUnsafe(ptr, len), id);
+}
+
+export function scannerStart(): void {
+  scannerFree();
+  scanner = new Scanner(paths);
+}
+
+export function scannerFree(): void {
+  const old = scanner;
+  if (old !== null) old.free();
+  scanner = null;
+}
+
+export function scannerReset(): void {
+  scanner!.reset();
+}
+
+export function scannerFeed(ptr: usize, len: usize): void {
+  scanner!.feed(ptr, len);
+}
+
+export function scannerNext(): i32 {
+  return scanner!.next();
+}
+
+export function scannerId(): i32 {
+  return scanner!.id;
+}
+
+export function scannerOffset(): f64 {
+  return <f64>scanner!.offset;
+}
+
+export function scannerKeyStart(): f64 {
+  return <f64>scanner!.keyStart;
+}
+
+export function scannerComma(): f64 {
+  return <f64>scanner!.comma;
+}
+
+export function scannerIndex(): i32 {
+  return scanner!.index;
+}
+
+export function scannerCount(): i32 {
+  return scanner!.count;
+}
+
+export function scannerInteger(): i64 {
+  return scanner!.integer;
+}
+
+export function scannerFirst(): i32 {
+  return scanner!.first;
+}
+
+export function scannerComplete(): bool {
+  return scanner!.complete;
+}
+
+export function scannerDone(): bool {
+  return scanner!.done;
+}
+
+export function scannerTooDeep(): bool {
+  return scanner!.tooDeep;
+}
+
+/** Reads a whole document fed in one piece: whether it is JSON. */
+export function accepts(ptr: usize, len: usize): bool {
+  const scanner = new Scanner(paths);
+  scanner.feed(ptr, len);
+  let event = scanner.next();
+  while (event != Event.More && event != Event.Failed) event = scanner.next();
+  const whole = event == Event.More && scanner.complete;
+  scanner.free();
+  return whole;
+}
+
+export function plainEnd(ptr: usize, end: usize): usize {
+  return findPlainEnd(ptr, end);
+}
+
+// ---- .npy
+
+const npy = new NpyHeader();
+
+/** Reads the header of a file whose first `len` bytes are there. `Reason.Size`: it does not end in them. */
+export function npyRead(ptr: usize, len: usize): Reason {
+  if (len < PREFIX_BYTES) return Reason.Size;
+  const reason = readPrefix(ptr, npy);
+  if (reason != Reason.None) return reason;
+  return npy.size > <u64>len ? Reason.Size : readHeader(ptr, npy);
+}
+
+export function npySize(): f64 {
+  return <f64>npy.size;
+}
+
+export function npyDtype(): Dtype {
+  return npy.dtype;
+}
+
+export function npyRows(): f64 {
+  return <f64>npy.rows;
+}
+
+export function npyLayers(): f64 {
+  return <f64>npy.layers;
+}
+
+export function npyTopK(): f64 {
+  return <f64>npy.topK;
+}
+
+/** Writes a header at `ptr`, which has room for 256 bytes. */
+export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK: f64): usize {
+  const like = new NpyHeader();
+  like.dtype = dtype;
+  like.layers = <u64>layers;
+  like.topK = <u64>topK;
+  return writeHeader(ptr, like, <u64>rows);
+}
+
+// ---- prefill's reply
+
+let reply: PrefillReply | null = null;
+let rows: PromptRows | null = null;
+
+export function replyStart(size: f64): void {
+  replyFree();
+  reply = new PrefillReply(<u64>size);
+}
+
+export function replyPush(ptr: usize, len: usize): bool {
+  return reply!.push(ptr, len);
+}
+
+export function replyOffset(): f64 {
+  return <f64>reply!.offset;
+}
+
+export function replyWantsRows(): bool {
+  return reply!.wantsRows;
+}
+
+export function replyRowsAt(): f64 {
+  return <f64>reply!.rowsAt;
+}
+
+export function replyRowsLen(): f64 {
+  return <f64>reply!.rowsLen;
+}
+
+export function replyTakeRows(ptr: usize, len: usize): bool {
+  return reply!.takeRows(copied(ptr, len));
+}
+
+export function replyFinish(): bool {
+  return reply!.finish();
+}
+
+export function replyReason(): Reason {
+  return reply!.reason;
+}
+
+export function replyPromptTokens(): f64 {
+  return <f64>reply!.promptTokens;
+}
+
+export function replyKvStart(): f64 {
+  return <f64>reply!.kvStart;
+}
+
+export function replyKvEnd(): f64 {
+  return <f64>reply!.kvEnd;
+}
+
+/** Keeps the rows for the responses to come; false when there are none. */
+export function replyGiveRows(): bool {
+  freeRows();
+  rows = reply!.giveRows();
+  return rows !== null;
+}
+
+export function replyFree(): void {
+  const old = reply;
+  if (old !== null) old.free();
+  reply = null;
+}
+
+export function freeRows(): void {
+  const old = rows;
+  if (old !== null) old.free();
+  rows = null;
+}
+
+function copied(ptr: usize, len: usize): Block {
+  const block = Block.alloc(len);
+  memory.copy(block.ptr, ptr, len);
+  return block;
+}
+
+// ---- decode's response
+
+let expected = new Expected();
+let rope: Rope | null = null;
+let response: DecodeResponse | null = null;
+let events: EventStream | null = null;
+/** Bytes of the body that have come. */
+let received: u64 = 0;
+
+/** Expects the rows that `replyGiveRows` kept. */
+export function responseStart(
+  tail: bool,
+  choices: i32,
+  maxTokens: f64,
+  missing: Reason,
+  treatment: Treatment,
+  form: Form,
+  isEvents: bool,
+): void {
+  responseFree();
+  expected = new Expected();
+  expected.rows = rows;
+  expected.missing = missing;
+  expected.tail = tail;
+  expected.choices = choices;
+  expected.maxTokens = <i64>maxTokens;
+  rope = new Rope();
+  received = 0;
+  const started = new DecodeResponse(expected, rope!, treatment, form, isEvents);
+  response = started;
+  if (isEvents) events = new EventStream(started);
+}
+
+/** Takes a copy of a piece of the body. */
+export function responsePush(ptr: usize, len: usize): void {
+  const piece = copied(ptr, len);
+  rope!.append(piece, received);
+  const stream = events;
+  if (stream !== null) stream.push(piece.ptr, len, received);
+  else response!.push(piece.ptr, len, received);
+  received += len;
+}
+
+/** Reads the held body again, as a response that holds all of it does. */
+export function responseAgain(form: Form, treatment: Treatment): void {
+  rope!.clearEdits();
+  response!.free();
+  const second = new DecodeResponse(expected, rope!, treatment, form, false);
+  response = second;
+  let offset: u64 = 0;
+  for (let i = 0; i < rope!.pieceCount; i++) {
+    const piece = rope!.piece(i);
+    second.push(piece.ptr, piece.len, offset);
+    offset += piece.len;
+  }
+}
+
+/** Lets what is settled leave into the output. */
+export function responseRelease(): void {
+  const stream = events;
+  rope!.release(stream !== null ? stream.settled : response!.settled, output);
+}
+
+/** Forgets the edits; everything leaves as it came. */
+export function responseForward(): void {
+  rope!.clearEdits();
+  rope!.release(received, output);
+}
+
+/** Bytes of the next `len` that need not be read. */
+export function responseUnread(len: f64): f64 {
+  const stream = events;
+  const ahead = stream !== null ? stream.replacedAhead : response!.replacedAhead;
+  return rope!.held == 0 ? <f64>min<u64>(ahead, <u64>len) : 0;
+}
+
+/** Lets `len` bytes leave that are replaced whatever they are. False when the rope does not have them. */
+export function responsePass(len: f64): bool {
+  const n = <u64>len;
+  const ptr = rope!.releaseUnread(n);
+  if (ptr == 0) return false;
+  output.write(ptr, <usize>n);
+  const stream = events;
+  if (stream !== null) stream.passReplaced(n);
+  else response!.passReplaced(n);
+  received += n;
+  return true;
+}
+
+export function responseReason(): Reason {
+  return response!.reason;
+}
+
+export function responseNulled(): Reason {
+  return response!.nulled;
+}
+
+export function responsePlanned(): bool {
+  return response!.planned;
+}
+
+export function responseDecided(): bool {
+  return response!.decided;
+}
+
+export function responseComplete(): bool {
+  return response!.complete;
+}
+
+export function responseBetweenDocuments(): bool {
+  return response!.betweenDocuments;
+}
+
+export function responseChoices(): i32 {
+  return response!.choices;
+}
+
+export function responseAgainForm(): Form {
+  return response!.again;
+}
+
+export function responseGrowth(): f64 {
+  return <f64>response!.growth;
+}
+
+export function responseHeld(): f64 {
+  return <f64>rope!.held;
+}
+
+export function responseFree(): void {
+  const oldRope = rope;
+  if (oldRope !== null) oldRope.free();
+  rope = null;
+  const old = response;
+  if (old !== null) old.free();
+  response = null;
+  events = null;
+}
+
+// ---- requests
+
+let request: RequestBody | null = null;
+let requestPtr: usize = 0;
+let requestLen: usize = 0;
+
+/** Reads a request, borrowed until the next one. Returns its `Unfit`. */
+export function requestRead(api: Api, ptr: usize, len: usize): i32 {
+  requestPtr = ptr;
+  requestLen = len;
+  const read = new RequestBody(api, ptr, len);
+  request = read;
+  return read.unfit;
+}
+
+export function requestChoices(): i32 {
+  return request!.choices;
+}
+
+export function requestMaxTokens(): f64 {
+  return <f64>request!.maxTokens;
+}
+
+export function requestHasParams(): bool {
+  return request!.hasKvTransferParams;
+}
+
+/** Writes the prefill leg into the output. False when its announced length is not its length. */
+export function writePrefillLeg(sharedStorage: bool): bool {
+  return written(prefillLeg(request!, connector(sharedStorage)));
+}
+
+/** Writes the decode leg into the output. */
+export function writeDecodeLeg(sharedStorage: bool, params: usize, paramsLen: usize, promptStart: f64): bool {
+  const number = Block.alloc(NUMBER_BYTES);
+  const leg = decodeLeg(request!, connector(sharedStorage), params, paramsLen, <i64>promptStart, number.ptr);
+  const right = written(leg);
+  number.free();
+  return right;
+}
+
+/** Writes the request for an engine that serves it alone into the output. */
+export function writeLocal(): bool {
+  return written(withoutClientParams(request!));
+}
+
+function connector(sharedStorage: bool): Connector {
+  return connectorNamed(sharedStorage ? 'shared_storage' : 'nixl')!;
+}
+
+function written(leg: Rewrite): bool {
+  const before = output.len;
+  leg.write(requestPtr, requestLen, output);
+  const len = output.len - before;
+  const block = leg.toBlock(requestPtr, requestLen);
+  const same = block.len == len && memory.compare(block.ptr, output.ptr + before, len) == 0;
+  block.free();
+  return same && leg.lengthOf(requestPtr, requestLen) == len;
 }

@@ -11,6 +11,7 @@ import {
   proxy_get_header_map_pairs,
   proxy_get_header_map_value,
   proxy_get_log_level,
+  proxy_get_shared_data,
   proxy_http_call,
   proxy_increment_metric,
   proxy_log,
@@ -21,7 +22,9 @@ import {
   proxy_set_buffer_bytes,
   proxy_set_effective_context,
   proxy_set_property,
+  proxy_set_shared_data,
 } from '@gcoredev/proxy-wasm-sdk-as/assembly/imports';
+import { allocate } from '../bytes/arena';
 import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { BufferKind, HeaderMapKind, LogLevel, MetricKind, Status, StreamKind } from './types';
@@ -34,10 +37,11 @@ const BEHIND: u32 = 0xffffffff;
 /** Where the host puts addresses, sizes and numbers that it returns. */
 const out0: usize = memory.data(8, 8);
 const out1: usize = memory.data(8, 8);
+const out2: usize = memory.data(8, 8);
 
 /** Memory for what the host hands over; exported to it. */
 export function malloc(size: usize): usize {
-  return heap.alloc(max<usize>(size, 1));
+  return allocate(size);
 }
 
 /** Whether lines of a level are written at all: ask before building one. */
@@ -184,6 +188,18 @@ export function setProperty(name: Ascii, ptr: usize, len: usize): void {
 export function now(): u64 {
   proxy_get_current_time_nanoseconds(out0);
   return load<u64>(out0);
+}
+
+/** Stores a copy of `len` bytes under a key that all VMs of this `vm_id` see; everything is borrowed. */
+export function setSharedData(key: usize, keyLen: usize, ptr: usize, len: usize): Status {
+  // CAS 0: whatever is there is overwritten.
+  return proxy_set_shared_data(key, keyLen, ptr, len, 0);
+}
+
+/** A copy of what is under a key; null when there is nothing. */
+export function getSharedData(key: usize, keyLen: usize): Block | null {
+  clearOut();
+  return handedOver(proxy_get_shared_data(key, keyLen, out0, out1, out2));
 }
 
 // @ts-ignore: decorator

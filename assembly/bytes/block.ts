@@ -1,5 +1,7 @@
 // Unmanaged memory for body bytes: who owns it and how much of it the VM holds. Knows nothing of what the bytes mean.
 
+import { allocate, deallocate } from './arena';
+
 /** Bytes in live blocks, over all exchanges of this VM. */
 let held: usize = 0;
 
@@ -22,7 +24,7 @@ export class Block {
   /** A new block of `len` bytes, not cleared. The caller has checked `len` against its budget: running out traps. */
   static alloc(len: usize): Block {
     held += len;
-    return new Block(heap.alloc(max<usize>(len, 1)), len);
+    return new Block(allocate(len), len);
   }
 
   /** Takes over memory that the host allocated through `malloc`; `ptr` is 0 for an empty answer. */
@@ -43,7 +45,7 @@ export class Block {
 
   /** Gives the memory back. A second call does nothing. */
   free(): void {
-    if (this.ptr != 0) heap.free(this.ptr);
+    if (this.ptr != 0) deallocate(this.ptr);
     held -= this.len;
     this.ptr = 0;
     this.len = 0;

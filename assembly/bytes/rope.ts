@@ -12,17 +12,46 @@ export abstract class Sink {
   abstract write(ptr: usize, len: usize): void;
 }
 
+/** Bytes of a replacement that need not all be in memory: they are fetched as they leave. */
+export abstract class Source {
+  /** The bytes that `fetch` found (borrowed until the next call). */
+  ptr: usize = 0;
+
+  /** Makes up to `len` bytes from `offset` on available at `ptr`; returns how many, 0 when they are lost. */
+  abstract fetch(offset: u64, len: u64): u64;
+}
+
 
 @final
 class Edit {
   constructor(
     public at: u64,
     public remove: u64,
-    public ptr: usize,
+    /** Address of the replacement, or offset in `source`. */
+    public from: u64,
     public len: u64,
     /** Holds the replacement when the edit owns it. */
     public owned: Block | null,
+    public source: Source | null,
   ) {}
+
+  /** Tells `n` bytes of the replacement to a sink; false when they are lost. */
+  write(n: u64, sink: Sink): bool {
+    const source = this.source;
+    this.len -= n;
+    while (n > 0) {
+      let got = n;
+      if (source === null) sink.write(<usize>this.from, <usize>n);
+      else {
+        got = source.fetch(this.from, n);
+        if (got == 0) return false;
+        sink.write(source.ptr, <usize>got);
+      }
+      this.from += got;
+      n -= got;
+    }
+    return true;
+  }
 }
 
 
@@ -32,6 +61,8 @@ export class Rope {
   released: u64 = 0;
   /** Bytes of the pieces held. */
   held: u64 = 0;
+  /** Bytes of a replacement could not be fetched: what left is not whole. */
+  broken: bool = false;
 
   private pieces: Block[] = [];
   private offsets: u64[] = [];
@@ -47,12 +78,17 @@ export class Rope {
 
   /** Replaces `remove` bytes at `at` by borrowed bytes, which must stay until they have left. */
   replace(at: u64, remove: u64, ptr: usize, len: u64): void {
-    this.edits.push(new Edit(at, remove, ptr, len, null));
+    this.edits.push(new Edit(at, remove, ptr, len, null, null));
   }
 
   /** Replaces `remove` bytes at `at` by the first `len` bytes of a block that the rope takes over. */
   replaceOwned(at: u64, remove: u64, block: Block, len: u64): void {
-    this.edits.push(new Edit(at, remove, block.ptr, len, block));
+    this.edits.push(new Edit(at, remove, block.ptr, len, block, null));
+  }
+
+  /** Replaces `remove` bytes at `at` by `len` bytes of a source (borrowed) from `offset` on. */
+  replaceFrom(at: u64, remove: u64, source: Source, offset: u64, len: u64): void {
+    this.edits.push(new Edit(at, remove, offset, len, null, source));
   }
 
   /** Pieces held, in order: for a second look at a body of which nothing has left. */
@@ -75,12 +111,10 @@ export class Rope {
       if (edit.remove > 0 && gone == 0) return this.drop();
       // Of a replacement that outlasts `upTo` only the part for the bytes that are gone leaves now.
       const out = gone == edit.remove ? edit.len : min(edit.len, gone);
-      if (out > 0) sink.write(edit.ptr, <usize>out);
+      if (!edit.write(out, sink)) this.broken = true;
       this.released += gone;
       edit.at += gone;
       edit.remove -= gone;
-      edit.ptr += <usize>out;
-      edit.len -= out;
       if (edit.remove > 0) return this.drop();
       this.retire();
     }
@@ -89,21 +123,19 @@ export class Rope {
   }
 
   /**
-   * Lets the next `n` bytes leave although they never came as a piece: they lie inside a replacement, whose bytes are
-   * at the returned address (borrowed). 0 when they do not.
+   * Lets the next `n` bytes leave although they never came as a piece: they lie inside a replacement of the same length.
+   * False when they do not.
    */
-  releaseUnread(n: u64): usize {
-    if (this.firstEdit == this.edits.length) return 0;
+  releaseUnread(n: u64, sink: Sink): bool {
+    if (this.firstEdit == this.edits.length) return false;
     const edit = this.edits[this.firstEdit];
-    if (edit.at != this.released || edit.remove < n || edit.len < n) return 0;
-    const ptr = edit.ptr;
+    if (edit.at != this.released || edit.remove < n || edit.len < n) return false;
+    if (!edit.write(n, sink)) this.broken = true;
     this.released += n;
     edit.at += n;
     edit.remove -= n;
-    edit.ptr += <usize>n;
-    edit.len -= n;
     if (edit.remove == 0 && edit.len == 0) this.retire();
-    return ptr;
+    return true;
   }
 
   /** Forgets all edits: the bytes leave as they came. */

@@ -27,6 +27,8 @@ const MAX_RETRIES: i64 = 10;
 /** Most that one exchange may hold, and most that all captures of a VM may: a VM has 1 GiB for everything. */
 const MAX_HOLD_BYTES: i64 = 256 << 20;
 const MAX_CAPTURE_BYTES: i64 = 640 << 20;
+/** Host memory: what the machine has. */
+const MAX_PARKED_BYTES: i64 = 1 << 40;
 
 
 @final
@@ -44,6 +46,7 @@ export class Config {
   holdBytes: u64 = 1 << 20;
   maxHoldBytes: u64 = 16 << 20;
   maxCaptureBytes: u64 = 512 << 20;
+  maxParkedBytes: u64 = 2 << 30;
 
   /** What is wrong, as `path: what was expected`; empty when nothing is. */
   problem: string = '';
@@ -82,6 +85,7 @@ export class Config {
       'hold_bytes',
       'max_hold_bytes',
       'max_capture_bytes',
+      'max_parked_bytes',
     ]);
     const prefill = root.get('prefill');
     if (prefill === null || prefill.type != JSON.Types.Object) {
@@ -107,6 +111,14 @@ export class Config {
       0,
       MAX_CAPTURE_BYTES,
       this.maxCaptureBytes,
+    );
+    this.maxParkedBytes = this.integer(
+      root,
+      'max_parked_bytes',
+      'max_parked_bytes',
+      0,
+      MAX_PARKED_BYTES,
+      this.maxParkedBytes,
     );
   }
 

@@ -79,6 +79,7 @@ import {
   statusOf,
 } from './prefill_call';
 import { replyError, replyPrefill } from './replies';
+import { Kept, Room } from './room';
 
 const enum State {
   Start,
@@ -109,9 +110,6 @@ const enum Failure {
   NoLength,
 }
 
-/** Rows of prompts that this VM holds, over all exchanges, in bytes of base64. */
-let captured: u64 = 0;
-
 
 @final
 export class Exchange extends StreamContext {
@@ -128,8 +126,7 @@ export class Exchange extends StreamContext {
   private tries: i32 = 0;
   private callStarted: u64 = 0;
   private brought: Captured = new Captured();
-  /** What `captured` counts of this exchange. */
-  private capturedBytes: u64 = 0;
+  private kept: Kept = new Kept();
 
   private rope: Rope | null = null;
   private response: DecodeResponse | null = null;
@@ -261,15 +258,11 @@ export class Exchange extends StreamContext {
     if (status >= 400 && status < 500) return this.passPrefillReply(status, bodySize);
     if (status == 504) return this.prefillFailed(Failure.Timeout);
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
-    const room = this.config.maxCaptureBytes - min(captured, this.config.maxCaptureBytes);
-    const result = capture(bodySize, room, this.brought);
+    const result = capture(bodySize, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     const rows = this.brought.rows;
-    if (rows !== null) {
-      this.capturedBytes = rows.heldChars;
-      captured += this.capturedBytes;
-    }
+    if (rows !== null) this.kept.count(rows);
     reportHeld();
     if (this.config.connector.needsParams && this.brought.params === null) {
       // Nothing to pull: decode prefills itself.
@@ -603,17 +596,18 @@ export class Exchange extends StreamContext {
       }
     }
     this.state = State.Streaming;
-    this.release();
+    const sink = new BodySink(BufferKind.ResponseBody);
+    this.rope!.release(response.settled, sink);
+    if (!this.sent(sink)) return BodyStatus.StopIterationNoBuffer;
     if (endOfStream) this.finish();
     return BodyStatus.Continue;
   }
 
-  /** Gives to the host what may leave of the rope, in place of the current piece. */
-  private release(): void {
-    const sink = new BodySink(BufferKind.ResponseBody);
-    const events = this.events;
-    this.rope!.release(events === null ? this.response!.settled : events.settled, sink);
-    sink.finish();
+  /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */
+  private sent(sink: BodySink): bool {
+    if (sink.finish() && !this.rope!.broken) return true;
+    this.reset(Reason.Memory);
+    return false;
   }
 
   /** Edits a piece of a response whose head is out. */
@@ -641,9 +635,7 @@ export class Exchange extends StreamContext {
     }
     const sink = new BodySink(BufferKind.ResponseBody);
     if (unread > 0) {
-      const ptr = rope.releaseUnread(unread);
-      assert(ptr != 0);
-      sink.write(ptr, unread);
+      if (!rope.releaseUnread(unread, sink)) rope.broken = true;
       if (events === null) response.passReplaced(unread);
       else events.passReplaced(unread);
       this.received += unread;
@@ -658,8 +650,7 @@ export class Exchange extends StreamContext {
       }
       rope.release(events === null ? response.settled : events.settled, sink);
     }
-    sink.finish();
-    return true;
+    return this.sent(sink);
   }
 
   /** The response can't be merged any more. Only a stream of which no array has left may go on. */
@@ -775,8 +766,7 @@ export class Exchange extends StreamContext {
   private releaseCapture(): void {
     this.brought.free();
     this.expected.rows = null;
-    captured -= this.capturedBytes;
-    this.capturedBytes = 0;
+    this.kept.forget();
   }
 
   private releaseResponse(): void {

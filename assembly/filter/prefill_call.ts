@@ -7,12 +7,15 @@ import { Ascii, equalsIgnoreCase, readDecimal, startsWithIgnoreCase } from '../b
 import { Block, fits } from '../bytes/block';
 import { PrefillReply } from '../routing/prefill_reply';
 import { Reason } from '../routing/reason';
-import { PromptRows } from '../routing/rows';
+import { HeldChars, ParkedChars, PromptRows, RowsCheck, rowsInPiece } from '../routing/rows';
+import { Room } from './room';
 import { CONTENT_ENCODING, ENVOY_PREFIX, IDENTITY, REQUEST_ID, STATUS, isOneHop } from './names';
 
 /** First read of a reply: as a rule the rows start in it. */
 const FIRST_WINDOW: u32 = 16 << 10;
 const WINDOW: u32 = 256 << 10;
+/** About the size of a parked piece. */
+const PIECE: u64 = 512 << 10;
 /** An engine's parameters are some hundred bytes; more is not one. */
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
 
@@ -112,8 +115,8 @@ export const enum Capture {
   TooLarge,
 }
 
-/** Reads the call's answer of `size` bytes; the rows are copied once. At most `room` bytes of rows are taken. */
-export function capture(size: u32, room: u64, into: Captured): Capture {
+/** Reads the call's answer of `size` bytes; the rows are copied once, and go where there is room. */
+export function capture(size: u32, room: Room, into: Captured): Capture {
   if (isEncoded(HeaderMapKind.CallResponseHeaders)) return Capture.Unreadable;
   const reply = new PrefillReply(size);
   const result = read(reply, size, room, into);
@@ -122,19 +125,19 @@ export function capture(size: u32, room: u64, into: Captured): Capture {
   return result;
 }
 
-function read(reply: PrefillReply, size: u32, room: u64, into: Captured): Capture {
+function read(reply: PrefillReply, size: u32, room: Room, into: Captured): Capture {
   let length = FIRST_WINDOW;
   while (reply.offset < size) {
     const window = bufferBytes(BufferKind.CallResponseBody, <u32>reply.offset, length);
     if (window === null || window.len == 0) return Capture.Unreadable;
     let json = reply.push(window.ptr, window.len);
     if (json && reply.wantsRows) {
-      if (reply.rowsLen > room || !fits(reply.rowsLen)) {
+      const taken = room.takes(reply.rowsLen) ? takeRows(reply) : parkRows(reply, room);
+      if (taken != Capture.Ok) {
         window.free();
-        return Capture.TooLarge;
+        return taken;
       }
-      const rows = bufferBytes(BufferKind.CallResponseBody, <u32>reply.rowsAt, <u32>reply.rowsLen);
-      json = rows !== null && reply.takeRows(rows);
+      json = reply.resume();
     }
     window.free();
     if (!json) return Capture.Unreadable;
@@ -150,5 +153,43 @@ function read(reply: PrefillReply, size: u32, room: u64, into: Captured): Captur
   if (paramsLen > 0) {
     into.params = bufferBytes(BufferKind.CallResponseBody, <u32>reply.kvStart, <u32>paramsLen);
   }
+  return Capture.Ok;
+}
+
+/** The rows as one block of the VM's memory. */
+function takeRows(reply: PrefillReply): Capture {
+  const block = bufferBytes(BufferKind.CallResponseBody, <u32>reply.rowsAt, <u32>reply.rowsLen);
+  if (block === null || <u64>block.len != reply.rowsLen) return Capture.Unreadable;
+  const check = new RowsCheck(reply.header);
+  reply.takeRows(new HeldChars(block), check.check(block.ptr, block.end, reply.header.rows));
+  return Capture.Ok;
+}
+
+/** The rows in pieces outside the VM. */
+function parkRows(reply: PrefillReply, room: Room): Capture {
+  if (!room.parks(reply.rowsLen) || !fits(2 * PIECE)) return Capture.TooLarge;
+  const header = reply.header;
+  const check = new RowsCheck(header);
+  const rowsInFull = rowsInPiece(header, PIECE);
+  const pieceLen = (rowsInFull * header.rowBytes * 8) / 6;
+  const chars = new ParkedChars(room.parking, pieceLen);
+  let reason = Reason.None;
+  let rows = header.rows;
+  for (let at: u64 = 0; at < reply.rowsLen; at += pieceLen) {
+    const len = min(pieceLen, reply.rowsLen - at);
+    // The character behind a piece may carry the last bits of its last row.
+    const more: u64 = at + len < reply.rowsLen ? 1 : 0;
+    const piece = bufferBytes(BufferKind.CallResponseBody, <u32>(reply.rowsAt + at), <u32>(len + more));
+    const whole = piece !== null && <u64>piece.len == len + more;
+    const parked = whole && chars.add(piece!.ptr, <usize>len);
+    if (parked && reason == Reason.None) reason = check.check(piece!.ptr, piece!.end, min(rows, rowsInFull));
+    if (piece !== null) piece.free();
+    if (!parked) {
+      chars.free();
+      return whole ? Capture.TooLarge : Capture.Unreadable;
+    }
+    rows -= min(rows, rowsInFull);
+  }
+  reply.takeRows(chars, reason);
   return Capture.Ok;
 }

@@ -424,15 +424,15 @@ export class DecodeResponse {
     // The character in which the rows start was read with the header when it carries bits of both.
     if (read > first) {
       const mixed = Block.alloc(1);
-      store<u8>(mixed.ptr, mix(this.head.lastChar, load<u8>(chars.ptr), lead));
+      store<u8>(mixed.ptr, mix(this.head.lastChar, chars.first, lead));
       this.rope.replaceOwned(start + first, 1, mixed, 1);
     }
     const bits = (header.size + rows.bytes) * 8;
     const whole = bits / 6;
     this.mixBits = <i32>(bits % 6);
-    if (this.mixBits > 0) this.mixWith = load<u8>(chars.ptr + <usize>(whole - first));
+    this.mixWith = chars.last;
     const replaced = whole - read;
-    this.rope.replace(start + read, replaced, chars.ptr + <usize>(read - first), replaced);
+    this.rope.replaceFrom(start + read, replaced, chars, read - first, replaced);
     this.tailLeft -= replaced;
     this.scanner.skip(replaced);
     this.stage = Stage.Overlay;
@@ -450,7 +450,7 @@ export class DecodeResponse {
       return Reason.Memory;
     }
     const headEnd = encode(text, <usize>size, made.ptr);
-    if (lead > 0) store<u8>(headEnd - 1, mix(load<u8>(headEnd - 1), load<u8>(chars.ptr), lead));
+    if (lead > 0) store<u8>(headEnd - 1, mix(load<u8>(headEnd - 1), chars.first, lead));
     const headChars = <u64>(headEnd - made.ptr);
     const start = this.base + this.head.start;
     const inLead = leadOf(header.size);
@@ -458,10 +458,10 @@ export class DecodeResponse {
     const bits = (size + rows.bytes) * 8;
     const whole = bits / 6;
     const from = lead > 0 ? 1 : 0;
-    this.rope.replace(start + this.head.length, 0, chars.ptr + from, whole - headChars);
+    this.rope.replaceFrom(start + this.head.length, 0, chars, from, whole - headChars);
     const outLead = <i32>(bits % 6);
     this.mixBits = outLead;
-    if (outLead > 0) this.mixWith = load<u8>(chars.ptr + <usize>(whole - firstCarrierAt(size)));
+    this.mixWith = chars.last;
     const total = size + rows.bytes + header.rows * header.rowBytes;
     this.outLeft = carriers(total) - whole;
     this.outPadding = encodedLength(total) - carriers(total);
@@ -567,9 +567,4 @@ export class DecodeResponse {
   private refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }
-}
-
-/** First character that carries bits behind `size` bytes. */
-function firstCarrierAt(size: u64): u64 {
-  return (size * 8) / 6;
 }

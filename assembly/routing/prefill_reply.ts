@@ -1,13 +1,13 @@
 // Reads prefill's reply: the prompt rows, where `kv_transfer_params` lies, and what the reply says of the prompt.
 // The caller feeds windows of the body in order and fetches the rows itself, so that they are copied once.
 
-import { Block } from '../bytes/block';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
 import { ArrayClose, ArrayHead, CloseProgress, HeadProgress } from './array_head';
 import { carriers, encodedLength } from './base64';
+import { NpyHeader } from './npy';
 import { Reason } from './reason';
-import { PromptRows, firstCarrier, rowCarriers } from './rows';
+import { PromptRows, RowChars, firstCarrier, rowCarriers } from './rows';
 
 const enum Id {
   Root,
@@ -84,7 +84,7 @@ export class PrefillReply {
     return this.scanner.offset;
   }
 
-  /** Whether the caller must fetch [rowsAt, rowsAt + rowsLen) of the body and call `takeRows` or `refuseRows`. */
+  /** Whether the caller must fetch [rowsAt, rowsAt + rowsLen) of the body, call `takeRows` and then `resume`. */
   get wantsRows(): bool {
     return this.stage == Stage.Rows;
   }
@@ -95,18 +95,26 @@ export class PrefillReply {
     return this.scan();
   }
 
-  /** The rows that were asked for; taken over. */
-  takeRows(chars: Block): bool {
+  /** Header of the array whose rows are wanted. */
+  get header(): NpyHeader {
+    return this.head.header;
+  }
+
+  /** The rows that were asked for; `chars` are taken over. `reason`: what a `RowsCheck` of them found. */
+  takeRows(chars: RowChars, reason: Reason): void {
     const header = this.head.header;
-    const rows = new PromptRows(header, chars);
-    this.rows = rows;
-    if (this.reason == Reason.None) this.reason = rows.check();
+    this.rows = new PromptRows(header, chars);
+    if (reason != Reason.None) this.refuse(reason);
     // The first carrier may have been read with the header.
     const known = this.head.length - firstCarrier(header);
     this.scanner.skip(this.rowsLen - known);
     this.scanner.pass(this.scanner.skipping);
     this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
     this.stage = Stage.Close;
+  }
+
+  /** Goes on with the window after `takeRows`. False when the body is not JSON. */
+  resume(): bool {
     return this.scan();
   }
 

@@ -1,18 +1,147 @@
 // The prompt rows that prefill returned, kept as the base64 characters they came in.
 
 import { Block, fits } from '../bytes/block';
-import { carriers, inAlphabet, leadOf, shiftLeft, valueOf } from './base64';
+import { Source } from '../bytes/rope';
+import { carriers, inAlphabet, joined, leadOf, shiftLeft, valueOf } from './base64';
 import { Dtype, NpyHeader } from './npy';
 import { Reason } from './reason';
 
+/** A place outside the VM's memory for pieces of rows. */
+export abstract class Parking {
+  /** Stores a copy of `len` bytes at `ptr`; returns its slot, -1 when there is no room. */
+  abstract store(ptr: usize, len: usize): i32;
+
+  /** The piece in a slot (owned); null when it is lost. */
+  abstract load(slot: i32): Block | null;
+
+  /** Empties a slot of `len` bytes. */
+  abstract drop(slot: i32, len: usize): void;
+}
+
+/** Characters of rows, in memory as one block or parked in pieces. */
+export abstract class RowChars extends Source {
+  /** The first and the last of them. */
+  first: u8 = 0;
+  last: u8 = 0;
+  abstract get length(): u64;
+  /** Bytes that they take of the VM's memory, and of the parking. */
+  abstract get heldBytes(): u64;
+  abstract get parkedBytes(): u64;
+  abstract free(): void;
+}
+
+
+@final
+export class HeldChars extends RowChars {
+  /** Takes over `block`, which is not empty. */
+  constructor(readonly block: Block) {
+    super();
+    this.first = load<u8>(block.ptr);
+    this.last = load<u8>(block.end - 1);
+  }
+
+  get length(): u64 {
+    return this.block.len;
+  }
+
+  get heldBytes(): u64 {
+    return this.block.len;
+  }
+
+  get parkedBytes(): u64 {
+    return 0;
+  }
+
+  fetch(offset: u64, len: u64): u64 {
+    this.ptr = this.block.ptr + <usize>offset;
+    return len;
+  }
+
+  free(): void {
+    this.block.free();
+  }
+}
+
+
+@final
+export class ParkedChars extends RowChars {
+  private slots: i32[] = [];
+  private total: u64 = 0;
+  /** The piece that was fetched last. */
+  private current: Block | null = null;
+  private currentPiece: i32 = -1;
+
+  /** All pieces but the last have `pieceLen` characters. */
+  constructor(
+    private parking: Parking,
+    private pieceLen: u64,
+  ) {
+    super();
+  }
+
+  get length(): u64 {
+    return this.total;
+  }
+
+  get heldBytes(): u64 {
+    return 0;
+  }
+
+  get parkedBytes(): u64 {
+    return this.total;
+  }
+
+  /** Parks the next piece (borrowed); false when there is no room. */
+  add(ptr: usize, len: usize): bool {
+    const slot = this.parking.store(ptr, len);
+    if (slot < 0) return false;
+    if (this.total == 0) this.first = load<u8>(ptr);
+    this.last = load<u8>(ptr + len - 1);
+    this.slots.push(slot);
+    this.total += len;
+    return true;
+  }
+
+  fetch(offset: u64, len: u64): u64 {
+    const piece = <i32>(offset / this.pieceLen);
+    if (piece != this.currentPiece) {
+      this.forget();
+      if (!fits(this.pieceLen)) return 0;
+      this.current = this.parking.load(this.slots[piece]);
+      this.currentPiece = piece;
+    }
+    const block = this.current;
+    const skip = offset % this.pieceLen;
+    if (block === null || block.len <= skip) return 0;
+    this.ptr = block.ptr + <usize>skip;
+    return min(len, <u64>block.len - skip);
+  }
+
+  free(): void {
+    this.forget();
+    for (let i = 0; i < this.slots.length; i++) {
+      this.parking.drop(this.slots[i], <usize>min(this.pieceLen, this.total - <u64>i * this.pieceLen));
+    }
+    this.slots.length = 0;
+    this.total = 0;
+  }
+
+  private forget(): void {
+    const block = this.current;
+    if (block !== null) block.free();
+    this.current = null;
+    this.currentPiece = -1;
+  }
+}
+
 /**
- * Rows of shape (rows, layers, top_k). `chars` holds exactly the characters that carry bits of them; the first of these
+ * Rows of shape (rows, layers, top_k). `chars` are exactly the characters that carry bits of them; the first of these
  * may carry `lead` bits of something else before, the last one anything behind.
  */
 @final
 export class PromptRows {
   /** By lead / 2: the same rows at another bit position, made when an array needs it. */
-  private aligned: StaticArray<Block | null> = [null, null, null];
+  private aligned: StaticArray<RowChars | null> = [null, null, null];
   /** Bytes of all rows. */
   readonly bytes: u64;
   readonly dtype: Dtype;
@@ -21,8 +150,8 @@ export class PromptRows {
   readonly topK: u64;
   private lead: i32;
 
-  /** Takes over `chars`: characters `charsAt(header)` and on of the array with this header, not yet checked. */
-  constructor(header: NpyHeader, chars: Block) {
+  /** Takes over `chars`, of the array with this header, from `firstCarrier(header)` on; they have been checked. */
+  constructor(header: NpyHeader, chars: RowChars) {
     this.bytes = header.rows * header.rowBytes;
     this.dtype = header.dtype;
     this.rows = header.rows;
@@ -32,70 +161,91 @@ export class PromptRows {
     this.aligned[this.lead >> 1] = chars;
   }
 
-  /** Bytes of one row. */
-  get rowBytes(): u64 {
-    return this.bytes / this.rows;
-  }
-
-  /** Characters held, for memory accounting. */
-  get heldChars(): u64 {
+  /** Bytes of the VM's memory that the rows take. */
+  get heldBytes(): u64 {
     let sum: u64 = 0;
     for (let i = 0; i < 3; i++) {
-      const block = this.aligned[i];
-      if (block !== null) sum += block.len;
+      const chars = this.aligned[i];
+      if (chars !== null) sum += chars.heldBytes;
     }
     return sum;
   }
 
-  /** Whether the characters are base64 and no row is a sentinel. Asked once, before any use. */
-  check(): Reason {
-    const chars = this.original();
-    if (!inAlphabet(chars.ptr, chars.end)) return Reason.Base64;
-    const signed = this.dtype == Dtype.I2 || this.dtype == Dtype.I4;
-    return signed && this.hasSentinel(chars.ptr) ? Reason.Sentinel : Reason.None;
+  /** Bytes of the parking that the rows take. */
+  get parkedBytes(): u64 {
+    return this.aligned[this.lead >> 1]!.parkedBytes;
   }
 
-  /** The characters with the rows starting `lead` bits into the first one (borrowed); null when memory is short. */
-  at(lead: i32): Block | null {
+  /**
+   * The characters with the rows starting `lead` bits into the first one (borrowed); null when memory is short, or the
+   * rows are parked at another position.
+   */
+  at(lead: i32): RowChars | null {
     const known = this.aligned[lead >> 1];
     if (known !== null) return known;
-    const source = this.original();
+    const original = this.aligned[this.lead >> 1]!;
+    if (original.heldBytes == 0) return null;
+    original.fetch(0, original.length);
     const len = <usize>((this.bytes * 8 + lead + 5) / 6);
-    // One character of zero bits before and behind the source stands for what lies outside the payload.
-    if (!fits(<u64>len + source.len + 2)) return null;
-    const padded = Block.alloc(source.len + 2);
-    store<u8>(padded.ptr, 0x41);
-    memory.copy(padded.ptr + 1, source.ptr, source.len);
-    store<u8>(padded.ptr + 1 + source.len, 0x41);
+    if (!fits(len)) return null;
     const moved = Block.alloc(len);
-    const by = this.lead - lead;
-    if (by > 0) shiftLeft(moved.ptr, padded.ptr + 1, len, by);
-    else shiftLeft(moved.ptr, padded.ptr, len, 6 + by);
-    padded.free();
-    this.aligned[lead >> 1] = moved;
-    return moved;
+    move(original.ptr, <usize>original.length, this.lead, moved, lead);
+    const chars = new HeldChars(moved);
+    this.aligned[lead >> 1] = chars;
+    return chars;
   }
 
   free(): void {
     for (let i = 0; i < 3; i++) {
-      const block = this.aligned[i];
-      if (block !== null) block.free();
+      const chars = this.aligned[i];
+      if (chars !== null) chars.free();
       this.aligned[i] = null;
     }
   }
+}
 
-  private original(): Block {
-    return this.aligned[this.lead >> 1]!;
+/** Moves payload that starts `from` bits into the `len` characters at `src` to `to` bits into `target`. */
+function move(src: usize, len: usize, from: i32, target: Block, to: i32): void {
+  const by = from - to;
+  const shift = by > 0 ? by : by + 6;
+  let dst = target.ptr;
+  // What lies before and behind the payload reads as zero bits.
+  if (by < 0) store<u8>(dst++, joined(0x41, load<u8>(src), shift));
+  shiftLeft(dst, src, len - 1, shift);
+  dst += len - 1;
+  if (dst < target.end) store<u8>(dst, joined(load<u8>(src + len - 1), 0x41, shift));
+}
+
+/**
+ * Checks rows before any use: base64, and no sentinel. They come in pieces of whole rows (but for the character that two
+ * pieces share) through `check`.
+ */
+export class RowsCheck {
+  private signed: bool;
+  private rowBits: u64;
+  private lead: u64;
+
+  constructor(header: NpyHeader) {
+    this.signed = header.dtype == Dtype.I2 || header.dtype == Dtype.I4;
+    this.rowBits = header.rowBytes * 8;
+    this.lead = leadOf(header.size);
   }
 
-  /** Whether all entries of some row are -1: every byte of it is 0xff, so every character inside it is `/`. */
-  private hasSentinel(chars: usize): bool {
-    const bits = this.rowBytes * 8;
-    for (let row: u64 = 0, from: u64 = this.lead; row < this.rows; row++, from += bits) {
-      if (allOnes(chars, from, from + bits)) return true;
+  /** The characters of `rows` rows at [ptr, end). */
+  check(ptr: usize, end: usize, rows: u64): Reason {
+    if (!inAlphabet(ptr, end)) return Reason.Base64;
+    if (!this.signed) return Reason.None;
+    // Every byte of a sentinel is 0xff, so every character inside it is `/`.
+    for (let row: u64 = 0, from = this.lead; row < rows; row++, from += this.rowBits) {
+      if (allOnes(ptr, from, from + this.rowBits)) return Reason.Sentinel;
     }
-    return false;
+    return Reason.None;
   }
+}
+
+/** Rows whose characters make a piece of about `size` characters without a shared bit: a multiple of three. */
+export function rowsInPiece(header: NpyHeader, size: u64): u64 {
+  return max<u64>(size / (header.rowBytes * 4), 1) * 3;
 }
 
 /** Whether the bits [from, to) of the characters are all 1. Most rows are decided by their first character. */

@@ -1,0 +1,102 @@
+// Memory for bodies, beside the runtime's allocator: that one doubles the VM's memory whenever it runs short, and the VM
+// has 1 GiB for good. The arena takes from the VM just what it needs, and gives back to itself what is free.
+//
+//   run    [ size | used: 0, free: next run | … ]      a multiple of GRAIN bytes, in wasm pages that only the arena uses
+//   free list in order of address, neighbours joined; the smallest run that fits is taken
+
+/** From this size on a block comes from the arena. */
+const LARGE: usize = 16 << 10;
+const GRAIN: usize = 4 << 10;
+const PAGE: usize = 64 << 10;
+/** Bytes before a block: the size of its run. Keeps blocks aligned to 16. */
+const HEADER: usize = 16;
+const NEXT: usize = 8;
+
+/** A bit for each wasm page that belongs to the arena: 1 GiB of them. */
+const owned: usize = memory.data(2048, 8);
+let free: usize = 0;
+
+/** Unmanaged memory of `size` bytes; traps when the VM has no more. */
+export function allocate(size: usize): usize {
+  return size < LARGE ? heap.alloc(max<usize>(size, 1)) : take((size + HEADER + GRAIN - 1) & ~(GRAIN - 1));
+}
+
+/** Gives back what `allocate` returned. */
+export function deallocate(ptr: usize): void {
+  if (isOwned(ptr)) giveBack(ptr - HEADER, load<usize>(ptr - HEADER));
+  else heap.free(ptr);
+}
+
+/** Bytes of the VM's memory, used or not. It never shrinks. */
+export function vmBytes(): u64 {
+  return (<u64>memory.size()) << 16;
+}
+
+
+@inline
+function isOwned(ptr: usize): bool {
+  return ((load<u8>(owned + (ptr >> 19)) >> (<u8>((ptr >> 16) & 7))) & 1) != 0;
+}
+
+function take(size: usize): usize {
+  let best: usize = 0;
+  let beforeBest: usize = 0;
+  for (let before: usize = 0, run = free; run != 0; before = run, run = load<usize>(run, NEXT)) {
+    const has = load<usize>(run);
+    if (has < size || (best != 0 && has >= load<usize>(best))) continue;
+    best = run;
+    beforeBest = before;
+    if (has == size) break;
+  }
+  if (best == 0) {
+    grow(size);
+    return take(size);
+  }
+  const left = load<usize>(best) - size;
+  let next = load<usize>(best, NEXT);
+  if (left > 0) {
+    const rest = best + size;
+    store<usize>(rest, left);
+    store<usize>(rest, next, NEXT);
+    next = rest;
+  }
+  if (beforeBest == 0) free = next;
+  else store<usize>(beforeBest, next, NEXT);
+  store<usize>(best, size);
+  return best + HEADER;
+}
+
+/** Adds pages for a run of `size` bytes, less what is free at the end of the memory. */
+function grow(size: usize): void {
+  const end = (<usize>memory.size()) << 16;
+  let last = free;
+  if (last != 0) while (load<usize>(last, NEXT) != 0) last = load<usize>(last, NEXT);
+  const tail = last != 0 && last + load<usize>(last) == end ? load<usize>(last) : 0;
+  const bytes = (size - tail + PAGE - 1) & ~(PAGE - 1);
+  assert(memory.grow(<i32>(bytes >> 16)) >= 0);
+  for (let page = end; page < end + bytes; page += PAGE) {
+    const at = owned + (page >> 19);
+    store<u8>(at, load<u8>(at) | (<u8>((<usize>1) << ((page >> 16) & 7))));
+  }
+  giveBack(end, bytes);
+}
+
+function giveBack(run: usize, size: usize): void {
+  let before: usize = 0;
+  let after = free;
+  while (after != 0 && after < run) {
+    before = after;
+    after = load<usize>(after, NEXT);
+  }
+  if (after != 0 && run + size == after) {
+    size += load<usize>(after);
+    after = load<usize>(after, NEXT);
+  }
+  if (before != 0 && before + load<usize>(before) == run) {
+    run = before;
+    size += load<usize>(before);
+  } else if (before == 0) free = run;
+  else store<usize>(before, run, NEXT);
+  store<usize>(run, size);
+  store<usize>(run, after, NEXT);
+}

@@ -6,6 +6,8 @@ import {
   configure,
   contextCreate,
   contextDelete,
+  contextDone,
+  contextLog,
   onCreateRoot,
   requestBody,
   requestHeaders,
@@ -34,7 +36,12 @@ export function proxy_on_context_create(id: u32, parent: u32): void {
   contextCreate(id, parent);
 }
 
+export function proxy_on_log(id: u32): void {
+  contextLog(id);
+}
+
 export function proxy_on_done(id: u32): u32 {
+  contextDone(id);
   return 1;
 }
 

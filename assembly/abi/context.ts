@@ -24,6 +24,9 @@ export abstract class StreamContext {
   /** The answer to a call; `headers` is 0 when none came. The stream is the effective context. */
   abstract onCallResponse(headers: u32, bodySize: u32): void;
 
-  /** The stream is over; nothing of it may be touched. */
-  abstract onDelete(): void;
+  /** The stream is over; the access log is written next. Its heads and properties can still be used, not its bodies. */
+  abstract onLog(): void;
+
+  /** Nothing of the stream may be touched any more. */
+  abstract onDone(): void;
 }

@@ -45,12 +45,24 @@ export function configure(root: u32, size: u32): bool {
   return accepted;
 }
 
+export function contextLog(id: u32): void {
+  if (streams.has(id)) streams.get(id).onLog();
+}
+
+/**
+ * A stream is forgotten here, not when its context is deleted: Envoy deletes it later, and the answer to a call that
+ * comes in between would touch a stream that is gone.
+ */
+export function contextDone(id: u32): void {
+  if (!streams.has(id)) return;
+  const stream = streams.get(id);
+  streams.delete(id);
+  stream.onDone();
+}
+
 export function contextDelete(id: u32): void {
-  if (streams.has(id)) {
-    const stream = streams.get(id);
-    streams.delete(id);
-    stream.onDelete();
-  } else roots.delete(id);
+  contextDone(id);
+  roots.delete(id);
 }
 
 export function requestHeaders(id: u32, endOfStream: bool): i32 {

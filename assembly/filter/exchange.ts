@@ -115,6 +115,8 @@ const enum Failure {
 export class Exchange extends StreamContext {
   private state: State = State.Start;
   private outcome: Outcome = Outcome.Aborted;
+  /** What the access log will say. */
+  private logged: string = '';
   private reason: Reason = Reason.None;
 
   private api: Api = Api.None;
@@ -134,6 +136,8 @@ export class Exchange extends StreamContext {
   private expected: Expected = new Expected();
   /** Bytes of the response body that have come. */
   private received: u64 = 0;
+  /** Bytes still to come of a body that passes; -1 when its length is not known. */
+  private passing: i64 = -1;
   /** Arrays become `null`: they can't be merged, and the configuration says so. */
   private nulling: bool = false;
 
@@ -147,7 +151,6 @@ export class Exchange extends StreamContext {
   // ---- request side
 
   onRequestHeaders(endOfStream: bool): i32 {
-    this.setOutcomeProperty();
     this.api = endOfStream ? Api.None : this.servedApi();
     if (this.api == Api.None) {
       this.state = State.Local;
@@ -415,6 +418,7 @@ export class Exchange extends StreamContext {
       case State.Streaming:
         return this.stream(size, endOfStream);
       case State.Passing:
+        this.passing -= min<i64>(size, max<i64>(this.passing, 0));
         if (endOfStream) this.finish();
         return BodyStatus.Continue;
       default:
@@ -468,6 +472,15 @@ export class Exchange extends StreamContext {
     return HeadersStatus.StopIteration;
   }
 
+  /** Length of the response as its head says; -1 when it does not. */
+  private contentLength(): i64 {
+    const value = header(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    if (value === null) return -1;
+    const length = readDecimal(value.ptr, value.len);
+    value.free();
+    return length;
+  }
+
   private get mayChangeLength(): bool {
     return this.config.tail || this.config.onUnmergeable == OnUnmergeable.Null;
   }
@@ -489,6 +502,7 @@ export class Exchange extends StreamContext {
   private pass(endOfStream: bool): void {
     this.state = State.Passing;
     this.setOutcomeHeader();
+    this.passing = this.contentLength();
     if (endOfStream) this.finish();
   }
 
@@ -563,6 +577,8 @@ export class Exchange extends StreamContext {
     this.outcome = Outcome.Unmerged;
     this.reason = reason;
     this.setOutcomeHeader();
+    const length = this.contentLength();
+    this.passing = length < 0 ? -1 : max<i64>(length - <i64>this.received - unread, 0);
     const rope = this.rope!;
     rope.clearEdits();
     const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
@@ -584,16 +600,11 @@ export class Exchange extends StreamContext {
     if (this.nulling) this.outcome = Outcome.Unmerged;
     else this.outcome = response.choices > 0 ? Outcome.Merged : Outcome.Absent;
     this.setOutcomeHeader();
-    const old = header(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-    if (old !== null) {
-      const length = readDecimal(old.ptr, old.len);
-      old.free();
-      const known =
-        response.complete || (!this.nulling && (!this.expected.tail || this.expected.choices == 1));
-      if (!known || length < 0) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-      else if (response.growth != 0) {
-        this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(length + response.growth));
-      }
+    const known = response.complete || (!this.nulling && (!this.expected.tail || this.expected.choices == 1));
+    if (!known) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    else if (response.growth != 0) {
+      const length = this.contentLength();
+      if (length >= 0) this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(length + response.growth));
     }
     this.state = State.Streaming;
     const sink = new BodySink(BufferKind.ResponseBody);
@@ -734,20 +745,21 @@ export class Exchange extends StreamContext {
     replaceHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS, changetype<usize>(text), text.byteLength);
   }
 
-  private setOutcomeProperty(): void {
-    const text = String.UTF8.encode(this.outcomeNow());
+  onLog(): void {
+    // A client that has all bytes may leave before their end is told.
+    const passed = this.state == State.Passing && this.passing == 0;
+    const streamed = this.state == State.Streaming && this.events === null && this.response!.complete;
+    if (!passed && !streamed) this.abort();
+    this.finish();
+    const text = String.UTF8.encode(this.logged);
     setProperty(OUTCOME_PROPERTY, changetype<usize>(text), text.byteLength);
   }
 
-  /** The outcome is final: counted, told to the access log, and everything is given back. */
+  /** The outcome is final: counted, kept for the access log, and everything is given back. */
   private finish(): void {
     if (this.state == State.Ended) return;
     this.state = State.Ended;
-    this.setOutcomeProperty();
-    this.count();
-  }
-
-  private count(): void {
+    this.logged = this.outcomeNow();
     const rows = this.expected.rows;
     const response = this.response;
     if (this.outcome == Outcome.Merged && rows !== null && response !== null) {
@@ -779,12 +791,16 @@ export class Exchange extends StreamContext {
     this.events = null;
   }
 
-  onDelete(): void {
+  onDone(): void {
+    this.abort();
+    this.finish();
+  }
+
+  /** The stream ends here, whatever was to come. */
+  private abort(): void {
     if (this.state == State.Ended) return;
-    this.state = State.Ended;
     this.outcome = Outcome.Aborted;
     this.reason = Reason.None;
-    this.count();
   }
 }
 

@@ -1,6 +1,7 @@
 // What Node calls to test the modules that need no host. One object of each kind at a time, kept in a global, so that the
 // caller holds no references; its bytes lie in memory from `alloc`. Offsets are f64: exact, and not BigInt in Node.
 
+import { allocate, deallocate, vmBytes as bytesOfVm } from './bytes/arena';
 import { heldBytes as held, Block } from './bytes/block';
 import { Rope, Sink } from './bytes/rope';
 import { Connector, NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from './connectors/connector';
@@ -15,7 +16,7 @@ import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
-import { PromptRows } from './routing/rows';
+import { HeldChars, ParkedChars, Parking, PromptRows, RowsCheck } from './routing/rows';
 
 export {
   carriers,
@@ -44,6 +45,18 @@ export function free(ptr: usize): void {
 /** Bytes in live blocks: 0 when nothing leaks. */
 export function heldBytes(): f64 {
   return <f64>held();
+}
+
+export function arenaAlloc(len: usize): usize {
+  return allocate(len);
+}
+
+export function arenaFree(ptr: usize): void {
+  deallocate(ptr);
+}
+
+export function vmBytes(): f64 {
+  return <f64>bytesOfVm();
 }
 
 /** Takes up part of the VM's budget, to see what happens when memory is short. */
@@ -256,8 +269,75 @@ export function replyRowsLen(): f64 {
   return <f64>reply!.rowsLen;
 }
 
+/** Gives a copy of the rows. */
 export function replyTakeRows(ptr: usize, len: usize): bool {
-  return reply!.takeRows(copied(ptr, len));
+  const block = copied(ptr, len);
+  const check = new RowsCheck(reply!.header);
+  reply!.takeRows(new HeldChars(block), check.check(block.ptr, block.end, reply!.header.rows));
+  return reply!.resume();
+}
+
+/** Rows that are parked in pieces of so many. */
+export function replyParkRows(ptr: usize, rowsInPiece: f64): bool {
+  const header = reply!.header;
+  const check = new RowsCheck(header);
+  const pieceLen = (<u64>rowsInPiece * header.rowBytes * 8) / 6;
+  const chars = new ParkedChars(lot, pieceLen);
+  let reason = Reason.None;
+  let left = header.rows;
+  for (let at: u64 = 0; at < reply!.rowsLen; at += pieceLen) {
+    const len = min(pieceLen, reply!.rowsLen - at);
+    const more: u64 = at + len < reply!.rowsLen ? 1 : 0;
+    const piece = ptr + <usize>at;
+    const inPiece = min(left, <u64>rowsInPiece);
+    if (!chars.add(piece, <usize>len)) {
+      chars.free();
+      return false;
+    }
+    if (reason == Reason.None) reason = check.check(piece, piece + <usize>(len + more), inPiece);
+    left -= inPiece;
+  }
+  reply!.takeRows(chars, reason);
+  return reply!.resume();
+}
+
+/** A parking that can lose a piece. */
+@final
+class Lot extends Parking {
+  private pieces: Array<StaticArray<u8> | null> = [];
+  used: i32 = 0;
+  lost: i32 = -1;
+
+  store(ptr: usize, len: usize): i32 {
+    const piece = new StaticArray<u8>(<i32>len);
+    memory.copy(changetype<usize>(piece), ptr, len);
+    this.used++;
+    return this.pieces.push(piece) - 1;
+  }
+
+  load(slot: i32): Block | null {
+    const piece = this.pieces[slot];
+    return piece === null || slot == this.lost ? null : copied(changetype<usize>(piece), piece.length);
+  }
+
+  drop(slot: i32, len: usize): void {
+    const piece = this.pieces[slot];
+    assert(piece !== null && piece.length == <i32>len);
+    this.pieces[slot] = null;
+    if (--this.used == 0) this.pieces.length = 0;
+  }
+}
+
+const lot = new Lot();
+
+/** Pieces that are parked. */
+export function parkedPieces(): i32 {
+  return lot.used;
+}
+
+/** The piece that can't be fetched; -1: none. */
+export function loseParked(piece: i32): void {
+  lot.lost = piece;
 }
 
 export function replyFinish(): bool {
@@ -384,9 +464,7 @@ export function responseUnread(len: f64): f64 {
 /** Lets `len` bytes leave that are replaced whatever they are. False when the rope does not have them. */
 export function responsePass(len: f64): bool {
   const n = <u64>len;
-  const ptr = rope!.releaseUnread(n);
-  if (ptr == 0) return false;
-  output.write(ptr, <usize>n);
+  if (!rope!.releaseUnread(n, output)) return false;
   const stream = events;
   if (stream !== null) stream.passReplaced(n);
   else response!.passReplaced(n);
@@ -428,6 +506,11 @@ export function responseAgainForm(): Form {
 
 export function responseGrowth(): f64 {
   return <f64>response!.growth;
+}
+
+/** Whether bytes were lost on the way. */
+export function responseBroken(): bool {
+  return rope!.broken;
 }
 
 export function responseHeld(): f64 {

@@ -536,7 +536,9 @@ export class Exchange extends StreamContext {
     if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
     if (response.complete) return this.commit(endOfStream);
     if (endOfStream) return this.unmergeable(Reason.Json, 0, endOfStream);
-    const ready = this.nulling || (response.planned && response.decided);
+    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
+    const nothing = this.expected.rows === null && this.expected.missing == Reason.Missing;
+    const ready = this.nulling || nothing || (response.planned && response.decided);
     if (ready && rope.held > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {
       return this.unmergeable(response.decided ? Reason.Hold : Reason.Ambiguous, 0, false);

@@ -134,6 +134,11 @@ export class DecodeResponse {
   private undecided: i32 = 0;
   private undecidedRows: u64 = 0;
 
+  /** Choices of the document, its arrays of generated rows only, and the rows in them. */
+  private choicesInDocument: i32 = 0;
+  private tails: i32 = 0;
+  private tailRows: u64 = 0;
+
   /** Characters of the current array not read yet, without padding. */
   private tailLeft: u64 = 0;
   /** Bits of prefill's in the first of them, when not all are; with the character that has them. */
@@ -273,6 +278,7 @@ export class DecodeResponse {
         if (++this.choicesSeen > 1 && this.treatment != Treatment.Null) this.refuse(Reason.Duplicate);
         break;
       case Id.Choice:
+        this.choicesInDocument++;
         this.arraysInChoice = 0;
         this.tokens = -1;
         break;
@@ -343,6 +349,10 @@ export class DecodeResponse {
       if (this.form == Form.Unknown) return this.refuse(Reason.Ambiguous);
       this.again = this.form;
     }
+    // A tail that is not as long as the generated text does not start behind the prompt.
+    const counted = this.tails > 0 && this.tails == this.choicesInDocument && this.completionTokens >= 0;
+    if (counted && !this.events && this.tailRows + <u64>this.tails != <u64>this.completionTokens)
+      this.refuse(Reason.Rows);
     // The legs must have tokenised the same prompt.
     if (this.choices + this.undecided > 0 && this.promptTokens >= 0 && <u64>this.promptTokens != rows.rows) {
       this.refuse(Reason.Prompt);
@@ -401,6 +411,10 @@ export class DecodeResponse {
     if (this.undecided > 0) {
       this.again = form;
       return Reason.None;
+    }
+    if (form == Form.Tail) {
+      this.tails++;
+      this.tailRows += header.rows;
     }
     const reason = form == Form.Full ? this.planOverlay(header, rows) : this.planConcatenation(header, rows);
     if (reason != Reason.None) return reason;

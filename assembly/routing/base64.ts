@@ -115,10 +115,16 @@ export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
   const mask = i8x16.splat(0x3f);
   const back = 6 - by;
   let i: usize = 0;
-  for (; i + 16 < n; i += 16) {
-    const here = v128.and(i8x16.shl(valuesOf(v128.load(src + i)), by), mask);
-    const next = i8x16.shr_u(valuesOf(v128.load(src + i + 1)), back);
-    v128.store(dst + i, charsOf(v128.or(here, next)));
+  if (n > 32) {
+    let here = valuesOf(v128.load(src));
+    for (; i + 32 <= n; i += 16) {
+      const after = valuesOf(v128.load(src + i + 16));
+      // The values one place further on.
+      const next = i8x16.shuffle(here, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+      const high = v128.and(i8x16.shl(here, by), mask);
+      v128.store(dst + i, charsOf(v128.or(high, i8x16.shr_u(next, back))));
+      here = after;
+    }
   }
   for (; i < n; i++) store<u8>(dst + i, joined(load<u8>(src + i), load<u8>(src + i + 1), by));
 }

@@ -1,0 +1,184 @@
+// What the mock engines answer and the client sends, rendered once: nothing is computed while anything is measured.
+// Every process renders the same bytes from the same workload.
+
+import { npyHeader } from '../test/engine/npy.ts';
+import type { Dtype } from '../test/engine/router.ts';
+
+/** What decode returns. `full` (A): all rows, those of the prompt invalid. `tail` (A'): the generated rows only. */
+export type Format = 'full' | 'tail';
+
+export interface Workload {
+  /** Prompt and generated. */
+  tokens: number;
+  layers: number;
+  topK: number;
+  dtype: Dtype;
+  /** Choices of the response. Default 1. */
+  choices?: number;
+}
+
+export interface Bodies {
+  /** Rows of the prompt. */
+  promptRows: number;
+  /** What the client sends to the filter. */
+  request: Buffer;
+  /** What the filter makes of it: for a client that runs both legs itself. */
+  prefillRequest: Buffer;
+  decodeRequest: Buffer;
+  prefillReply: Buffer;
+  decodeReply: Record<Format, Buffer>;
+  /** What the client must get from the filter. */
+  merged: Record<Format, Buffer>;
+}
+
+const GENERATED = 1 / 8;
+const REQUEST_ID = '1ed6fcc0-5fd7-4eef-b074-8f77b231735b';
+const WORD = ' rows';
+
+const PARAMS = {
+  do_remote_prefill: true,
+  do_remote_decode: false,
+  remote_block_ids: [[1]],
+  remote_engine_id: 'ff0b3d61-5d2e-40f1-ab57-5a7b4e049869',
+  remote_request_id: `cmpl-${REQUEST_ID}-0-b6182aba`,
+  remote_host: 'localhost',
+  remote_port: 21080,
+  tp_size: 1,
+  dcp_size: 1,
+  pp_size: 1,
+  remote_num_tokens: 0,
+  remote_blocks_expiry_time: null,
+  transfer_mode: 'pull',
+};
+
+const EMPTY_PARAMS = {
+  do_remote_decode: true,
+  do_remote_prefill: false,
+  remote_engine_id: null,
+  remote_block_ids: null,
+  remote_host: null,
+  remote_port: null,
+};
+
+export function split(tokens: number): { prompt: number; generated: number } {
+  const generated = Math.max(2, Math.round(tokens * GENERATED));
+  return { prompt: tokens - generated, generated };
+}
+
+export function describe({ tokens, layers, topK, dtype, choices = 1 }: Workload): string {
+  return `${tokens} tokens, ${layers} x ${topK} ${dtype}${choices === 1 ? '' : `, ${choices} choices`}`;
+}
+
+export function render(workload: Workload): Bodies {
+  const { tokens, layers, topK, dtype, choices = 1 } = workload;
+  const { prompt, generated } = split(tokens);
+  const rowBytes = layers * topK * Number(dtype[2]);
+  // The last token is sampled and not forwarded: it has no row.
+  const rows = tokens - 1;
+  const right = experts(rows * rowBytes, dtype, 1);
+  const array = (data: Buffer, count: number) =>
+    Buffer.from(Buffer.concat([npyHeader(dtype, [count, layers, topK]), data]).toString('base64'), 'latin1');
+  const promptBytes = prompt * rowBytes;
+  const wrong = Buffer.concat([experts(promptBytes, dtype, 2), right.subarray(promptBytes)]);
+
+  const usage = { prompt_tokens: prompt, completion_tokens: generated * choices };
+  const text = WORD.repeat(generated);
+  const reply = (rowsOfAll: Buffer) =>
+    completion({ array: rowsOfAll, choices, text, usage, kv_transfer_params: null });
+  const merged = reply(array(right, rows));
+
+  const params = { ...PARAMS, remote_num_tokens: prompt };
+  const request = { model: 'bench', prompt: ids(prompt), max_tokens: generated, temperature: 1 };
+  return {
+    promptRows: prompt,
+    request: json(choices === 1 ? request : { ...request, n: choices }),
+    prefillRequest: json({ ...request, max_tokens: 1, stream: false, kv_transfer_params: EMPTY_PARAMS }),
+    decodeRequest: json({ ...request, kv_transfer_params: params }),
+    prefillReply: completion({
+      array: array(right.subarray(0, promptBytes), prompt),
+      choices: 1,
+      text: WORD,
+      usage: { prompt_tokens: prompt, completion_tokens: 1 },
+      kv_transfer_params: params,
+    }),
+    decodeReply: {
+      full: reply(array(wrong, rows)),
+      tail: reply(array(right.subarray(promptBytes), rows - prompt)),
+    },
+    merged: { full: merged, tail: merged },
+  };
+}
+
+interface Completion {
+  array: Buffer;
+  choices: number;
+  text: string;
+  usage: { prompt_tokens: number; completion_tokens: number };
+  kv_transfer_params: object | null;
+}
+
+/** The keys of vLLM's completion, in its order; the arrays do not pass through a string. */
+function completion({ array, choices, text, usage, kv_transfer_params }: Completion): Buffer {
+  const mark = '@array@';
+  const { prompt_tokens, completion_tokens } = usage;
+  const whole = JSON.stringify({
+    id: `cmpl-${REQUEST_ID}`,
+    object: 'text_completion',
+    created: 1795426920,
+    model: 'bench',
+    choices: Array.from({ length: choices }, (_, index) => ({
+      index,
+      text,
+      logprobs: null,
+      finish_reason: 'length',
+      stop_reason: null,
+      token_ids: null,
+      prompt_logprobs: null,
+      prompt_token_ids: null,
+      routed_experts: mark,
+    })),
+    service_tier: null,
+    system_fingerprint: 'vllm-0.30.0-8c7231a3',
+    usage: {
+      prompt_tokens,
+      total_tokens: prompt_tokens + completion_tokens,
+      completion_tokens,
+      prompt_tokens_details: null,
+      completion_tokens_details: null,
+    },
+    kv_transfer_params,
+    ec_transfer_params: null,
+    metrics: null,
+  });
+  const parts = whole.split(mark).flatMap((part, i) => (i === 0 ? [] : [array]).concat(Buffer.from(part)));
+  return Buffer.concat(parts);
+}
+
+const json = (value: unknown) => Buffer.from(JSON.stringify(value));
+
+/** Token ids, as trainers send prompts. */
+function ids(count: number): number[] {
+  const next = random(3);
+  return Array.from({ length: count }, () => next() % 150_000);
+}
+
+/** Expert numbers: any byte for `|u1`, below 512 for wider types. */
+function experts(bytes: number, dtype: Dtype, seed: number): Buffer {
+  const words = new Uint32Array(Math.ceil(bytes / 4));
+  const next = random(seed);
+  const item = Number(dtype[2]);
+  const mask = item === 1 ? 0xffffffff : item === 2 ? 0x01ff01ff : 0x1ff;
+  for (let i = 0; i < words.length; i++) words[i] = next() & mask;
+  return Buffer.from(words.buffer, 0, bytes);
+}
+
+/** xorshift32 */
+function random(seed: number): () => number {
+  let state = (seed * 0x9e3779b9) >>> 0;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>>= 0);
+  };
+}

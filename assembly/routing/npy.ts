@@ -105,7 +105,8 @@ export function readHeader(ptr: usize, header: NpyHeader): Reason {
         const digits = at;
         while (byteAt(at, end) - 0x30 <= 9) at++;
         const value = readDecimal(digits, at - digits);
-        if (value < 0) return Reason.Header;
+        // Python has no integers with a zero before other digits.
+        if (value < 0 || (at - digits > 1 && load<u8>(digits) == 0x30)) return Reason.Header;
         if (dimensions == 0) header.rows = value;
         else if (dimensions == 1) header.layers = value;
         else if (dimensions == 2) header.topK = value;

@@ -240,7 +240,7 @@ class Writer {
       this.space();
       this.text += ':';
       this.space();
-      const at = path === null || name === '*' ? null : join(path, name);
+      const at = path === null || name === '*' || name === '' ? null : join(path, name);
       this.value(at, depth + 1, { index, keyStart, comma });
       this.space();
     }

@@ -319,7 +319,8 @@ export class DecodeResponse {
     const scanner = this.scanner;
     switch (scanner.id) {
       case Id.TokenIds:
-        this.tokens = scanner.count;
+        // Of `null` there is no count.
+        this.tokens = scanner.first == 0x5b ? scanner.count : -1;
         break;
       case Id.PromptTokens:
         this.promptTokens = scanner.integer;

@@ -305,9 +305,9 @@ export class DecodeResponse {
       if (scanner.first != 0x6e) this.drop(this.position);
       return;
     }
-    if (scanner.first != 0x6e && ++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
     if (duplicate) return this.refuseArray(Reason.Duplicate, this.position);
     if (scanner.first == 0x6e) return;
+    if (++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
     if (this.expected.rows === null) return this.refuseArray(this.expected.missing, this.position);
     if (scanner.first != 0x22) return this.refuseArray(Reason.Format, this.position);
     scanner.enterString();

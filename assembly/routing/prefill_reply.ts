@@ -103,8 +103,14 @@ export class PrefillReply {
   /** The rows that were asked for; `chars` are taken over. `reason`: what a `RowsCheck` of them found. */
   takeRows(chars: RowChars, reason: Reason): void {
     const header = this.head.header;
-    this.rows = new PromptRows(header, chars);
     if (reason != Reason.None) this.refuse(reason);
+    if (reason == Reason.Base64 || reason == Reason.Size) {
+      // Where the string ends is for the scanner to find.
+      chars.free();
+      this.stage = Stage.Scan;
+      return;
+    }
+    this.rows = new PromptRows(header, chars);
     // The first carrier may have been read with the header.
     const known = this.head.length - firstCarrier(header);
     this.scanner.skip(this.rowsLen - known);

@@ -233,7 +233,7 @@ export class RowsCheck {
 
   /** The characters of `rows` rows at [ptr, end). */
   check(ptr: usize, end: usize, rows: u64): Reason {
-    if (!inAlphabet(ptr, end)) return Reason.Base64;
+    if (!inAlphabet(ptr, end)) return stranger(ptr, end);
     if (!this.signed) return Reason.None;
     // Every byte of a sentinel is 0xff, so every character inside it is `/`.
     for (let row: u64 = 0, from = this.lead; row < rows; row++, from += this.rowBits) {
@@ -241,6 +241,12 @@ export class RowsCheck {
     }
     return Reason.None;
   }
+}
+
+/** What the first character outside the alphabet says: a quote ends the string before its rows. */
+function stranger(ptr: usize, end: usize): Reason {
+  while (ptr < end && valueOf(load<u8>(ptr)) >= 0) ptr++;
+  return ptr < end && load<u8>(ptr) == 0x22 ? Reason.Size : Reason.Base64;
 }
 
 /** Rows whose characters make a piece of about `size` characters without a shared bit: a multiple of three. */

@@ -136,6 +136,8 @@ export class Exchange extends StreamContext {
   private expected: Expected = new Expected();
   /** Bytes of the response body that have come. */
   private received: u64 = 0;
+  /** Bytes of it that its head announces; -1 when it does not. */
+  private announced: i64 = -1;
   /** Bytes still to come of a body that passes; -1 when its length is not known. */
   private passing: i64 = -1;
   /** Arrays become `null`: they can't be merged, and the configuration says so. */
@@ -454,6 +456,7 @@ export class Exchange extends StreamContext {
       return HeadersStatus.Continue;
     }
     if (isEncoded(HeaderMapKind.ResponseHeaders)) return this.startUnreadable(Reason.Encoding);
+    this.announced = this.contentLength();
     const rope = new Rope();
     this.rope = rope;
     if (events) {
@@ -535,7 +538,8 @@ export class Exchange extends StreamContext {
     const response = this.response!;
     if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
     if (response.complete) return this.commit(endOfStream);
-    if (endOfStream) return this.unmergeable(Reason.Json, 0, endOfStream);
+    // Behind the last byte that the head announces, a client takes the body for whole.
+    if (endOfStream || this.isLast(0)) return this.unmergeable(Reason.Json, 0, endOfStream);
     // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
     const nothing = this.expected.rows === null && this.expected.missing == Reason.Missing;
     const ready = this.nulling || nothing || (response.planned && response.decided);
@@ -623,6 +627,11 @@ export class Exchange extends StreamContext {
     return false;
   }
 
+  /** Whether `size` more bytes are all that the head announces. */
+  private isLast(size: u32): bool {
+    return <i64>this.received + size == this.announced;
+  }
+
   /** Edits a piece of a response whose head is out. */
   private stream(size: u32, endOfStream: bool): i32 {
     const whole = (size == 0 || this.streamPiece(size)) && (!endOfStream || this.endStreaming());
@@ -638,6 +647,11 @@ export class Exchange extends StreamContext {
     const ahead = events === null ? response.replacedAhead : events.replacedAhead;
     // What prefill's rows replace is not read at all.
     const unread = rope.held == 0 ? <u32>min<u64>(ahead, size) : 0;
+    const last = events === null && this.isLast(size);
+    if (last && unread == size) {
+      this.reset(Reason.Json);
+      return false;
+    }
     let piece: Block | null = null;
     if (unread < size) {
       if (fits(size - unread)) piece = bufferBytes(BufferKind.ResponseBody, unread, size - unread);
@@ -661,6 +675,7 @@ export class Exchange extends StreamContext {
       if (response.reason != Reason.None || response.again != Form.Unknown) {
         return this.streamFailed(response.reason, sink);
       }
+      if (last && !response.complete) return this.streamFailed(Reason.Json, sink);
       rope.release(events === null ? response.settled : events.settled, sink);
     }
     return this.sent(sink);

@@ -22,6 +22,8 @@ export interface EngineReply {
   /** The body, in the pieces in which it is written; a piece reaches Envoy before the next one is written. */
   chunks: Buffer[];
   trailers?: Header[];
+  /** Piece `i` is not written before this has resolved. */
+  before?: (i: number) => Promise<unknown> | undefined;
   /**
    * `reset`: the connection is reset before the head; `reset_body`: after the last of `chunks`, before the body ends;
    * `stall`: no answer is ever sent; `stall_body`: the head and `chunks` are sent and the body never ends.
@@ -54,6 +56,10 @@ export interface Scenario {
   downstream?: Protocol;
   /** Protocol between Envoy and both engines. Default `http1`. */
   upstream?: Protocol;
+  /** The client hangs up when this resolves. */
+  leave?: Promise<unknown>;
+  /** Told what has come to the client: with 0 of the head, then of the bytes of the body so far. */
+  onBody?: (bytes: number) => void;
 }
 
 export interface Result {

@@ -86,7 +86,7 @@ async function writeHttp1(reply: EngineReply, response: http.ServerResponse): Pr
   response.writeHead(reply.status, headers.flat());
   response.flushHeaders();
   await polled();
-  if (!(await writePieces(reply.chunks, response))) return;
+  if (!(await writePieces(reply, response))) return;
   if (reply.fault === 'stall_body') return;
   // A reset here could overtake bytes that the peer has not read yet: an early end is what it has to notice.
   if (reply.fault === 'reset_body') return void response.socket?.destroySoon();
@@ -139,7 +139,7 @@ async function writeHttp2(reply: EngineReply, stream: http2.ServerHttp2Stream): 
       stream.sendTrailers(last);
     });
   }
-  if (!(await writePieces(reply.chunks, stream))) return;
+  if (!(await writePieces(reply, stream))) return;
   if (fault === 'stall_body') return;
   // `close` would end the body before it resets the stream.
   if (fault === 'reset_body') return void stream.destroy(new Error('reset'));
@@ -147,9 +147,10 @@ async function writeHttp2(reply: EngineReply, stream: http2.ServerHttp2Stream): 
 }
 
 /** Writes one piece after the other, each given to the kernel before the next; false when the peer has left. */
-async function writePieces(pieces: Buffer[], out: Writable): Promise<boolean> {
-  for (const piece of pieces) {
+async function writePieces({ chunks, before }: EngineReply, out: Writable): Promise<boolean> {
+  for (const [i, piece] of chunks.entries()) {
     if (piece.length === 0) continue;
+    await before?.(i);
     if (!(await flushed(piece, out))) return false;
     await polled();
   }

@@ -10,6 +10,8 @@ export interface SendOptions {
   timeoutMs: number;
   /** The client hangs up when this resolves. */
   leave?: Promise<unknown>;
+  /** See `Scenario`. */
+  onBody?: (bytes: number) => void;
   /** Resolves when Envoy has read all that was written to the socket. */
   arrived: (socket: Socket) => Promise<void>;
 }

@@ -73,7 +73,7 @@ test.each(['http1', 'http2'] as const)('a client hangs up: %s', async (downstrea
     reached();
     return { status: 200, headers: [], chunks: [], fault: 'stall' };
   };
-  const result = await host.run(scenario({ downstream, decode }), { leave });
+  const result = await host.run(scenario({ downstream, decode, leave }));
   expect(result).toMatchObject({ status: 0, complete: false });
 });
 

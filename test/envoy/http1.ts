@@ -15,6 +15,7 @@ export function sendHttp1(options: SendOptions): Promise<Reply> {
   return exchange(options, async (socket, leave) => {
     socket.on('data', (data) => {
       parser.push(data);
+      if (parser.headRead) options.onBody?.(parser.bodyBytes);
       if (parser.done) leave();
     });
     socket.on('end', () => {
@@ -69,6 +70,15 @@ export class ResponseParser {
   private body: Buffer[] = [];
 
   constructor(private readonly method: string) {}
+
+  get headRead(): boolean {
+    return this.status !== 0;
+  }
+
+  /** Bytes of the body so far. */
+  get bodyBytes(): number {
+    return this.body.reduce((sum, { length }) => sum + length, 0);
+  }
 
   get done(): boolean {
     return this.state === 'done' || this.state === 'broken';

@@ -47,9 +47,14 @@ async function talk(socket: Socket, leave: () => void, options: SendOptions, rep
   stream.on('response', (headers, _flags, raw?: string[]) => {
     reply.status = headers[':status'] ?? 0;
     reply.headers = pairs(raw ?? []);
+    options.onBody?.(0);
   });
   stream.on('trailers', (_headers, _flags, raw?: string[]) => (reply.trailers = pairs(raw ?? [])));
-  stream.on('data', (data: Buffer) => body.push(data));
+  let read = 0;
+  stream.on('data', (data: Buffer) => {
+    body.push(data);
+    options.onBody?.((read += data.length));
+  });
   stream.on('end', () => (ended = true));
   stream.on('wantTrailers', () => stream.sendTrailers(group(trailers)));
   stream.on('error', () => undefined);

@@ -34,16 +34,11 @@ export interface HostOptions extends EnvoyOptions {
   clientTimeoutMs?: number;
 }
 
-export interface RunOptions {
-  /** The client hangs up when this resolves. */
-  leave?: Promise<unknown>;
-}
-
 export interface EnvoyHost extends Host {
   readonly name: 'envoy';
   readonly pid: number;
   readonly adminUrl: string;
-  run(scenario: Scenario, options?: RunOptions): Promise<EnvoyResult>;
+  run(scenario: Scenario): Promise<EnvoyResult>;
   /** `ip:port` of an engine, as `endpoint_header` names it. */
   address(leg: Leg, protocol?: Protocol): string;
   /** Envoy's counters and gauges whose names match the regular expression. */
@@ -195,7 +190,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
 
   const received = `http.${STAT_PREFIX}.downstream_cx_rx_bytes_total`;
 
-  const runScenario = async (scenario: Scenario, { leave }: RunOptions): Promise<EnvoyResult> => {
+  const runScenario = async (scenario: Scenario): Promise<EnvoyResult> => {
     const port = await listenerPort(scenario);
     const before = await counters();
     const receivedBefore = (await stat(received)) ?? 0;
@@ -210,7 +205,8 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     running = { scenario, requests };
     try {
       const send = scenario.downstream === 'http2' ? sendHttp2 : sendHttp1;
-      const sent = { port, request: scenario.client, timeoutMs: clientTimeoutMs, leave, arrived };
+      const { client, leave, onBody } = scenario;
+      const sent = { port, request: client, timeoutMs: clientTimeoutMs, leave, onBody, arrived };
       const { localPort, ...reply } = await send(sent);
       const line = await waitFor('The access log tells of the exchange', async () => {
         if (death) throw new Error(death);
@@ -261,9 +257,9 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     name: 'envoy',
     pid: envoy.pid,
     adminUrl: envoy.adminUrl,
-    run(scenario, runOptions = {}) {
+    run(scenario) {
       const result = last.then(() =>
-        runScenario(scenario, runOptions).catch((error) => {
+        runScenario(scenario).catch((error) => {
           throw error instanceof ConfigRejected ? error : explain(error);
         }),
       );

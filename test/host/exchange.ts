@@ -3,6 +3,7 @@
  * Bytes that are on their way arrive before a new answer does; engines asked at the same time run at the same time.
  */
 
+import { setImmediate } from 'node:timers/promises';
 import type { Engine, EngineReply, EngineRequest, Header, Protocol, Result, Scenario } from '../scenario.ts';
 import { calloutRequest, type CalloutReply, type PendingCallout } from './callouts.ts';
 import type { HttpStream } from './stream.ts';
@@ -40,6 +41,10 @@ export class Exchange {
   /** What is left to arrive from the decode engine. */
   #response: Step[] = [];
   #decodeAsked = false;
+  readonly #leave: Promise<unknown>;
+  #left = false;
+  /** Bytes of the body that the client was told of; -1: not even the head. */
+  #told = -1;
 
   /** `merge`: the end of a body comes with its last bytes. */
   constructor(callouts: Callouts, stream: HttpStream, scenario: Scenario, merge: boolean) {
@@ -48,6 +53,8 @@ export class Exchange {
     this.#scenario = scenario;
     this.#merge = merge;
     this.#upstream = scenario.upstream ?? 'http1';
+    this.#leave = scenario.leave ?? new Promise(() => undefined);
+    void this.#leave.then(() => (this.#left = true));
   }
 
   async run(): Promise<Result> {
@@ -64,6 +71,7 @@ export class Exchange {
         // When nothing can happen any more the client waits in vain, and leaves.
         if (!(await this.#nextAnswer())) break;
       }
+      if (await this.#clientLeaves()) break;
     }
     stream.clientDisconnect();
     // Answers that come when the client has left still reach the filter.
@@ -74,10 +82,32 @@ export class Exchange {
 
   /** Waits for an answer and lets it arrive; false when none will come. */
   async #nextAnswer(): Promise<boolean> {
-    if (this.#answers.length === 0 && this.#working.size > 0) await Promise.race(this.#working);
+    if (this.#answers.length === 0 && this.#working.size > 0) {
+      await Promise.race(this.#left ? this.#working : [...this.#working, this.#leave]);
+      if (this.#answers.length === 0) return true;
+    }
     const arrive = this.#answers.shift();
     arrive?.();
     return arrive !== undefined;
+  }
+
+  /** Tells the client what has come, and gives it the chance to hang up. */
+  async #clientLeaves(): Promise<boolean> {
+    const { leave, onBody } = this.#scenario;
+    if (!leave && !onBody) return false;
+    const { client } = this.#stream;
+    const bytes = client.chunks.reduce((sum, { length }) => sum + length, 0);
+    if (onBody && client.status !== 0 && bytes !== this.#told) onBody((this.#told = bytes));
+    await setImmediate();
+    return this.#left;
+  }
+
+  /** The rest of the response arrives when `gate` opens. */
+  #suspend(gate: Promise<unknown> | undefined): void {
+    if (!gate) return;
+    const rest = this.#response;
+    this.#response = [];
+    this.#work(gate.then(() => () => void (this.#response = rest)));
   }
 
   #work(answer: Promise<Step>): void {
@@ -104,6 +134,8 @@ export class Exchange {
       reply = await ask(engine, calloutRequest(call, this.#upstream), seen);
       // Without a timeout this call has no end.
       if (reply.fault?.startsWith('stall') && call.timeoutMs === 0) return () => undefined;
+      // A client that is to leave does so first.
+      if (reply.fault?.startsWith('stall') && this.#scenario.leave) await this.#leave;
     }
     return () => this.#callouts.completeCallout(call, reply, this.#upstream);
   }
@@ -136,8 +168,14 @@ export class Exchange {
       return this.#responseSteps({ status: 400, headers: [['connection', 'close']], chunks: [] });
     }
     if (reply.fault === 'reset') return [() => stream.upstreamFailed(resetReason(this.#upstream))];
-    if (reply.fault === 'stall') return [() => stream.idleTimeout()];
+    if (reply.fault === 'stall') return [() => this.#silence()];
     return this.#responseSteps(reply);
+  }
+
+  /** The engine says nothing more. */
+  #silence(): void {
+    if (this.#scenario.leave) this.#suspend(this.#leave);
+    else this.#stream.idleTimeout();
   }
 
   #requestSteps(): Step[] {
@@ -181,7 +219,16 @@ export class Exchange {
     if (headOnly) return steps;
     const open = fault !== undefined || trailers !== undefined;
     steps.push(...bodySteps(chunks, open, this.#merge, (bytes, end) => stream.responseBody(bytes, end)));
-    if (fault === 'stall_body') steps.push(() => stream.idleTimeout());
+    if (reply.before) {
+      const { before } = reply;
+      const pieces = chunks.flatMap(({ length }, i) => (length > 0 ? [i] : []));
+      steps.splice(
+        1,
+        pieces.length,
+        ...pieces.flatMap((piece, i): Step[] => [() => this.#suspend(before(piece)), steps[i + 1]!]),
+      );
+    }
+    if (fault === 'stall_body') steps.push(() => this.#silence());
     else if (fault) steps.push(() => stream.upstreamFailed(resetBodyReason(this.#upstream)));
     else if (trailers) steps.push(() => stream.responseTrailers(trailers));
     return steps;

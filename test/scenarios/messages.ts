@@ -1,0 +1,194 @@
+// Requests, replies and arrays for scenarios that are written by hand: small, and exact to the byte.
+
+import { expect } from 'vitest';
+import { npyHeader, type NpyOptions } from '../engine/npy.ts';
+import type { ClientRequest, Engine, EngineReply, EngineRequest, Header, Result } from '../scenario.ts';
+import { header } from './case.ts';
+
+export interface ArraySpec {
+  rows: number;
+  layers?: number;
+  topK?: number;
+  /** As `.npy` headers name it. */
+  dtype?: string;
+  /** First byte; others count on from it. Arrays that differ in it differ in every byte. */
+  from?: number;
+  npy?: NpyOptions;
+  /** Edits the text of the header; its length stays what it announces. */
+  headerText?: (text: string) => string;
+}
+
+export const LAYERS = 2;
+export const TOP_K = 3;
+
+/** Bytes of an array's rows. */
+export function rowBytes({
+  rows,
+  layers = LAYERS,
+  topK = TOP_K,
+  dtype = '|u1',
+  from = 1,
+}: ArraySpec): Buffer {
+  const bytes = rows * layers * topK * (Number(dtype.slice(2)) || 1);
+  return Buffer.from(Uint8Array.from({ length: bytes }, (_, i) => (from + i * 7) & 0x7f));
+}
+
+/** A `.npy` file. */
+export function npyFile(spec: ArraySpec, data: Buffer = rowBytes(spec)): Buffer {
+  const { rows, layers = LAYERS, topK = TOP_K, dtype = '|u1', headerText = (text) => text } = spec;
+  const head = npyHeader(dtype, [rows, layers, topK], spec.npy);
+  const lead = head.indexOf('{');
+  const before = head.toString('latin1', lead);
+  const edited = headerText(before.trimEnd());
+  const text = `${edited.padEnd(before.length - 1)}\n`;
+  head.writeUInt16LE(text.length, 8);
+  return Buffer.concat([head.subarray(0, lead), Buffer.from(text, 'latin1'), data]);
+}
+
+/** The array as engines write it. */
+export const encoded = (spec: ArraySpec, data?: Buffer): string => npyFile(spec, data).toString('base64');
+
+/** What prefill's rows and those of decode behind them make. */
+export function merged(prefill: ArraySpec, decode: ArraySpec): string {
+  const rows = rowBytes(prefill);
+  return encoded(decode, Buffer.concat([rows, rowBytes(decode).subarray(rows.length)]));
+}
+
+export const PARAMS =
+  '{"do_remote_prefill":true,"do_remote_decode":false,"remote_request_id":"r-1","remote_block_ids":[[1]]}';
+export const REQUEST_ID = 'client-1';
+
+export const JSON_TYPE: Header = ['content-type', 'application/json'];
+
+export interface ReplyOptions {
+  status?: number;
+  /** Besides `content-type` and `content-length`; of the same name, instead of them. */
+  headers?: Header[];
+  /** `null`: no such header. */
+  contentLength?: number | null;
+  pieces?: number | Buffer[];
+  trailers?: Header[];
+  fault?: EngineReply['fault'];
+  before?: EngineReply['before'];
+}
+
+export function reply(body: string | Buffer, options: ReplyOptions = {}): EngineReply {
+  const { status = 200, headers = [], contentLength, pieces, trailers, fault, before } = options;
+  const bytes = Buffer.from(body);
+  const own: Header[] = [JSON_TYPE];
+  if (contentLength !== null && !trailers)
+    own.push(['content-length', String(contentLength ?? bytes.length)]);
+  const names = new Set(headers.map(([name]) => name));
+  return {
+    status,
+    headers: [...own.filter(([name]) => !names.has(name)), ...headers],
+    chunks: Array.isArray(pieces) ? pieces : cut(bytes, pieces ?? (bytes.length || 1)),
+    ...(trailers ? { trailers } : {}),
+    ...(fault ? { fault } : {}),
+    ...(before ? { before } : {}),
+  };
+}
+
+export const answering =
+  (body: string | Buffer, options?: ReplyOptions): Engine =>
+  () =>
+    reply(body, options);
+
+/** Lets an engine, or the client's leaving, wait for what the client has seen. */
+export class Watch {
+  private bytes = -1;
+  private waiting: { bytes: number; resolve: () => void }[] = [];
+
+  readonly onBody = (bytes: number): void => {
+    this.bytes = bytes;
+    for (const { bytes: wanted, resolve } of this.waiting) if (bytes >= wanted) resolve();
+  };
+
+  /** The head has come (0), or so much of the body. */
+  seen(bytes: number): Promise<void> {
+    if (this.bytes >= bytes) return Promise.resolve();
+    return new Promise((resolve) => this.waiting.push({ bytes, resolve }));
+  }
+}
+
+export function cut(body: Buffer, bytes: number): Buffer[] {
+  const pieces: Buffer[] = [];
+  for (let at = 0; at < body.length; at += bytes) pieces.push(body.subarray(at, at + bytes));
+  return pieces;
+}
+
+/** Prefill's reply to a completion. `array`: the JSON text of the value. */
+export function prefillBody(array: string | null, promptTokens: number | null = PROMPT.rows): string {
+  const usage = promptTokens === null ? 'null' : `{"prompt_tokens":${promptTokens},"completion_tokens":1}`;
+  const member = array === null ? '' : `,"routed_experts":${array}`;
+  return `{"id":"p","choices":[{"index":0,"text":"x"${member}}],"usage":${usage},"kv_transfer_params":${PARAMS}}`;
+}
+
+/** Decode's reply to a completion, one choice an array. `arrays`: the JSON texts of the values. */
+export function decodeBody(
+  arrays: string[],
+  more: { promptTokens?: number; completionTokens?: number; before?: string } = {},
+): string {
+  const { promptTokens = PROMPT.rows, completionTokens = arrays.length * 3, before = 'hello' } = more;
+  const choices = arrays.map(
+    (array, i) => `{"index":${i},"text":"${before}","finish_reason":"length","routed_experts":${array}}`,
+  );
+  const usage = `{"prompt_tokens":${promptTokens},"completion_tokens":${completionTokens}}`;
+  return `{"id":"d","choices":[${choices.join(',')}],"usage":${usage},"kv_transfer_params":null}`;
+}
+
+/** Rows that prefill returns, and those that decode does: all, or the two behind them. */
+export const PROMPT: ArraySpec = { rows: 5, from: 100 };
+export const FULL: ArraySpec = { rows: 7, from: 3 };
+export const TAIL: ArraySpec = { rows: 2, from: 50 };
+
+export const quoted = (text: string) => `"${text}"`;
+export const GOOD_PREFILL = prefillBody(quoted(encoded(PROMPT)));
+export const GOOD_DECODE = decodeBody([quoted(encoded(FULL))]);
+export const GOOD_MERGED = decodeBody([quoted(merged(PROMPT, FULL))]);
+
+export const COMPLETIONS = '/v1/completions';
+export const CHAT = '/v1/chat/completions';
+export const GENERATE = '/inference/v1/generate';
+
+/** A client's request with this body, its length announced. */
+export function post(body: string | Buffer, more: Partial<ClientRequest> = {}): ClientRequest {
+  const bytes = Buffer.from(body);
+  return {
+    method: 'POST',
+    path: COMPLETIONS,
+    headers: [JSON_TYPE, ['content-length', String(bytes.length)], ['x-request-id', REQUEST_ID]],
+    chunks: bytes.length > 0 ? [bytes] : [],
+    ...more,
+  };
+}
+
+export const REQUEST = '{"model":"m","prompt":"one two three","max_tokens":3}';
+
+export const jsonOf = ({ body }: Pick<EngineRequest, 'body'>) =>
+  JSON.parse(body.toString('utf8')) as Record<string, unknown>;
+
+/** What the filter says of an exchange, in all places where it says it. */
+export function expectOutcome(result: Result, outcome: string, counters: Record<string, number> = {}): void {
+  const token = outcome.split(';', 1)[0]!;
+  const reason = /; reason=(\w+)$/.exec(outcome)?.[1];
+  expect(result.logged).toBe(outcome);
+  expect(result.counters).toEqual({
+    [`routed_experts.${token}`]: 1,
+    ...(reason ? { [`routed_experts.unmerged.${reason}`]: 1 } : {}),
+    ...counters,
+  });
+}
+
+/** An answer of the filter's own, in vLLM's shape. */
+export function expectError(result: Result, status: number, type: string, message: string): void {
+  expect(result).toMatchObject({ status, complete: true });
+  expect(header(result.headers, 'content-type')).toBe('application/json');
+  expect(JSON.parse(result.body.toString())).toEqual({ error: { message, type, param: null, code: status } });
+}
+
+/** A body that the head announces rightly, if it does. */
+export function expectLength(result: Result, announced: boolean): void {
+  const length = header(result.headers, 'content-length');
+  expect(length).toBe(announced ? String(result.body.length) : undefined);
+}

@@ -93,6 +93,8 @@ export class Rewrite {
       const member = members[i];
       // Members of an object that was itself replaced.
       if (member.valueStart < at) continue;
+      // A field can be there twice, as an object of its own each time.
+      removed[member.field] = 0;
       const change = this.changeOf(member.field);
       if (change !== null) {
         const counts = change.ptr != 0 && this.body.last(member.field) === member;

@@ -199,7 +199,7 @@ export class RequestBody {
   }
 
   private scan(ptr: usize, len: usize): void {
-    const scanner = new Scanner(requestPaths(this.api));
+    const scanner = Scanner.take(requestPaths(this.api));
     const open: Member[] = [];
     scanner.feed(ptr, len);
     let event = scanner.next();
@@ -235,10 +235,10 @@ export class RequestBody {
     const prompt = this.last(Field.Prompt);
     if (prompt !== null && isBatch(ptr, len, prompt)) return Unfit.SeveralPrompts;
     if (this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
-    // With `echo`, vLLM computes the prompt's logprobs too.
+    // With `echo`, vLLM computes the prompt's logprobs too; it takes 1 and "true" for true.
     const echo = this.last(Field.Echo);
-    if (this.present(Field.PromptLogprobs) || (echo !== null && echo.first == 0x74))
-      return Unfit.PromptLogprobs;
+    const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
+    if (this.present(Field.PromptLogprobs) || echoes) return Unfit.PromptLogprobs;
     if (this.integer(Field.MaxTokens) == 0 || this.integer(Field.MaxCompletionTokens) == 0)
       return Unfit.NoOutput;
     if (this.present(Field.PromptStart) && this.integer(Field.PromptStart) != 0) return Unfit.PromptStart;

@@ -195,7 +195,13 @@ export class RequestBody {
 
   /** Most tokens a choice can have; -1 when the request does not say. */
   get maxTokens(): i64 {
+    if (this.spelled(Field.MaxTokens) || this.spelled(Field.MaxCompletionTokens)) return -1;
     return max(this.integer(Field.MaxTokens), this.integer(Field.MaxCompletionTokens));
+  }
+
+  /** Whether a field has a value that is not a plain integer: the engine takes "5" and 5.0 for 5. */
+  spelled(field: Field): bool {
+    return this.present(field) && this.integer(field) < 0;
   }
 
   private scan(ptr: usize, len: usize): void {

@@ -29,10 +29,14 @@ export function prefillLeg(body: RequestBody, connector: Connector): Rewrite {
   rewrite.remove(Field.StreamOptions);
   rewrite.set(Field.MaxTokens, ONE.ptr, ONE.len);
   rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
-  if (body.integer(Field.MinTokens) > 1) rewrite.set(Field.MinTokens, ONE.ptr, ONE.len);
-  if (body.integer(Field.N) > 1) rewrite.set(Field.N, ONE.ptr, ONE.len);
+  capToOne(rewrite, body, Field.MinTokens);
+  capToOne(rewrite, body, Field.N);
   connector.prefill(rewrite);
   return rewrite;
+}
+
+function capToOne(rewrite: Rewrite, body: RequestBody, field: Field): void {
+  if (body.integer(field) > 1 || body.spelled(field)) rewrite.set(field, ONE.ptr, ONE.len);
 }
 
 /** Room for the number that `decodeLeg` writes. */

@@ -1,7 +1,11 @@
 // The paths that a scanner watches, as a tree. Built once per kind of document; shared by all scanners of that kind.
+//
+//   node, 24 bytes of unmanaged memory:
+//     0 id | 4 element: child for array elements | 8 member: first child of an object | 12 next: next child of its parent
+//     16 address of its key | 20 length of its key
 
 /** No node: nothing below this value is watched. */
-export const NO_NODE: i32 = -1;
+export const NO_NODE: usize = 0;
 /** The node is on the way to a watched path but not watched itself. */
 export const UNWATCHED: i32 = -1;
 /** Depth of the deepest watched path; containers below it are skipped. */
@@ -10,83 +14,97 @@ export const MAX_PATH_DEPTH: i32 = 8;
 /** Member `*` of a path: every element of an array. */
 const ANY_ELEMENT = '*';
 
-
-@final
-class Node {
-  id: i32 = UNWATCHED;
-  keyPtr: usize = 0;
-  keyLen: usize = 0;
-  /** Child for array elements. */
-  element: i32 = NO_NODE;
-  members: StaticArray<i32> = [];
-}
+const ELEMENT: usize = 4;
+const MEMBER: usize = 8;
+const NEXT: usize = 12;
+const KEY: usize = 16;
+const KEY_LEN: usize = 20;
+const NODE_BYTES: usize = 24;
 
 /** Watched paths such as `choices.*.routed_experts`; `''` is the root. Ids are the caller's, 0 and up. */
 @final
 export class Paths {
-  private nodes: Node[] = [new Node()];
+  /** Node of the document itself. */
+  readonly root: usize = newNode(0, 0);
   /** Length of the longest key: longer keys need not be read. */
   longestKey: usize = 0;
 
   add(path: string, id: i32): Paths {
-    let at = 0;
+    let node = this.root;
     if (path.length > 0) {
       const keys = path.split('.');
       assert(keys.length <= MAX_PATH_DEPTH);
-      for (let i = 0; i < keys.length; i++) at = this.child(at, keys[i]);
+      for (let i = 0; i < keys.length; i++) node = this.child(node, keys[i]);
     }
-    this.nodes[at].id = id;
+    store<i32>(node, id);
     return this;
   }
 
-  /** Id of a node, or `UNWATCHED`. */
-  idOf(node: i32): i32 {
-    return node < 0 ? UNWATCHED : unchecked(this.nodes[node]).id;
-  }
-
-  /** Node of an array's elements. */
-  elementOf(node: i32): i32 {
-    return node < 0 ? NO_NODE : unchecked(this.nodes[node]).element;
-  }
-
-  /** Whether keys of an object at this node need to be read. */
-  hasMembers(node: i32): bool {
-    return node >= 0 && unchecked(this.nodes[node]).members.length > 0;
-  }
-
-  /** Node of the member whose key is the `len` bytes at `key`. */
-  memberOf(node: i32, key: usize, len: usize): i32 {
-    const members = unchecked(this.nodes[node]).members;
-    for (let i = 0; i < members.length; i++) {
-      const member = unchecked(this.nodes[unchecked(members[i])]);
-      if (member.keyLen == len && memory.compare(member.keyPtr, key, len) == 0) return unchecked(members[i]);
+  private child(parent: usize, key: string): usize {
+    if (key == ANY_ELEMENT) {
+      if (elementOf(parent) == NO_NODE) store<usize>(parent, newNode(0, 0), ELEMENT);
+      return elementOf(parent);
     }
-    return NO_NODE;
-  }
-
-  private child(parent: i32, key: string): i32 {
-    const element = key == ANY_ELEMENT;
-    const bytes = String.UTF8.encode(key);
-    const known = element
-      ? this.nodes[parent].element
-      : this.memberOf(parent, changetype<usize>(bytes), bytes.byteLength);
-    if (known >= 0) return known;
-    const node = new Node();
-    this.nodes.push(node);
-    const at = this.nodes.length - 1;
-    const owner = this.nodes[parent];
-    if (element) {
-      owner.element = at;
-      return at;
+    const len = <usize>String.UTF8.byteLength(key);
+    const ptr = heap.alloc(len);
+    String.UTF8.encodeUnsafe(changetype<usize>(key), key.length, ptr);
+    const known = memberOf(parent, ptr, len);
+    if (known != NO_NODE) {
+      heap.free(ptr);
+      return known;
     }
-    node.keyLen = bytes.byteLength;
-    node.keyPtr = heap.alloc(node.keyLen);
-    memory.copy(node.keyPtr, changetype<usize>(bytes), node.keyLen);
-    this.longestKey = max(this.longestKey, node.keyLen);
-    const grown = new StaticArray<i32>(owner.members.length + 1);
-    for (let i = 0; i < owner.members.length; i++) grown[i] = owner.members[i];
-    grown[owner.members.length] = at;
-    owner.members = grown;
-    return at;
+    const node = newNode(ptr, len);
+    store<usize>(node, load<usize>(parent, MEMBER), NEXT);
+    store<usize>(parent, node, MEMBER);
+    this.longestKey = max(this.longestKey, len);
+    return node;
   }
+}
+
+function newNode(key: usize, len: usize): usize {
+  const node = heap.alloc(NODE_BYTES);
+  memory.fill(node, 0, NODE_BYTES);
+  store<i32>(node, UNWATCHED);
+  store<usize>(node, key, KEY);
+  store<usize>(node, len, KEY_LEN);
+  return node;
+}
+
+/** Id of a node, or `UNWATCHED`. */
+// @ts-ignore: decorator
+@inline
+export function idOf(node: usize): i32 {
+  return node == NO_NODE ? UNWATCHED : load<i32>(node);
+}
+
+/** Node of an array's elements; `node` is not `NO_NODE`. */
+// @ts-ignore: decorator
+@inline
+export function elementOf(node: usize): usize {
+  return load<usize>(node, ELEMENT);
+}
+
+/** Whether keys of an object at this node need to be read. */
+// @ts-ignore: decorator
+@inline
+export function hasMembers(node: usize): bool {
+  return node != NO_NODE && load<usize>(node, MEMBER) != 0;
+}
+
+/** Node of the member whose key is the `len` bytes at `key`. */
+export function memberOf(node: usize, key: usize, len: usize): usize {
+  for (let member = load<usize>(node, MEMBER); member != 0; member = load<usize>(member, NEXT)) {
+    if (load<usize>(member, KEY_LEN) == len && same(load<usize>(member, KEY), key, len)) return member;
+  }
+  return NO_NODE;
+}
+
+/** Keys are short: a call of `memory.compare` costs more than this. */
+// @ts-ignore: decorator
+@inline
+function same(a: usize, b: usize, len: usize): bool {
+  let i: usize = 0;
+  for (; i + 8 <= len; i += 8) if (load<u64>(a + i) != load<u64>(b + i)) return false;
+  for (; i < len; i++) if (load<u8>(a + i) != load<u8>(b + i)) return false;
+  return true;
 }

@@ -6,7 +6,7 @@
 // offsets:  count from the first byte ever fed
 
 import { hexValue } from '../bytes/ascii';
-import { NO_NODE, MAX_PATH_DEPTH, Paths, UNWATCHED } from './paths';
+import { MAX_PATH_DEPTH, NO_NODE, Paths, UNWATCHED, elementOf, hasMembers, idOf, memberOf } from './paths';
 import { plainEnd } from './strings';
 
 /** What `next` stopped for. */
@@ -106,6 +106,17 @@ function isDigit(c: u8): bool {
   return c - <u8>Char.Zero <= 9;
 }
 
+// A scanner's own memory:
+//   NODES   address of the node of the container at depth d, 4 bytes each (no depth 0)
+//   0       bit d: the container at depth d is an object
+//   COUNTS  members or elements of the container at depth d so far, 4 bytes each
+//   KEY     a key that was cut or has escapes
+const NODES: usize = 72;
+const COUNTS: usize = 108;
+const KEY: usize = 144;
+const KEY_BYTES: usize = 64;
+const MEMORY_BYTES: usize = KEY + KEY_BYTES;
+
 
 @final
 export class Scanner {
@@ -135,26 +146,39 @@ export class Scanner {
   private skipLeft: u64 = 0;
   private doneTold: bool = false;
   private depth: i32 = 0;
-  /** Bit d: the container at depth d is an object. */
-  private objects: StaticArray<u64> = new StaticArray<u64>((MAX_DEPTH >> 6) + 1);
-  private nodes: StaticArray<i32> = new StaticArray<i32>(MAX_PATH_DEPTH + 2);
-  private counts: StaticArray<i32> = new StaticArray<i32>(MAX_PATH_DEPTH + 2);
-  private valueNode: i32 = 0;
-  private key: usize = heap.alloc(1);
+  /** See the layout above. */
+  private memory: usize = heap.alloc(MEMORY_BYTES);
+  private valueNode: usize;
+  /** The key that was read last: in the window, or in this scanner's own memory when it had escapes or was cut. */
+  private key: usize = 0;
   private keyLen: usize = 0;
   private readKey: bool = false;
   private hexLeft: i32 = 0;
   private hex: i32 = 0;
   private literal: usize = 0;
 
+  private pooled: bool = false;
+
   constructor(private paths: Paths) {
-    this.key = heap.realloc(this.key, paths.longestKey + 1);
+    assert(paths.longestKey < KEY_BYTES);
+    this.valueNode = paths.root;
   }
 
-  /** Gives back the scanner's own memory. */
+  /** A scanner for one document, as new: an exchange needs three, and they are used again. */
+  static take(paths: Paths): Scanner {
+    if (pool.length == 0) return new Scanner(paths);
+    const scanner = pool.pop();
+    scanner.pooled = false;
+    scanner.paths = paths;
+    scanner.reset();
+    return scanner;
+  }
+
+  /** Gives the scanner back; a second call does nothing. */
   free(): void {
-    if (this.key != 0) heap.free(this.key);
-    this.key = 0;
+    if (this.pooled) return;
+    this.pooled = true;
+    pool.push(this);
   }
 
   /** Ready for another document; offsets start at 0 again. */
@@ -164,7 +188,7 @@ export class Scanner {
     this.state = State.Value;
     this.doneTold = this.tooDeep = false;
     this.depth = 0;
-    this.valueNode = 0;
+    this.valueNode = this.paths.root;
   }
 
   /** Lends the next `len` bytes. The window before must be used up. */
@@ -314,21 +338,28 @@ export class Scanner {
           if (c != Char.Quote) return this.fail(p);
           this.keyStart = this.windowOffset + <u64>(p - this.windowStart);
           this.keyLen = 0;
-          this.readKey =
-            this.depth <= MAX_PATH_DEPTH && this.paths.hasMembers(unchecked(this.nodes[this.depth]));
+          this.readKey = this.depth <= MAX_PATH_DEPTH && hasMembers(this.nodeAt(this.depth));
           p++;
           state = State.KeyText;
           continue;
         }
         case State.KeyText: {
           const plain = plainEnd(p, end);
-          if (this.readKey) this.collect(p, plain - p);
+          const stop = plain < end ? load<u8>(plain) : 0;
+          if (this.readKey) {
+            if (stop == Char.Quote && this.keyLen == 0) {
+              // As a rule a key lies in one piece: it is compared where it is.
+              this.key = p;
+              this.keyLen = plain - p;
+            } else this.collect(p, plain - p);
+          }
           p = plain;
           if (p == end) continue;
-          const stop = load<u8>(p);
           p++;
-          if (stop == Char.Quote) state = State.Colon;
-          else if (stop == Char.Backslash) state = State.KeyEscape;
+          if (stop == Char.Quote) {
+            if (this.readKey) this.findMember();
+            state = State.Colon;
+          } else if (stop == Char.Backslash) state = State.KeyEscape;
           else return this.fail(p - 1);
           continue;
         }
@@ -484,29 +515,39 @@ export class Scanner {
     return state == State.Failed ? Event.Failed : Event.More;
   }
 
+  // @ts-ignore: decorator
+  @inline
+  private nodeAt(depth: i32): usize {
+    return load<usize>(this.memory + ((<usize>depth) << 2), NODES);
+  }
+
+  // @ts-ignore: decorator
+  @inline
   private get inObject(): bool {
     const depth = this.depth;
-    return ((unchecked(this.objects[depth >> 6]) >> ((<u64>depth) & 63)) & 1) != 0;
+    return ((load<u8>(this.memory + ((<usize>depth) >> 3)) >> (<u8>(depth & 7))) & 1) != 0;
+  }
+
+  /** The key that was read decides the node of the value that follows. */
+  private findMember(): void {
+    this.valueNode =
+      this.keyLen <= this.paths.longestKey
+        ? memberOf(this.nodeAt(this.depth), this.key, this.keyLen)
+        : NO_NODE;
   }
 
   /** Finds the node of the value that begins, counts it in its container, and returns its id. */
   private beginValue(): i32 {
     const depth = this.depth;
-    if (depth == 0) this.valueNode = 0;
-    else if (depth > MAX_PATH_DEPTH) return UNWATCHED;
-    else {
-      this.index = unchecked(this.counts[depth]++);
-      const container = unchecked(this.nodes[depth]);
-      if (container == NO_NODE) this.valueNode = NO_NODE;
-      else if (!this.inObject) this.valueNode = this.paths.elementOf(container);
-      else {
-        this.valueNode =
-          this.readKey && this.keyLen <= this.paths.longestKey
-            ? this.paths.memberOf(container, this.key, this.keyLen)
-            : NO_NODE;
-      }
-    }
-    return this.paths.idOf(this.valueNode);
+    if (depth == 0) return idOf(this.valueNode);
+    if (depth > MAX_PATH_DEPTH) return UNWATCHED;
+    const container = this.nodeAt(depth);
+    if (container == NO_NODE) return UNWATCHED;
+    const count = this.memory + ((<usize>depth) << 2);
+    this.index = load<i32>(count, COUNTS);
+    store<i32>(count, this.index + 1, COUNTS);
+    if (!this.inObject) this.valueNode = elementOf(container);
+    return idOf(this.valueNode);
   }
 
   private open(object: bool): bool {
@@ -515,12 +556,13 @@ export class Scanner {
       this.tooDeep = true;
       return false;
     }
-    const bit = (<u64>1) << ((<u64>depth) & 63);
-    const word = unchecked(this.objects[depth >> 6]);
-    unchecked((this.objects[depth >> 6] = object ? word | bit : word & ~bit));
+    const bit = <u8>1 << <u8>(depth & 7);
+    const at = this.memory + ((<usize>depth) >> 3);
+    store<u8>(at, object ? load<u8>(at) | bit : load<u8>(at) & ~bit);
     if (depth <= MAX_PATH_DEPTH) {
-      unchecked((this.nodes[depth] = this.valueNode));
-      unchecked((this.counts[depth] = 0));
+      const level = this.memory + ((<usize>depth) << 2);
+      store<usize>(level, this.valueNode, NODES);
+      store<i32>(level, 0, COUNTS);
     }
     this.valueNode = NO_NODE;
     this.depth = depth;
@@ -531,17 +573,19 @@ export class Scanner {
   private close(p: usize): bool {
     const depth = this.depth--;
     if (depth <= MAX_PATH_DEPTH) {
-      this.valueNode = unchecked(this.nodes[depth]);
-      this.count = unchecked(this.counts[depth]);
+      this.valueNode = this.nodeAt(depth);
+      this.count = load<i32>(this.memory + ((<usize>depth) << 2), COUNTS);
     }
     this.integer = -1;
     return this.endValue(p);
   }
 
+  // @ts-ignore: decorator
+  @inline
   private endValue(p: usize): bool {
     this.cursor = p;
     this.state = this.depth == 0 ? State.Ended : State.AfterValue;
-    const id = this.paths.idOf(this.valueNode);
+    const id = idOf(this.valueNode);
     this.valueNode = NO_NODE;
     if (id == UNWATCHED) return false;
     this.id = id;
@@ -559,17 +603,22 @@ export class Scanner {
     return Event.Failed;
   }
 
+  /** Keeps a piece of a key that is cut or has escapes; of a long one no more than tells that it is too long. */
   private collect(ptr: usize, len: usize): void {
-    const room = this.paths.longestKey + 1 - min(this.keyLen, this.paths.longestKey + 1);
-    memory.copy(this.key + this.keyLen, ptr, min(len, room));
-    this.keyLen += min(len, room);
+    this.key = this.memory + KEY;
+    const take = min(len, KEY_BYTES - this.keyLen);
+    memory.copy(this.key + this.keyLen, ptr, take);
+    this.keyLen += take;
   }
 
   private collectByte(c: u8): void {
-    if (!this.readKey || this.keyLen > this.paths.longestKey) return;
-    store<u8>(this.key + this.keyLen++, c);
+    if (!this.readKey) return;
+    this.key = this.memory + KEY;
+    if (this.keyLen < KEY_BYTES) store<u8>(this.key + this.keyLen++, c);
   }
 }
+
+const pool: Scanner[] = [];
 
 /** What the one-letter escape `c` stands for; 0 when there is no such escape. */
 function unescape(c: u8): u8 {

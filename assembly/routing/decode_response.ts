@@ -116,7 +116,7 @@ export class DecodeResponse {
   /** The body may leave up to this offset. */
   settled: u64 = 0;
 
-  private scanner: Scanner = new Scanner(responsePaths());
+  private scanner: Scanner = Scanner.take(responsePaths());
   private head: ArrayHead = new ArrayHead();
   private close: ArrayClose = new ArrayClose();
   private stage: Stage = Stage.Scan;

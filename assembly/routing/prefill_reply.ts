@@ -66,7 +66,7 @@ export class PrefillReply {
   rowsAt: u64 = 0;
   rowsLen: u64 = 0;
 
-  private scanner: Scanner = new Scanner(replyPaths());
+  private scanner: Scanner = Scanner.take(replyPaths());
   private head: ArrayHead = new ArrayHead();
   private close: ArrayClose = new ArrayClose();
   private stage: Stage = Stage.Scan;

@@ -193,6 +193,8 @@ export class DecodeResponse {
     this.scanner.reset();
     this.complete = false;
     this.choicesSeen = 0;
+    // Counts of an event say nothing of the next: they may be counts so far.
+    this.promptTokens = this.completionTokens = -1;
   }
 
   /** Whether no document has begun that has not ended. */

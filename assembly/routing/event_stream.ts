@@ -58,7 +58,7 @@ export class EventStream {
         this.afterReturn = false;
         this.lineEmpty = false;
         if (this.line == Line.First) {
-          if (c == 0x7b || !response.betweenDocuments) this.line = Line.Document;
+          if (c == 0x7b) this.line = Line.Document;
           else if (c == 0x20) at++;
           else this.line = Line.Other;
         } else if (c == load<u8>(FIELD + this.matched)) {
@@ -82,7 +82,8 @@ export class EventStream {
   }
 
   private endLine(): void {
-    if (this.lineEmpty) this.response.nextEvent();
+    // A document over several lines would be joined by the client; what lies between them is not ours to edit.
+    if (this.lineEmpty || this.line == Line.Document) this.response.nextEvent();
     this.line = Line.Field;
     this.matched = 0;
     this.lineEmpty = true;

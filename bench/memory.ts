@@ -61,12 +61,7 @@ interface Load {
   verifyEvery?: number;
 }
 
-function run(
-  { client, ports }: Bench,
-  port: number,
-  format: Format | 'floor',
-  load: Load,
-): Promise<RunResult> {
+function run({ client }: Bench, port: number, format: Format | 'floor', load: Load): Promise<RunResult> {
   const kind: Kind = format === 'floor' ? 'floor' : 'filter';
   return client.call('run', {
     kind,

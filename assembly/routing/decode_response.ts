@@ -364,7 +364,8 @@ export class DecodeResponse {
 
   /** The form of all arrays together, from the number of tokens: a choice has one row less than tokens. */
   private formOfAll(rows: PromptRows): Form {
-    if (this.completionTokens < 0) return Form.Unknown;
+    // The tokens of a choice without an array are counted too.
+    if (this.completionTokens < 0 || this.undecided != this.choicesInDocument) return Form.Unknown;
     const held = this.undecidedRows + <u64>this.undecided;
     const generated = <u64>this.completionTokens;
     if (held == generated) return Form.Tail;

@@ -16,7 +16,7 @@ import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
-import { HeldChars, ParkedChars, Parking, PromptRows, RowsCheck } from './routing/rows';
+import { HeldChars, ParkedChars, Parking, PromptRows, RowChars, RowsCheck } from './routing/rows';
 
 export {
   carriers,
@@ -269,32 +269,36 @@ export function replyRowsLen(): f64 {
   return <f64>reply!.rowsLen;
 }
 
-/** Gives a copy of the rows. */
+/** Gives a copy of the rows, in short pieces. */
 export function replyTakeRows(ptr: usize, len: usize): bool {
-  const block = copied(ptr, len);
-  const check = new RowsCheck(reply!.header);
-  reply!.takeRows(new HeldChars(block), check.check(block.ptr, block.end, reply!.header.rows));
-  return reply!.resume();
+  return takeInPieces(ptr, 6, false);
 }
 
-/** Rows that are parked in pieces of so many. */
+/** Rows that are parked in pieces of so many (a multiple of three). */
 export function replyParkRows(ptr: usize, rowsInPiece: f64): bool {
+  return takeInPieces(ptr, <u64>rowsInPiece, true);
+}
+
+function takeInPieces(ptr: usize, rowsInPiece: u64, park: bool): bool {
   const header = reply!.header;
   const check = new RowsCheck(header);
-  const pieceLen = (<u64>rowsInPiece * header.rowBytes * 8) / 6;
-  const chars = new ParkedChars(lot, pieceLen);
+  const pieceLen = (rowsInPiece * header.rowBytes * 8) / 6;
+  let chars: RowChars;
+  if (park) chars = new ParkedChars(lot, pieceLen);
+  else chars = new HeldChars(pieceLen);
   let reason = Reason.None;
   let left = header.rows;
   for (let at: u64 = 0; at < reply!.rowsLen; at += pieceLen) {
     const len = min(pieceLen, reply!.rowsLen - at);
     const more: u64 = at + len < reply!.rowsLen ? 1 : 0;
-    const piece = ptr + <usize>at;
-    const inPiece = min(left, <u64>rowsInPiece);
-    if (!chars.add(piece, <usize>len)) {
+    const piece = copied(ptr + <usize>at, <usize>(len + more));
+    const inPiece = min(left, rowsInPiece);
+    if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, inPiece);
+    piece.truncate(<usize>len);
+    if (!chars.add(piece)) {
       chars.free();
       return false;
     }
-    if (reason == Reason.None) reason = check.check(piece, piece + <usize>(len + more), inPiece);
     left -= inPiece;
   }
   reply!.takeRows(chars, reason);

@@ -7,14 +7,14 @@ import { Ascii, equalsIgnoreCase, readDecimal, startsWithIgnoreCase } from '../b
 import { Block, fits } from '../bytes/block';
 import { PrefillReply } from '../routing/prefill_reply';
 import { Reason } from '../routing/reason';
-import { HeldChars, ParkedChars, PromptRows, RowsCheck, rowsInPiece } from '../routing/rows';
+import { HeldChars, ParkedChars, PromptRows, RowChars, RowsCheck, rowsInPiece } from '../routing/rows';
 import { Room } from './room';
 import { CONTENT_ENCODING, ENVOY_PREFIX, IDENTITY, REQUEST_ID, STATUS, isOneHop } from './names';
 
 /** First read of a reply: as a rule the rows start in it. */
 const FIRST_WINDOW: u32 = 16 << 10;
 const WINDOW: u32 = 256 << 10;
-/** About the size of a parked piece. */
+/** About the size of a piece of rows. */
 const PIECE: u64 = 512 << 10;
 /** An engine's parameters are some hundred bytes; more is not one. */
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
@@ -132,7 +132,7 @@ function read(reply: PrefillReply, size: u32, room: Room, into: Captured): Captu
     if (window === null || window.len == 0) return Capture.Unreadable;
     let json = reply.push(window.ptr, window.len);
     if (json && reply.wantsRows) {
-      const taken = room.takes(reply.rowsLen) ? takeRows(reply) : parkRows(reply, room);
+      const taken = readRows(reply, room);
       if (taken != Capture.Ok) {
         window.free();
         return taken;
@@ -156,39 +156,35 @@ function read(reply: PrefillReply, size: u32, room: Room, into: Captured): Captu
   return Capture.Ok;
 }
 
-/** The rows as one block of the VM's memory. */
-function takeRows(reply: PrefillReply): Capture {
-  const block = bufferBytes(BufferKind.CallResponseBody, <u32>reply.rowsAt, <u32>reply.rowsLen);
-  if (block === null || <u64>block.len != reply.rowsLen) return Capture.Unreadable;
-  const check = new RowsCheck(reply.header);
-  reply.takeRows(new HeldChars(block), check.check(block.ptr, block.end, reply.header.rows));
-  return Capture.Ok;
-}
-
-/** The rows in pieces outside the VM. */
-function parkRows(reply: PrefillReply, room: Room): Capture {
-  if (!room.parks(reply.rowsLen) || !fits(2 * PIECE)) return Capture.TooLarge;
+/** Copies the rows piece by piece into memory, or through it to the parking. */
+function readRows(reply: PrefillReply, room: Room): Capture {
   const header = reply.header;
   const check = new RowsCheck(header);
   const rowsInFull = rowsInPiece(header, PIECE);
   const pieceLen = (rowsInFull * header.rowBytes * 8) / 6;
-  const chars = new ParkedChars(room.parking, pieceLen);
+  let chars: RowChars;
+  if (room.takes(reply.rowsLen)) chars = new HeldChars(pieceLen);
+  else if (room.parks(reply.rowsLen) && fits(2 * pieceLen)) chars = new ParkedChars(room.parking, pieceLen);
+  else return Capture.TooLarge;
   let reason = Reason.None;
   let rows = header.rows;
   for (let at: u64 = 0; at < reply.rowsLen; at += pieceLen) {
     const len = min(pieceLen, reply.rowsLen - at);
-    // The character behind a piece may carry the last bits of its last row.
-    const more: u64 = at + len < reply.rowsLen ? 1 : 0;
+    const more: u64 = check.signed && at + len < reply.rowsLen ? 1 : 0;
     const piece = bufferBytes(BufferKind.CallResponseBody, <u32>(reply.rowsAt + at), <u32>(len + more));
-    const whole = piece !== null && <u64>piece.len == len + more;
-    const parked = whole && chars.add(piece!.ptr, <usize>len);
-    if (parked && reason == Reason.None) reason = check.check(piece!.ptr, piece!.end, min(rows, rowsInFull));
-    if (piece !== null) piece.free();
-    if (!parked) {
+    if (piece === null || <u64>piece.len != len + more) {
+      if (piece !== null) piece.free();
       chars.free();
-      return whole ? Capture.TooLarge : Capture.Unreadable;
+      return Capture.Unreadable;
     }
+    // Checked while it is in the processor's cache.
+    if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, min(rows, rowsInFull));
     rows -= min(rows, rowsInFull);
+    piece.truncate(<usize>len);
+    if (!chars.add(piece)) {
+      chars.free();
+      return Capture.TooLarge;
+    }
   }
   reply.takeRows(chars, reason);
   return Capture.Ok;

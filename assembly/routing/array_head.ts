@@ -12,6 +12,11 @@ export const enum HeadProgress {
   Bad,
 }
 
+/** Characters of the header that engines send, 128 bytes, and some more. */
+const USUAL_CHARS: usize = 256;
+/** Bytes of the header that is being read: needed within one call only. */
+let scratch: usize = 0;
+
 
 @final
 export class ArrayHead {
@@ -20,15 +25,16 @@ export class ArrayHead {
   /** Offset of the string's first character in the document. */
   start: u64 = 0;
 
-  /** The header's characters, then room for its bytes. */
+  /** The header's characters, and for how many there is room. */
   private chars: usize = 0;
+  private room: usize = 0;
   private have: usize = 0;
   private need: usize = 0;
   private prefixRead: bool = false;
 
   /** For the string whose first character is at the scanner's cursor. */
   begin(scanner: Scanner): void {
-    if (this.chars == 0) this.chars = heap.alloc(<usize>carriers(MAX_HEADER_BYTES) + MAX_HEADER_BYTES + 8);
+    if (this.chars == 0) this.makeRoom(USUAL_CHARS);
     this.start = scanner.offset;
     this.have = 0;
     this.need = <usize>carriers(PREFIX_BYTES);
@@ -54,7 +60,8 @@ export class ArrayHead {
       this.have += take;
       scanner.skip(take);
       if (this.have < this.need) return HeadProgress.More;
-      const bytes = this.chars + <usize>carriers(MAX_HEADER_BYTES);
+      if (scratch == 0) scratch = heap.alloc(MAX_HEADER_BYTES + 2);
+      const bytes = scratch;
       decode(this.chars, this.have, bytes);
       const header = this.header;
       if (this.prefixRead) {
@@ -65,12 +72,18 @@ export class ArrayHead {
       if (reason != Reason.None) return this.fail(reason);
       this.prefixRead = true;
       this.need = <usize>carriers(header.size);
+      if (this.need > this.room) this.makeRoom(this.need);
     }
   }
 
   free(): void {
     if (this.chars != 0) heap.free(this.chars);
     this.chars = 0;
+  }
+
+  private makeRoom(chars: usize): void {
+    this.chars = this.chars == 0 ? heap.alloc(chars) : heap.realloc(this.chars, chars);
+    this.room = chars;
   }
 
   private fail(reason: Reason): HeadProgress {

@@ -18,47 +18,59 @@ export abstract class Parking {
   abstract drop(slot: i32, len: usize): void;
 }
 
-/** Characters of rows, in memory as one block or parked in pieces. */
+/** Characters of rows, in pieces of one length (the last may be shorter), in memory or parked. */
 export abstract class RowChars extends Source {
   /** The first and the last of them. */
   first: u8 = 0;
   last: u8 = 0;
-  abstract get length(): u64;
-  /** Bytes that they take of the VM's memory, and of the parking. */
-  abstract get heldBytes(): u64;
-  abstract get parkedBytes(): u64;
+  length: u64 = 0;
+
+  /** Adds a piece, which is taken over; false when there is no room. */
+  add(piece: Block): bool {
+    const first = load<u8>(piece.ptr);
+    const last = load<u8>(piece.end - 1);
+    const len = piece.len;
+    if (!this.keep(piece)) return false;
+    if (this.length == 0) this.first = first;
+    this.last = last;
+    this.length += len;
+    return true;
+  }
+
+  protected abstract keep(piece: Block): bool;
+  /** Whether they take the VM's memory; else the parking's. */
+  abstract get held(): bool;
   abstract free(): void;
 }
 
 
 @final
 export class HeldChars extends RowChars {
-  /** Takes over `block`, which is not empty. */
-  constructor(readonly block: Block) {
+  private pieces: Block[] = [];
+
+  constructor(private pieceLen: u64) {
     super();
-    this.first = load<u8>(block.ptr);
-    this.last = load<u8>(block.end - 1);
   }
 
-  get length(): u64 {
-    return this.block.len;
+  get held(): bool {
+    return true;
   }
 
-  get heldBytes(): u64 {
-    return this.block.len;
-  }
-
-  get parkedBytes(): u64 {
-    return 0;
+  protected keep(piece: Block): bool {
+    this.pieces.push(piece);
+    return true;
   }
 
   fetch(offset: u64, len: u64): u64 {
-    this.ptr = this.block.ptr + <usize>offset;
-    return len;
+    const piece = this.pieces[<i32>(offset / this.pieceLen)];
+    const skip = offset % this.pieceLen;
+    this.ptr = piece.ptr + <usize>skip;
+    return min(len, <u64>piece.len - skip);
   }
 
   free(): void {
-    this.block.free();
+    for (let i = 0; i < this.pieces.length; i++) this.pieces[i].free();
+    this.pieces.length = 0;
   }
 }
 
@@ -66,12 +78,10 @@ export class HeldChars extends RowChars {
 @final
 export class ParkedChars extends RowChars {
   private slots: i32[] = [];
-  private total: u64 = 0;
   /** The piece that was fetched last. */
   private current: Block | null = null;
   private currentPiece: i32 = -1;
 
-  /** All pieces but the last have `pieceLen` characters. */
   constructor(
     private parking: Parking,
     private pieceLen: u64,
@@ -79,26 +89,15 @@ export class ParkedChars extends RowChars {
     super();
   }
 
-  get length(): u64 {
-    return this.total;
+  get held(): bool {
+    return false;
   }
 
-  get heldBytes(): u64 {
-    return 0;
-  }
-
-  get parkedBytes(): u64 {
-    return this.total;
-  }
-
-  /** Parks the next piece (borrowed); false when there is no room. */
-  add(ptr: usize, len: usize): bool {
-    const slot = this.parking.store(ptr, len);
+  protected keep(piece: Block): bool {
+    const slot = this.parking.store(piece.ptr, piece.len);
+    piece.free();
     if (slot < 0) return false;
-    if (this.total == 0) this.first = load<u8>(ptr);
-    this.last = load<u8>(ptr + len - 1);
     this.slots.push(slot);
-    this.total += len;
     return true;
   }
 
@@ -120,10 +119,9 @@ export class ParkedChars extends RowChars {
   free(): void {
     this.forget();
     for (let i = 0; i < this.slots.length; i++) {
-      this.parking.drop(this.slots[i], <usize>min(this.pieceLen, this.total - <u64>i * this.pieceLen));
+      this.parking.drop(this.slots[i], <usize>min(this.pieceLen, this.length - <u64>i * this.pieceLen));
     }
     this.slots.length = 0;
-    this.total = 0;
   }
 
   private forget(): void {
@@ -161,36 +159,34 @@ export class PromptRows {
     this.aligned[this.lead >> 1] = chars;
   }
 
-  /** Bytes of the VM's memory that the rows take. */
+  /** Characters that the rows take of the VM's memory, or of the parking. */
   get heldBytes(): u64 {
     let sum: u64 = 0;
     for (let i = 0; i < 3; i++) {
       const chars = this.aligned[i];
-      if (chars !== null) sum += chars.heldBytes;
+      if (chars !== null && chars.held) sum += chars.length;
     }
     return sum;
   }
 
-  /** Bytes of the parking that the rows take. */
   get parkedBytes(): u64 {
-    return this.aligned[this.lead >> 1]!.parkedBytes;
+    const chars = this.aligned[this.lead >> 1]!;
+    return chars.held ? 0 : chars.length;
   }
 
-  /**
-   * The characters with the rows starting `lead` bits into the first one (borrowed); null when memory is short, or the
-   * rows are parked at another position.
-   */
+  /** The characters with the rows starting `lead` bits into the first one (borrowed); null when memory is short. */
   at(lead: i32): RowChars | null {
     const known = this.aligned[lead >> 1];
     if (known !== null) return known;
-    const original = this.aligned[this.lead >> 1]!;
-    if (original.heldBytes == 0) return null;
-    original.fetch(0, original.length);
     const len = <usize>((this.bytes * 8 + lead + 5) / 6);
     if (!fits(len)) return null;
     const moved = Block.alloc(len);
-    move(original.ptr, <usize>original.length, this.lead, moved, lead);
-    const chars = new HeldChars(moved);
+    if (!move(this.aligned[this.lead >> 1]!, this.lead, moved, lead)) {
+      moved.free();
+      return null;
+    }
+    const chars = new HeldChars(len);
+    chars.add(moved);
     this.aligned[lead >> 1] = chars;
     return chars;
   }
@@ -204,16 +200,25 @@ export class PromptRows {
   }
 }
 
-/** Moves payload that starts `from` bits into the `len` characters at `src` to `to` bits into `target`. */
-function move(src: usize, len: usize, from: i32, target: Block, to: i32): void {
+/** Moves payload that starts `from` bits into `source` to `to` bits into `target`; false when some of it is lost. */
+function move(source: RowChars, from: i32, target: Block, to: i32): bool {
   const by = from - to;
   const shift = by > 0 ? by : by + 6;
-  let dst = target.ptr;
   // What lies before and behind the payload reads as zero bits.
-  if (by < 0) store<u8>(dst++, joined(0x41, load<u8>(src), shift));
-  shiftLeft(dst, src, len - 1, shift);
-  dst += len - 1;
-  if (dst < target.end) store<u8>(dst, joined(load<u8>(src + len - 1), 0x41, shift));
+  let before: u8 = 0x41;
+  let dst = target.ptr;
+  for (let offset: u64 = 0; offset < source.length;) {
+    const got = <usize>source.fetch(offset, source.length - offset);
+    if (got == 0) return false;
+    const src = source.ptr;
+    if (offset > 0 || by < 0) store<u8>(dst++, joined(before, load<u8>(src), shift));
+    shiftLeft(dst, src, got - 1, shift);
+    dst += got - 1;
+    before = load<u8>(src + got - 1);
+    offset += got;
+  }
+  if (dst < target.end) store<u8>(dst, joined(before, 0x41, shift));
+  return true;
 }
 
 /**
@@ -221,7 +226,8 @@ function move(src: usize, len: usize, from: i32, target: Block, to: i32): void {
  * pieces share) through `check`.
  */
 export class RowsCheck {
-  private signed: bool;
+  /** Whether a row can be a sentinel: its piece then needs the character behind it. */
+  readonly signed: bool;
   private rowBits: u64;
   private lead: u64;
 

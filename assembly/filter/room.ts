@@ -25,7 +25,8 @@ class SharedData extends Parking {
 
   store(ptr: usize, len: usize): i32 {
     const slot = this.freeSlots.length > 0 ? this.freeSlots.pop() : this.slots++;
-    if (setSharedData(this.key, this.keyLen(slot), ptr, len) == Status.Ok) return slot;
+    const keyLen = this.keyLen(slot);
+    if (setSharedData(this.key, keyLen, ptr, len) == Status.Ok) return slot;
     this.freeSlots.push(slot);
     return -1;
   }
@@ -36,10 +37,12 @@ class SharedData extends Parking {
   }
 
   drop(slot: i32, len: usize): void {
-    setSharedData(this.key, this.keyLen(slot), 0, 0);
+    const keyLen = this.keyLen(slot);
+    setSharedData(this.key, keyLen, 0, 0);
     this.freeSlots.push(slot);
   }
 
+  /** Writes the key of a slot to `key`, which the first call makes. */
   private keyLen(slot: i32): usize {
     if (this.key == 0) {
       this.key = heap.alloc(KEY_BYTES);

@@ -257,6 +257,12 @@ export class Exchange extends StreamContext {
 
   onCallResponse(headers: u32, bodySize: u32): void {
     if (this.state != State.Prefilling) return;
+    this.takeReply(headers, bodySize);
+    // The exchange may have ended in it, with its last callback.
+    reportHeld();
+  }
+
+  private takeReply(headers: u32, bodySize: u32): void {
     recordPrefill((now() - this.callStarted) / 1000000);
     if (headers == 0) return this.prefillFailed(Failure.Reset);
     const status = callStatus();
@@ -268,7 +274,6 @@ export class Exchange extends StreamContext {
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     const rows = this.brought.rows;
     if (rows !== null) this.kept.count(rows);
-    reportHeld();
     if (this.config.connector.needsParams && this.brought.params === null) {
       // Nothing to pull: decode prefills itself.
       this.goLocal();
@@ -811,6 +816,8 @@ export class Exchange extends StreamContext {
   onDone(): void {
     this.abort();
     this.finish();
+    // What a callback held when the exchange ended in it has been given back by now.
+    reportHeld();
   }
 
   /** The stream ends here, whatever was to come. */

@@ -187,19 +187,22 @@ function matrix(): Case[] {
 
 function large(): Case[] {
   return (['full', 'tail'] as Form[]).flatMap((form) =>
-    PROTOCOLS.map((protocol) =>
-      caseOf(
-        {
-          path: COMPLETIONS,
-          n: 1,
-          form,
-          tokens: 17,
-          prompt: 40_000,
-          downstream: protocol,
-          upstream: protocol,
-          model: LARGE,
-        },
-        `48 layers of top 8, ${form}, prompt of 40000, ${protocol}`,
+    PROTOCOLS.flatMap((protocol) =>
+      ['held', 'parked'].map((kept) =>
+        caseOf(
+          {
+            path: COMPLETIONS,
+            n: 1,
+            form,
+            tokens: 17,
+            prompt: 40_000,
+            downstream: protocol,
+            upstream: protocol,
+            model: LARGE,
+            ...(kept === 'parked' ? { config: { max_capture_bytes: 0 } } : {}),
+          },
+          `48 layers of top 8, ${form}, prompt of 40000, rows ${kept}, ${protocol}`,
+        ),
       ),
     ),
   );

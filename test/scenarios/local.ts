@@ -1,0 +1,274 @@
+// Requests that decode serves alone, and those that are refused: which bytes reach which engine.
+
+import { expect } from 'vitest';
+import type { ClientRequest, Result } from '../scenario.ts';
+import { header, type Case, type Suite } from './case.ts';
+import {
+  CHAT,
+  COMPLETIONS,
+  GENERATE,
+  GOOD_DECODE,
+  GOOD_PREFILL,
+  PARAMS,
+  answering,
+  expectError,
+  expectOutcome,
+  jsonOf,
+  post,
+} from './messages.ts';
+
+interface Local {
+  name: string;
+  client: ClientRequest;
+  /** What decode gets; as the client sent it unless said. */
+  body?: string;
+}
+
+const bodiless = (method: string, path: string): ClientRequest => ({
+  method,
+  path,
+  headers: [['x-request-id', 'client-1']],
+  chunks: [],
+});
+
+const at = (path: string, body: string | Buffer): ClientRequest => post(body, { path });
+
+const LOCAL: Local[] = [
+  { name: 'GET of a served path', client: bodiless('GET', COMPLETIONS) },
+  { name: 'GET /v1/models', client: bodiless('GET', '/v1/models') },
+  { name: 'DELETE', client: bodiless('DELETE', COMPLETIONS) },
+  { name: 'POST without a body', client: bodiless('POST', COMPLETIONS) },
+  { name: 'PUT', client: { ...at(COMPLETIONS, '{"prompt":"x"}'), method: 'PUT' } },
+  { name: 'another path', client: at('/v1/embeddings', '{"input":"x"}') },
+  { name: 'a path below', client: at('/v1/completions/x', '{"prompt":"x"}') },
+  { name: 'a slash at the end', client: at('/v1/completions/', '{"prompt":"x"}') },
+  { name: 'not JSON', client: at(COMPLETIONS, 'prompt=x') },
+  { name: 'JSON that is cut', client: at(COMPLETIONS, '{"prompt":"x"') },
+  { name: 'a list', client: at(COMPLETIONS, '[{"prompt":"x"}]') },
+  { name: 'a string', client: at(COMPLETIONS, '"x"') },
+  { name: 'several texts', client: at(COMPLETIONS, '{"prompt":["a","b"]}') },
+  { name: 'several lists of tokens', client: at(COMPLETIONS, '{"prompt":[[1,2],[3]]}') },
+  { name: 'prompt_embeds', client: at(COMPLETIONS, '{"prompt_embeds":"AAAA"}') },
+  { name: 'prompt_logprobs', client: at(COMPLETIONS, '{"prompt":"a","prompt_logprobs":0}') },
+  {
+    name: 'prompt_logprobs in sampling_params',
+    client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"prompt_logprobs":1}}'),
+  },
+  { name: 'echo', client: at(COMPLETIONS, '{"prompt":"a","echo":true}') },
+  { name: 'max_tokens: 0', client: at(COMPLETIONS, '{"prompt":"a","max_tokens":0}') },
+  { name: 'max_completion_tokens: 0', client: at(CHAT, '{"messages":[],"max_completion_tokens":0}') },
+  {
+    name: 'a start that the client chose',
+    client: at(COMPLETIONS, '{"prompt":"a","routed_experts_prompt_start":3}'),
+  },
+  {
+    name: 'a start in sampling_params',
+    client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"routed_experts_prompt_start":1}}'),
+  },
+  {
+    name: 'sampling_params twice',
+    client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"n":1},"sampling_params":{}}'),
+  },
+  // Parameters of the client's own are taken out, and nothing else.
+  {
+    name: 'a batch with parameters',
+    client: at(COMPLETIONS, `{"prompt":["a","b"], "kv_transfer_params": ${PARAMS} ,"n":1}`),
+    body: '{"prompt":["a","b"],"n":1}',
+  },
+  {
+    name: 'a batch with escaped parameters, twice',
+    client: at(
+      COMPLETIONS,
+      `{"kv\\u005ftransfer_params":${PARAMS},"prompt":["a","b"],"kv_transfer_params":1}`,
+    ),
+    body: '{"prompt":["a","b"]}',
+  },
+  {
+    name: 'a batch with parameters in vllm_xargs',
+    client: at(COMPLETIONS, `{"prompt":["a","b"],"vllm_xargs":{"a":1,"kv_transfer_params":${PARAMS}}}`),
+    body: '{"prompt":["a","b"],"vllm_xargs":{"a":1}}',
+  },
+  {
+    name: 'max_tokens: 0 with parameters in extra_args',
+    client: at(
+      GENERATE,
+      `{"token_ids":[1],"sampling_params":{"max_tokens":0,"extra_args":{"kv_transfer_params":${PARAMS},"b":2}},"kv_transfer_params":{}}`,
+    ),
+    body: '{"token_ids":[1],"sampling_params":{"max_tokens":0,"extra_args":{"b":2}}}',
+  },
+];
+
+function checkLocal({ client, body }: Local, result: Result): void {
+  expect(result).toMatchObject({ status: 200, complete: true, prefillRequests: [] });
+  expect(result.body.toString()).toBe(GOOD_DECODE);
+  expect(result.decodeRequests).toHaveLength(1);
+  const [request] = result.decodeRequests as [Result['decodeRequests'][0]];
+  const sent = Buffer.concat(client.chunks).toString();
+  if (body === undefined) expect(request.body.toString()).toBe(sent);
+  else expect(jsonOf(request)).toEqual(JSON.parse(body));
+  expect(request.body.includes('do_remote_prefill')).toBe(false);
+  expect(request.path).toBe(client.path);
+  if (sent.length > 0) expect(header(request.headers, 'content-length')).toBe(String(request.body.length));
+  expect(header(result.headers, 'x-routed-experts')).toBe('local');
+  expectOutcome(result, 'local');
+}
+
+interface Served {
+  name: string;
+  client: ClientRequest;
+}
+
+/** P/D serves these: prefill's parameters reach decode, the client's reach nobody. */
+const SERVED: Served[] = [
+  { name: 'one text in a list', client: at(COMPLETIONS, '{"prompt":["a"]}') },
+  { name: 'a list of tokens', client: at(COMPLETIONS, '{"prompt":[1,2,3]}') },
+  { name: 'one list of tokens', client: at(COMPLETIONS, '{"prompt":[[1,2,3]]}') },
+  {
+    name: 'nulls',
+    client: at(
+      COMPLETIONS,
+      '{"prompt":"a","prompt_logprobs":null,"echo":false,"prompt_embeds":null,"stream_options":null}',
+    ),
+  },
+  { name: 'a start of 0', client: at(COMPLETIONS, '{"prompt":"a","routed_experts_prompt_start":0}') },
+  { name: 'an empty object', client: at(COMPLETIONS, '{}') },
+  { name: 'white space', client: at(COMPLETIONS, ' \n{ "prompt" : "a" , "max_tokens" : 5 }\r\n ') },
+  { name: 'a query', client: at(`${COMPLETIONS}?a=b`, '{"prompt":"a"}') },
+  {
+    name: 'an escaped path',
+    client: at('/v1/%63ompletions', `{"prompt":"a","kv_transfer_params":${PARAMS}}`),
+  },
+  {
+    name: 'parameters',
+    client: at(COMPLETIONS, `{"prompt":"a","kv_transfer_params":${PARAMS.replace('r-1', 'evil')}}`),
+  },
+  { name: 'escaped parameters', client: at(CHAT, `{"messages":[],"k\\u0076_transfer_params":{"evil":1}}`) },
+  {
+    name: 'parameters twice',
+    client: at(COMPLETIONS, `{"kv_transfer_params":{"evil":1},"prompt":"a","kv_transfer_params":{"evil":2}}`),
+  },
+  { name: 'parameters alone', client: at(COMPLETIONS, '{"kv_transfer_params":{"evil":1}}') },
+  {
+    name: 'parameters in extra_args',
+    client: at(
+      GENERATE,
+      '{"token_ids":[1],"sampling_params":{"extra_args":{"kv_transfer_params":{"evil":1}}}}',
+    ),
+  },
+  {
+    name: 'parameters in vllm_xargs',
+    client: at(CHAT, '{"messages":[],"vllm_xargs":{"kv_transfer_params":{"evil":1}}}'),
+  },
+  { name: 'no sampling_params', client: at(GENERATE, '{"token_ids":[1]}') },
+  { name: 'sampling_params: null', client: at(GENERATE, '{"token_ids":[1],"sampling_params":null}') },
+  {
+    name: 'text beyond ASCII',
+    client: at(COMPLETIONS, '{"prompt":"\u00e9\u72d0\ud83e\udd8a \\ud83e\\udd8a"}'),
+  },
+  {
+    name: 'many members',
+    client: at(
+      COMPLETIONS,
+      '{"prompt":"a","min_tokens":4,"max_tokens":9,"n":3,"stream":false,"stream_options":{"include_usage":true},"cache_hit_threshold":0.5,"logit_bias":{"1":-1e2}}',
+    ),
+  },
+];
+
+function checkServed({ client }: Served, result: Result): void {
+  expect(result.prefillRequests).toHaveLength(1);
+  expect(result.decodeRequests).toHaveLength(1);
+  for (const { body, path, headers } of [...result.prefillRequests, ...result.decodeRequests]) {
+    expect(body.includes('evil')).toBe(false);
+    expect(path).toBe(client.path);
+    expect(header(headers, 'content-length')).toBe(String(body.length));
+  }
+  const sent = JSON.parse(Buffer.concat(client.chunks).toString()) as Record<string, unknown>;
+  for (const owner of [
+    sent,
+    sent['vllm_xargs'],
+    (sent['sampling_params'] as { extra_args?: object } | null)?.extra_args,
+  ]) {
+    if (owner) delete (owner as Record<string, unknown>)['kv_transfer_params'];
+  }
+  const { kv_transfer_params: params, ...decoded } = jsonOf(result.decodeRequests[0]!);
+  expect(params).toEqual(JSON.parse(PARAMS));
+  expect(decoded).toEqual(sent);
+
+  const prefilled = jsonOf(result.prefillRequests[0]!);
+  expect(prefilled['kv_transfer_params']).toMatchObject({ do_remote_decode: true, do_remote_prefill: false });
+  const caps = (client.path === GENERATE ? prefilled['sampling_params'] : prefilled) as Record<
+    string,
+    unknown
+  >;
+  expect(caps['max_tokens']).toBe(1);
+  expect(caps['min_tokens'] ?? 1).toBe(1);
+  expect(caps['n'] ?? 1).toBe(1);
+  expect(prefilled['stream'] ?? false).toBe(false);
+  expect('stream_options' in prefilled).toBe(false);
+}
+
+interface Refused {
+  name: string;
+  body: Buffer | string;
+  message: string;
+}
+
+const NOT_UTF8 = 'the request body is not UTF-8';
+const REFUSED: Refused[] = [
+  { name: 'UTF-16', body: Buffer.from('{"prompt":"a"}', 'utf16le'), message: NOT_UTF8 },
+  { name: 'UTF-16 with a mark', body: Buffer.from('\ufeff{"prompt":"a"}', 'utf16le'), message: NOT_UTF8 },
+  { name: 'UTF-16, big endian', body: Buffer.from('{"prompt":"a"}', 'utf16le').swap16(), message: NOT_UTF8 },
+  { name: 'UTF-32', body: Buffer.from([0x7b, 0, 0, 0, 0x7d, 0, 0, 0]), message: NOT_UTF8 },
+  { name: 'UTF-8 with a mark', body: '\ufeff{"prompt":"a"}', message: NOT_UTF8 },
+  {
+    name: 'too deep',
+    body: `{"prompt":${'['.repeat(600)}${']'.repeat(600)}}`,
+    message: 'the request body is nested too deep',
+  },
+];
+
+export const local: Suite = {
+  name: 'requests that P/D can not serve, and those that it can',
+  cases: [
+    ...LOCAL.flatMap((of) =>
+      (['http1', 'http2'] as const).map((protocol): Case => ({
+        name: `decode alone: ${of.name}, ${protocol}`,
+        scenario: () => ({
+          name: of.name,
+          client: of.client,
+          prefill: answering(GOOD_PREFILL),
+          decode: answering(GOOD_DECODE),
+          downstream: protocol,
+          upstream: protocol,
+        }),
+        check: (result) => checkLocal(of, result),
+      })),
+    ),
+    ...SERVED.map((of): Case => ({
+      name: `both legs: ${of.name}`,
+      scenario: () => ({
+        name: of.name,
+        client: of.client,
+        prefill: answering(GOOD_PREFILL),
+        decode: answering(GOOD_DECODE),
+      }),
+      check: (result) => checkServed(of, result),
+    })),
+    ...REFUSED.map((of): Case => ({
+      name: `refused: ${of.name}`,
+      scenario: () => ({
+        name: of.name,
+        client: at(COMPLETIONS, of.body),
+        prefill: answering(GOOD_PREFILL),
+        decode: answering(GOOD_DECODE),
+      }),
+      check(result) {
+        expectError(result, 400, 'BadRequestError', of.message);
+        expect(result.prefillRequests).toEqual([]);
+        expect(result.decodeRequests).toEqual([]);
+        expect(header(result.headers, 'x-routed-experts')).toBe('rejected');
+        expectOutcome(result, 'rejected');
+      },
+    })),
+  ],
+};

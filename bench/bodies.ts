@@ -15,6 +15,8 @@ export interface Workload {
   dtype: Dtype;
   /** Choices of the response. Default 1. */
   choices?: number;
+  /** The prompt is a list of token ids, as trainers send it, or a text. Default `ids`. */
+  prompt?: 'ids' | 'text';
 }
 
 export interface Bodies {
@@ -65,13 +67,17 @@ export function split(tokens: number): { prompt: number; generated: number } {
   return { prompt: tokens - generated, generated };
 }
 
-export function describe({ tokens, layers, topK, dtype, choices = 1 }: Workload): string {
-  return `${tokens} tokens, ${layers} x ${topK} ${dtype}${choices === 1 ? '' : `, ${choices} choices`}`;
+export function describe({ tokens, layers, topK, dtype, choices = 1, prompt }: Workload): string {
+  const parts = [`${tokens} tokens`, `${layers} x ${topK} ${dtype}`];
+  if (choices > 1) parts.push(`${choices} choices`);
+  if (prompt === 'text') parts.push('text prompt');
+  return parts.join(', ');
 }
 
 export function render(workload: Workload): Bodies {
   const { tokens, layers, topK, dtype, choices = 1 } = workload;
   const { prompt, generated } = split(tokens);
+  const input = workload.prompt === 'text' ? WORD.repeat(prompt) : ids(prompt);
   const rowBytes = layers * topK * Number(dtype[2]);
   // The last token is sampled and not forwarded: it has no row.
   const rows = tokens - 1;
@@ -88,7 +94,7 @@ export function render(workload: Workload): Bodies {
   const merged = reply(array(right, rows));
 
   const params = { ...PARAMS, remote_num_tokens: prompt };
-  const request = { model: 'bench', prompt: ids(prompt), max_tokens: generated, temperature: 1 };
+  const request = { model: 'bench', prompt: input, max_tokens: generated, temperature: 1 };
   return {
     promptRows: prompt,
     request: json(choices === 1 ? request : { ...request, n: choices }),
@@ -156,7 +162,6 @@ function completion({ array, choices, text, usage, kv_transfer_params }: Complet
 
 const json = (value: unknown) => Buffer.from(JSON.stringify(value));
 
-/** Token ids, as trainers send prompts. */
 function ids(count: number): number[] {
   const next = random(3);
   return Array.from({ length: count }, () => next() % 150_000);

@@ -87,12 +87,12 @@ async function bench(
 }
 
 /** The first model with everything; of the others, what a model changes. */
-function cells({ sizes, models, protocols, concurrency }: Options): Cell[] {
+function cells({ sizes, models, protocols, concurrency, prompt }: Options): Cell[] {
   return models.flatMap((model, i) =>
     sizes.flatMap((tokens) =>
       (i === 0 ? protocols : protocols.slice(0, 1)).flatMap((protocol) =>
         (i === 0 ? concurrency : concurrency.slice(0, 1)).map((n) => ({
-          workload: { tokens, ...model },
+          workload: { tokens, ...model, prompt },
           protocol,
           concurrency: n,
         })),

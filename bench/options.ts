@@ -24,6 +24,7 @@ export interface Options {
   protocols: Protocol[];
   upstream: Protocol;
   concurrency: number[];
+  prompt: 'ids' | 'text';
   repeats: number;
   seconds: number;
   others: Other[];
@@ -40,6 +41,7 @@ export const USAGE = `npm run bench -- [options]
   --protocols LIST      http1,http2: between client and Envoy
   --upstream PROTOCOL   http1 or http2: between Envoy and the engines                  http1
   --concurrency LIST    requests in flight                    1,16
+  --prompt KIND         ids or text: the prompt as token ids, as trainers send it, or as a text        ids
   --repeats N           interleaved windows of each subject   5
   --seconds N           length of a window                    3
   --other NAME=COMMAND  another router, measured beside; in its command {prefill} and {decode} are the engines' host:port,
@@ -62,6 +64,7 @@ export function parseOptions(args: string[]): Options | 'help' {
       protocols: { type: 'string' },
       upstream: { type: 'string' },
       concurrency: { type: 'string' },
+      prompt: { type: 'string' },
       repeats: { type: 'string' },
       seconds: { type: 'string' },
       other: { type: 'string', multiple: true },
@@ -81,6 +84,7 @@ export function parseOptions(args: string[]): Options | 'help' {
     concurrency: list(values.concurrency, quick ? '1' : '1,16', (text) =>
       whole('--concurrency', text, 1, 1024),
     ),
+    prompt: choice('--prompt', values.prompt ?? 'ids', ['ids', 'text']),
     repeats: whole('--repeats', values.repeats ?? (quick ? '3' : '5'), 1, 100),
     seconds: fraction('--seconds', values.seconds ?? (quick ? '1' : '3'), 0.1, 600),
     others: (values.other ?? []).map(other),

@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { lastError, run } from '../tools/run.mjs';
 
-const TOP = 25;
+const TOP = 20;
+const SEPARATOR = ';';
 
 export async function profile(pid: number, seconds: number, work: () => Promise<unknown>): Promise<string> {
   const dir = mkdtempSync(join(tmpdir(), 'perf-'));
@@ -19,7 +20,8 @@ export async function profile(pid: number, seconds: number, work: () => Promise<
     const recorded = await recording;
     if (recorded.code !== 0) return `perf record failed: ${lastError(recorded.output)}`;
     const report = await run('perf', [
-      ...['report', '-i', data, '--stdio', '--no-children', '-g', 'none', '--sort', 'dso,symbol'],
+      ...['report', '-i', data, '--stdio', '--no-children', '-g', 'none', '-F', 'overhead,dso,symbol'],
+      ...['--field-separator', SEPARATOR],
     ]);
     return summary(report.output);
   } finally {
@@ -27,24 +29,32 @@ export async function profile(pid: number, seconds: number, work: () => Promise<
   }
 }
 
-/** Lines are `12.34%  dso  [.] symbol`. Compiled wasm is memory without a file. */
+/** Lines are `12.34%`, the file, `[.] symbol`. Compiled wasm is memory without a file. */
 function summary(report: string): string {
-  const shares = new Map<string, number>();
+  const places = new Map<string, number>();
+  const kinds = new Map<string, number>();
   for (const line of report.split('\n')) {
-    const match = /^\s*([\d.]+)%\s+(\S+)\s+\[(.)\]\s+(.*\S)/.exec(line);
-    if (!match) continue;
-    const [, share, dso, ring, symbol] = match as unknown as string[];
-    const where = wherever(dso!, ring!, symbol!);
-    shares.set(where, (shares.get(where) ?? 0) + Number(share));
+    const [share, dso, symbol] = line.split(SEPARATOR).map((field) => field.trim());
+    if (!share?.endsWith('%') || dso === undefined || symbol === undefined) continue;
+    const kind = kindOf(dso, symbol);
+    const name = symbol.replace(/^\[.\] /, '').replace(/@@.*|\s.*/, '');
+    const place = kind === 'wasm' ? kind : `${kind}  ${/^0x/.test(name) ? '(no symbol)' : name}`;
+    add(places, place, parseFloat(share));
+    add(kinds, kind, parseFloat(share));
   }
-  const sorted = [...shares].sort(([, a], [, b]) => b - a).slice(0, TOP);
-  return sorted.map(([where, share]) => `    ${share.toFixed(1).padStart(5)}%  ${where}`).join('\n');
+  return [...lines(kinds), '', ...lines(places).slice(0, TOP)].join('\n');
 }
 
-function wherever(dso: string, ring: string, symbol: string): string {
-  if (ring === 'k') return `kernel  ${symbol}`;
-  if (dso.includes('anon') || dso.startsWith('[') || dso.startsWith('//') || dso.includes('memfd')) {
-    return 'wasm';
-  }
-  return `${dso.replace(/^.*\//, '')}  ${/^0x/.test(symbol) ? '(no symbol)' : symbol}`;
+function add(sums: Map<string, number>, key: string, value: number): void {
+  sums.set(key, (sums.get(key) ?? 0) + value);
+}
+
+const lines = (shares: Map<string, number>) =>
+  [...shares]
+    .sort(([, a], [, b]) => b - a)
+    .map(([name, share]) => `    ${share.toFixed(1).padStart(5)}%  ${name}`.trimEnd());
+
+function kindOf(dso: string, symbol: string): string {
+  if (symbol.startsWith('[k]')) return 'kernel';
+  return /^(\[JIT\]|\/\/anon|anon|\[anon|\[unknown\]|memfd)/.test(dso) ? 'wasm' : dso.replace(/^.*\//, '');
 }

@@ -15,6 +15,8 @@ export interface RunningRouter {
 const START_MS = 60_000;
 const STOP_MS = 5_000;
 const LOG_TAIL = 2_000;
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+const exit = () => process.exit(1);
 
 export async function startRouter(
   { name, command }: Other,
@@ -49,12 +51,15 @@ export async function startRouter(
   };
   const killed = () => signal('SIGKILL');
   process.on('exit', killed);
+  // Ctrl-C does not reach another group; an exit does what it would have done.
+  for (const name of SIGNALS) process.on(name, exit);
   const close = async () => {
     signal('SIGTERM');
     const timer = setTimeout(killed, STOP_MS);
     await ended;
     clearTimeout(timer);
     process.off('exit', killed);
+    for (const name of SIGNALS) process.off(name, exit);
   };
   try {
     await waitFor(

@@ -75,7 +75,7 @@ describe('a stream', () => {
   });
 
   test('with choices in events of their own is merged, whatever the arrays, lines and pieces', () => {
-    withSeeds(400, (random) => {
+    withSeeds(150, (random) => {
       const shape = { dtype: random.pick(DTYPES), layers: random.between(1, 5), topK: random.between(1, 3) };
       const tail = random.chance(0.5);
       const prompt = random.between(1, 9);
@@ -250,7 +250,7 @@ test('no bytes make it trap, leak, or let more out than came in order', () => {
     'null',
     '[DONE]',
   ];
-  withSeeds(4000, (random) => {
+  withSeeds(2000, (random) => {
     readReply(replyBody(PREFILL, 3));
     const body = Array.from({ length: random.between(1, 25) }, () => random.pick(parts)).join('');
     const common = { events: true, choices: random.between(1, 3), tail: random.chance(0.3) };

@@ -126,7 +126,7 @@ describe('of one choice', () => {
 describe('of several choices', () => {
   test('no array is ever taken for what it is not, whatever the engine tells', () => {
     let merged = 0;
-    withSeeds(6000, (random) => {
+    withSeeds(3000, (random) => {
       const tokens = Array.from({ length: random.between(1, 4) }, () => random.between(1, 8));
       const truth = { prompt: random.between(1, 6), tokens, tail: random.chance(0.5) };
       const absent = tokens.map((_, i) => i).filter(() => random.chance(0.15));
@@ -135,7 +135,7 @@ describe('of several choices', () => {
       const options = { hold: random.pick([0, 50, Infinity]), pieces: [random.between(1, 200)] };
       if (judge(truth, telling, random, options) === Reason.None) merged++;
     });
-    if (process.env['SEED'] === undefined) expect(merged).toBeGreaterThan(3000);
+    if (process.env['SEED'] === undefined) expect(merged).toBeGreaterThan(1500);
   });
 
   test('a later one decides for those before it', () => {

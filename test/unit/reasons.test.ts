@@ -403,7 +403,7 @@ test('no response makes it trap, leak, or leave as anything but JSON', () => {
     '=',
     '{"routed_experts":"',
   ];
-  withSeeds(6000, (random) => {
+  withSeeds(3000, (random) => {
     readReply(replyBody(PREFILL, 6));
     let text = body(
       ...Array.from({ length: random.between(1, 3) }, () =>

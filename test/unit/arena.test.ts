@@ -54,15 +54,14 @@ describe('the arena', () => {
 
   test('joins what is free and takes no more of the VM than it must', () => {
     const sizes = [5 << 20, 1 << 20, 3 << 20, 2 << 20];
-    const first = sizes.map(take);
-    first.forEach(give);
-    const before = wasm['vmBytes']!();
-    for (let i = 0; i < 50; i++) {
-      const whole = take(11 << 20);
-      give(whole);
+    const round = () => {
+      give(take(11 << 20));
       const parts = sizes.map(take);
       for (const n of [2, 0, 3, 1]) give(parts[n]!);
-    }
+    };
+    round();
+    const before = wasm['vmBytes']!();
+    for (let i = 0; i < 50; i++) round();
     expect(wasm['vmBytes']!()).toBe(before);
     // Twice as much as there is takes what is missing, and is not rounded up to a power of two.
     const large = take(24 << 20);

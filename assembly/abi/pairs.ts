@@ -33,6 +33,11 @@ export class PairReader {
     this.data = this.valuePtr + this.valueLen + 1;
     return true;
   }
+
+  /** Whether the pair has this name (in lower case, as Envoy has all names). */
+  is(name: Ascii): bool {
+    return name.equals(this.namePtr, this.nameLen);
+  }
 }
 
 

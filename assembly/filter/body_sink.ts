@@ -46,6 +46,8 @@ export class BodySink extends Sink {
   }
 
   private send(ptr: usize, len: usize): void {
+    // Once the stream is gone nothing more is sent to it.
+    if (!this.ok) return;
     const status = this.started ? appendBuffer(this.kind, ptr, len) : replaceBuffer(this.kind, ptr, len);
     this.started = true;
     if (status != Status.Ok) this.ok = false;

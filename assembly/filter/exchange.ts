@@ -24,7 +24,6 @@ import {
   bufferBytes,
   closeStream,
   continueStream,
-  header,
   headerPairs,
   log,
   logs,
@@ -43,7 +42,7 @@ import {
   Status,
   StreamKind,
 } from '../abi/types';
-import { readDecimal, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
+import { writeDecimal } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
 import { Rope } from '../bytes/rope';
 import { NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
@@ -55,29 +54,10 @@ import { Reason, reasonText } from '../routing/reason';
 import { BodySink } from './body_sink';
 import { Config, OnPrefillFailure, OnUnmergeable } from './config';
 import { countOutcome, countPrefillFailure, countSpliced, recordPrefill, reportHeld } from './metrics';
-import {
-  ACCEPT_ENCODING,
-  CONTENT_LENGTH,
-  CONTENT_TYPE,
-  EVENT_STREAM,
-  METHOD,
-  OUTCOME_PROPERTY,
-  PATH,
-  POST,
-  REQUEST_ID,
-  ROUTED_EXPERTS,
-} from './names';
+import { ACCEPT_ENCODING, CONTENT_LENGTH, OUTCOME_PROPERTY, REQUEST_ID, ROUTED_EXPERTS } from './names';
 import { Outcome, outcomeText } from './outcome';
-import {
-  Capture,
-  Captured,
-  callStatus,
-  capture,
-  isEncoded,
-  newRequestId,
-  startPrefill,
-  statusOf,
-} from './prefill_call';
+import { RequestHead, ResponseHead } from './heads';
+import { Capture, Captured, capture, newRequestId, startPrefill } from './prefill_call';
 import { replyError, replyPrefill } from './replies';
 import { Kept, Room } from './room';
 
@@ -119,6 +99,7 @@ export class Exchange extends StreamContext {
   private logged: string = '';
   private reason: Reason = Reason.None;
 
+  private head: RequestHead | null = null;
   private api: Api = Api.None;
   /** What the client asks for; its bytes stay in Envoy's buffer. */
   private request: RequestBody | null = null;
@@ -153,8 +134,13 @@ export class Exchange extends StreamContext {
   // ---- request side
 
   onRequestHeaders(endOfStream: bool): i32 {
-    this.api = endOfStream ? Api.None : this.servedApi();
+    if (!endOfStream) {
+      const head = RequestHead.read(this.config);
+      this.head = head;
+      if (head !== null) this.api = head.api;
+    }
     if (this.api == Api.None) {
+      this.releaseHead();
       this.state = State.Local;
       return HeadersStatus.Continue;
     }
@@ -187,20 +173,6 @@ export class Exchange extends StreamContext {
     return this.state == State.Prefilling || this.state == State.Ended;
   }
 
-  /** The API that P/D serves for this request's method and path. */
-  private servedApi(): Api {
-    const method = header(HeaderMapKind.RequestHeaders, METHOD);
-    if (method === null) return Api.None;
-    const post = POST.equals(method.ptr, method.len);
-    method.free();
-    if (!post) return Api.None;
-    const path = header(HeaderMapKind.RequestHeaders, PATH);
-    if (path === null) return Api.None;
-    const api = this.config.apiOf(path.ptr, path.len);
-    path.free();
-    return api;
-  }
-
   /** The whole body is in Envoy's buffer: Collecting ─▶ Prefilling, Local or Ended. */
   private startExchange(): void {
     const body = this.readRequest();
@@ -219,12 +191,14 @@ export class Exchange extends StreamContext {
     else {
       this.request = request;
       if (unfit == Unfit.No) {
-        this.ensureRequestId();
+        if (!this.head!.hasRequestId) this.requestId = newRequestId();
         const status = this.call(body);
         if (status != Status.Ok) this.prefillFailed(Failure.NoHost);
       } else this.goLocal();
     }
     body.free();
+    // The exchange may have ended in it, with its last callback.
+    reportHeld(this.state == State.Ended);
   }
 
   /** The request's body; null when it can't be held. */
@@ -234,17 +208,17 @@ export class Exchange extends StreamContext {
     return fits(<u64>size * 2) ? bufferBytes(BufferKind.RequestBody, 0, size) : null;
   }
 
-  private ensureRequestId(): void {
-    const id = header(HeaderMapKind.RequestHeaders, REQUEST_ID);
-    if (id !== null) id.free();
-    else this.requestId = newRequestId();
-  }
-
   /** Sends the prefill leg; `body` is the client's (borrowed). */
   private call(body: Block): Status {
     const rewrite = prefillLeg(this.request!, this.config.connector);
     const leg = rewrite.toBlock(body.ptr, body.len);
-    const status = startPrefill(this.config.cluster, leg, this.requestId, this.config.timeoutMs);
+    const status = startPrefill(
+      this.config.cluster,
+      this.head!.pairs,
+      leg,
+      this.requestId,
+      this.config.timeoutMs,
+    );
     leg.free();
     if (status == Status.Ok) {
       expectCall(startedCall(), this.id);
@@ -259,16 +233,18 @@ export class Exchange extends StreamContext {
     if (this.state != State.Prefilling) return;
     this.takeReply(headers, bodySize);
     // The exchange may have ended in it, with its last callback.
-    reportHeld();
+    reportHeld(this.state == State.Ended);
   }
 
   private takeReply(headers: u32, bodySize: u32): void {
     recordPrefill((now() - this.callStarted) / 1000000);
     if (headers == 0) return this.prefillFailed(Failure.Reset);
-    const status = callStatus();
+    const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
+    const status = head.status;
     if (status >= 400 && status < 500) return this.passPrefillReply(status, bodySize);
     if (status == 504) return this.prefillFailed(Failure.Timeout);
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
+    if (head.encoded) return this.prefillFailed(Failure.Unreadable);
     const result = capture(bodySize, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
@@ -331,6 +307,7 @@ export class Exchange extends StreamContext {
     this.outcome = Outcome.Local;
     if (request.hasKvTransferParams && !this.rewriteRequest(withoutClientParams(request))) return;
     this.releaseCapture();
+    this.releaseHead();
     this.state = State.Local;
   }
 
@@ -352,7 +329,7 @@ export class Exchange extends StreamContext {
     if (!written) return;
     if (params !== null) params.free();
     brought.params = null;
-    removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+    if (this.head!.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
     const id = this.requestId;
     if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
     this.expected.rows = brought.rows;
@@ -360,6 +337,7 @@ export class Exchange extends StreamContext {
     this.expected.tail = this.config.tail;
     this.expected.choices = this.request!.choices;
     this.expected.maxTokens = this.request!.maxTokens;
+    this.releaseHead();
     this.state = State.Decoding;
     this.continueRequest();
   }
@@ -372,8 +350,9 @@ export class Exchange extends StreamContext {
       return false;
     }
     const before = this.state;
-    const length = rewrite.lengthOf(body.ptr, body.len);
-    this.setContentLength(HeaderMapKind.RequestHeaders, length);
+    if (this.head!.hasContentLength) {
+      this.setContentLength(HeaderMapKind.RequestHeaders, rewrite.lengthOf(body.ptr, body.len));
+    }
     const sink = new BodySink(BufferKind.RequestBody);
     rewrite.write(body.ptr, body.len, sink);
     sink.finish();
@@ -389,11 +368,7 @@ export class Exchange extends StreamContext {
     if (this.state == State.Local || this.state == State.Decoding) continueStream(StreamKind.Request);
   }
 
-  /** Writes a new length where there is one. */
   private setContentLength(map: HeaderMapKind, length: u64): void {
-    const old = header(map, CONTENT_LENGTH);
-    if (old === null) return;
-    old.free();
     const text = Block.alloc(NUMBER_BYTES);
     replaceHeader(map, CONTENT_LENGTH, text.ptr, writeDecimal(length, text.ptr));
     text.free();
@@ -414,6 +389,7 @@ export class Exchange extends StreamContext {
         // Envoy has answered itself, before the request went anywhere.
         this.outcome = Outcome.Absent;
     }
+    this.announced = ResponseHead.read(HeaderMapKind.ResponseHeaders).contentLength;
     this.pass(endOfStream);
     return HeadersStatus.Continue;
   }
@@ -452,19 +428,19 @@ export class Exchange extends StreamContext {
 
   /** The head of decode's response: Decoding ─▶ Holding, Streaming or Passing. */
   private startResponse(endOfStream: bool): i32 {
-    const status = statusOf(HeaderMapKind.ResponseHeaders);
+    const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
+    this.announced = head.contentLength;
     this.outcome = Outcome.Absent;
-    const events = this.isEventStream();
-    if (endOfStream || status < 200 || status > 299 || (events && this.api != Api.Generate)) {
+    const good = head.status >= 200 && head.status <= 299;
+    if (endOfStream || !good || (head.events && this.api != Api.Generate)) {
       this.releaseCapture();
       this.pass(endOfStream);
       return HeadersStatus.Continue;
     }
-    if (isEncoded(HeaderMapKind.ResponseHeaders)) return this.startUnreadable(Reason.Encoding);
-    this.announced = this.contentLength();
+    if (head.encoded) return this.startUnreadable(Reason.Encoding);
     const rope = new Rope();
     this.rope = rope;
-    if (events) {
+    if (head.events) {
       const treatment =
         this.config.onUnmergeable == OnUnmergeable.Null ? Treatment.MergeOrNull : Treatment.Merge;
       const response = new DecodeResponse(this.expected, rope, treatment, Form.Unknown, true);
@@ -478,15 +454,6 @@ export class Exchange extends StreamContext {
     this.response = new DecodeResponse(this.expected, rope, Treatment.Merge, Form.Unknown, false);
     this.state = State.Holding;
     return HeadersStatus.StopIteration;
-  }
-
-  /** Length of the response as its head says; -1 when it does not. */
-  private contentLength(): i64 {
-    const value = header(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-    if (value === null) return -1;
-    const length = readDecimal(value.ptr, value.len);
-    value.free();
-    return length;
   }
 
   private get mayChangeLength(): bool {
@@ -510,16 +477,8 @@ export class Exchange extends StreamContext {
   private pass(endOfStream: bool): void {
     this.state = State.Passing;
     this.setOutcomeHeader();
-    this.passing = this.contentLength();
+    this.passing = this.announced;
     if (endOfStream) this.finish();
-  }
-
-  private isEventStream(): bool {
-    const type = header(HeaderMapKind.ResponseHeaders, CONTENT_TYPE);
-    if (type === null) return false;
-    const events = startsWithIgnoreCase(type.ptr, type.len, EVENT_STREAM);
-    type.free();
-    return events;
   }
 
   /** Takes a piece of a response that is held back; lets everything go once that is safe. */
@@ -588,8 +547,7 @@ export class Exchange extends StreamContext {
     this.outcome = Outcome.Unmerged;
     this.reason = reason;
     this.setOutcomeHeader();
-    const length = this.contentLength();
-    this.passing = length < 0 ? -1 : max<i64>(length - <i64>this.received - unread, 0);
+    if (this.announced >= 0) this.passing = max<i64>(this.announced - <i64>this.received - unread, 0);
     const rope = this.rope!;
     rope.clearEdits();
     const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
@@ -613,9 +571,8 @@ export class Exchange extends StreamContext {
     this.setOutcomeHeader();
     const known = response.complete || (!this.nulling && (!this.expected.tail || this.expected.choices == 1));
     if (!known) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-    else if (response.growth != 0) {
-      const length = this.contentLength();
-      if (length >= 0) this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(length + response.growth));
+    else if (response.growth != 0 && this.announced >= 0) {
+      this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(this.announced + response.growth));
     }
     this.state = State.Streaming;
     const sink = new BodySink(BufferKind.ResponseBody);
@@ -788,13 +745,20 @@ export class Exchange extends StreamContext {
       countSpliced(rows.bytes * response.choices);
     }
     countOutcome(this.outcome, this.reason);
+    this.releaseHead();
     this.releaseResponse();
     this.releaseCapture();
     const id = this.requestId;
     if (id !== null) id.free();
     this.requestId = null;
     this.request = null;
-    reportHeld();
+    reportHeld(true);
+  }
+
+  private releaseHead(): void {
+    const head = this.head;
+    if (head !== null) head.free();
+    this.head = null;
   }
 
   private releaseCapture(): void {
@@ -817,7 +781,7 @@ export class Exchange extends StreamContext {
     this.abort();
     this.finish();
     // What a callback held when the exchange ended in it has been given back by now.
-    reportHeld();
+    reportHeld(true);
   }
 
   /** The stream ends here, whatever was to come. */

@@ -53,10 +53,14 @@ export function recordPrefill(ms: u64): void {
   record(prefillMs, ms);
 }
 
-/** Brings the gauge of held body bytes up to date. */
-export function reportHeld(): void {
+/** Changes below this are told at the end of an exchange only. */
+const WORTH_TELLING: usize = 1 << 20;
+
+/** Brings the gauge of held body bytes up to date; in the middle of an exchange only when it has changed much. */
+export function reportHeld(atEnd: bool): void {
   const now = heldBytes();
-  if (now == reported) return;
+  const changed = now > reported ? now - reported : reported - now;
+  if (changed == 0 || (!atEnd && changed < WORTH_TELLING)) return;
   increment(held, <u64>now - <u64>reported);
   reported = now;
 }

@@ -1,15 +1,15 @@
 // The prefill leg: the call that carries it, and what its reply brings.
 
-import { bufferBytes, header, headerPairs, httpCall, randomBytes } from '../abi/host';
+import { bufferBytes, header, httpCall, randomBytes } from '../abi/host';
 import { PairReader, PairWriter } from '../abi/pairs';
-import { BufferKind, HeaderMapKind, Status } from '../abi/types';
-import { Ascii, equalsIgnoreCase, readDecimal, startsWithIgnoreCase } from '../bytes/ascii';
+import { BufferKind, Status } from '../abi/types';
+import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
 import { PrefillReply } from '../routing/prefill_reply';
 import { Reason } from '../routing/reason';
 import { HeldChars, ParkedChars, PromptRows, RowChars, RowsCheck, rowsInPiece } from '../routing/rows';
 import { Room } from './room';
-import { CONTENT_ENCODING, ENVOY_PREFIX, IDENTITY, REQUEST_ID, STATUS, isOneHop } from './names';
+import { ENVOY_PREFIX, REQUEST_ID, isOneHop } from './names';
 
 /** First read of a reply: as a rule the rows start in it. */
 const FIRST_WINDOW: u32 = 16 << 10;
@@ -21,10 +21,17 @@ const MAX_PARAMS_BYTES: u64 = 1 << 20;
 
 const UUID_BYTES: usize = 36;
 
-/** Starts the call. `body` is borrowed; `id` is the request's id where the client's request had none, else null. */
-export function startPrefill(cluster: Ascii, body: Block, id: Block | null, timeoutMs: u32): Status {
-  const headers = headerPairs(HeaderMapKind.RequestHeaders);
-  if (headers === null) return Status.InternalFailure;
+/**
+ * Starts the call with the headers of the client's request. All blocks are borrowed; `id` is the request's id where the
+ * client's request had none, else null.
+ */
+export function startPrefill(
+  cluster: Ascii,
+  headers: Block,
+  body: Block,
+  id: Block | null,
+  timeoutMs: u32,
+): Status {
   const writer = new PairWriter();
   const reader = new PairReader(headers);
   while (reader.next()) {
@@ -37,7 +44,6 @@ export function startPrefill(cluster: Ascii, body: Block, id: Block | null, time
   const pairs = writer.build();
   const status = httpCall(cluster, pairs, body, timeoutMs);
   pairs.free();
-  headers.free();
   return status;
 }
 
@@ -63,29 +69,6 @@ function hexDigit(value: u8): u8 {
   return value < 10 ? 0x30 + value : 0x57 + value;
 }
 
-/** Status of the call's answer; 0 when it has none. */
-export function callStatus(): i32 {
-  return statusOf(HeaderMapKind.CallResponseHeaders);
-}
-
-/** `:status` of a head; 0 when it has none. */
-export function statusOf(map: HeaderMapKind): i32 {
-  const value = header(map, STATUS);
-  if (value === null) return 0;
-  const status = <i32>readDecimal(value.ptr, value.len);
-  value.free();
-  return max(status, 0);
-}
-
-/** Whether a body is compressed. */
-export function isEncoded(map: HeaderMapKind): bool {
-  const value = header(map, CONTENT_ENCODING);
-  if (value === null) return false;
-  const encoded = value.len > 0 && !equalsIgnoreCase(value.ptr, value.len, IDENTITY);
-  value.free();
-  return encoded;
-}
-
 /** What a good reply brings. */
 @final
 export class Captured {
@@ -109,7 +92,7 @@ export class Captured {
 
 export const enum Capture {
   Ok,
-  /** The reply is not a JSON object, or is compressed. */
+  /** The reply is not a JSON object. */
   Unreadable,
   /** The rows do not fit into what may be held. */
   TooLarge,
@@ -117,7 +100,6 @@ export const enum Capture {
 
 /** Reads the call's answer of `size` bytes; the rows are copied once, and go where there is room. */
 export function capture(size: u32, room: Room, into: Captured): Capture {
-  if (isEncoded(HeaderMapKind.CallResponseHeaders)) return Capture.Unreadable;
   const reply = new PrefillReply(size);
   const result = read(reply, size, room, into);
   reply.free();

@@ -1,0 +1,90 @@
+// What an exchange needs of a head, found in one pass over its pairs: a call to the host costs more than the pass.
+
+import { headerPairs } from '../abi/host';
+import { PairReader } from '../abi/pairs';
+import { HeaderMapKind } from '../abi/types';
+import { equalsIgnoreCase, readDecimal, startsWithIgnoreCase } from '../bytes/ascii';
+import { Block } from '../bytes/block';
+import { Api } from '../connectors/request_body';
+import { Config } from './config';
+import {
+  ACCEPT_ENCODING,
+  CONTENT_ENCODING,
+  CONTENT_LENGTH,
+  CONTENT_TYPE,
+  EVENT_STREAM,
+  IDENTITY,
+  METHOD,
+  PATH,
+  POST,
+  REQUEST_ID,
+  STATUS,
+} from './names';
+
+
+@final
+export class RequestHead {
+  /** The API that P/D serves for this method and path; `None` when it does not. */
+  api: Api = Api.None;
+  hasRequestId: bool = false;
+  hasContentLength: bool = false;
+  hasAcceptEncoding: bool = false;
+
+  /** Takes over the pairs: the prefill leg is sent with them. */
+  private constructor(readonly pairs: Block) {}
+
+  /** The head of the effective stream's request; null when it has none. */
+  static read(config: Config): RequestHead | null {
+    const pairs = headerPairs(HeaderMapKind.RequestHeaders);
+    if (pairs === null) return null;
+    const head = new RequestHead(pairs);
+    const reader = new PairReader(pairs);
+    let post = false;
+    while (reader.next()) {
+      if (reader.is(METHOD)) post = POST.equals(reader.valuePtr, reader.valueLen);
+      else if (reader.is(PATH)) head.api = config.apiOf(reader.valuePtr, reader.valueLen);
+      else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
+      else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
+      else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
+    }
+    if (!post) head.api = Api.None;
+    return head;
+  }
+
+  free(): void {
+    this.pairs.free();
+  }
+}
+
+
+@final
+export class ResponseHead {
+  /** `:status`; 0 when there is none. */
+  status: i32 = 0;
+  /** The body is an event stream. */
+  events: bool = false;
+  /** The body is compressed. */
+  encoded: bool = false;
+  /** `content-length`; -1 when there is none. */
+  contentLength: i64 = -1;
+
+  /** The head of a response or of a call's answer. */
+  static read(map: HeaderMapKind): ResponseHead {
+    const head = new ResponseHead();
+    const pairs = headerPairs(map);
+    if (pairs === null) return head;
+    const reader = new PairReader(pairs);
+    while (reader.next()) {
+      const ptr = reader.valuePtr;
+      const len = reader.valueLen;
+      if (reader.is(STATUS)) head.status = <i32>max<i64>(readDecimal(ptr, len), 0);
+      else if (reader.is(CONTENT_TYPE)) head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
+      else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
+      else if (reader.is(CONTENT_ENCODING) && len > 0 && !equalsIgnoreCase(ptr, len, IDENTITY)) {
+        head.encoded = true;
+      }
+    }
+    pairs.free();
+    return head;
+  }
+}

@@ -7,6 +7,7 @@
 
 import { hexValue } from '../bytes/ascii';
 import { MAX_PATH_DEPTH, NO_NODE, Paths, UNWATCHED, elementOf, hasMembers, idOf, memberOf } from './paths';
+import { Last, numbersCommas, numbersEnd, numbersLast } from './numbers';
 import { plainEnd } from './strings';
 
 /** What `next` stopped for. */
@@ -278,6 +279,14 @@ export class Scanner {
             if (this.close(p)) return Event.ValueEnd;
             break;
           }
+          if (isDigit(c) && this.inPlainArray) {
+            const run = numbersEnd(p, end);
+            if (run != p) {
+              p = run;
+              state = this.afterNumbers();
+              continue;
+            }
+          }
           const id = this.beginValue();
           if (id != UNWATCHED) {
             this.id = id;
@@ -528,6 +537,30 @@ export class Scanner {
     return ((load<u8>(this.memory + ((<usize>depth) >> 3)) >> (<u8>(depth & 7))) & 1) != 0;
   }
 
+  /** Whether the innermost container is an array of whose elements none is watched. */
+  private get inPlainArray(): bool {
+    const depth = this.depth;
+    if (depth == 0 || this.inObject) return false;
+    if (depth > MAX_PATH_DEPTH) return true;
+    const container = this.nodeAt(depth);
+    return container == NO_NODE || elementOf(container) == NO_NODE;
+  }
+
+  /** A run of numbers has been passed: the state behind it, its elements counted. */
+  private afterNumbers(): State {
+    const depth = this.depth;
+    // The element that a last comma announces is counted when it begins.
+    const elements = numbersCommas + (numbersLast == Last.Comma ? 0 : 1);
+    if (depth <= MAX_PATH_DEPTH) {
+      const count = this.memory + ((<usize>depth) << 2);
+      store<i32>(count, load<i32>(count, COUNTS) + elements, COUNTS);
+    }
+    this.integer = -1;
+    this.valueNode = NO_NODE;
+    if (numbersLast == Last.Comma) return State.Value;
+    return numbersLast == Last.Zero ? State.Zero : State.Integer;
+  }
+
   /** The key that was read decides the node of the value that follows. */
   private findMember(): void {
     this.valueNode =
@@ -556,7 +589,7 @@ export class Scanner {
       this.tooDeep = true;
       return false;
     }
-    const bit = <u8>1 << <u8>(depth & 7);
+    const bit = (<u8>1) << (<u8>(depth & 7));
     const at = this.memory + ((<usize>depth) >> 3);
     store<u8>(at, object ? load<u8>(at) | bit : load<u8>(at) & ~bit);
     if (depth <= MAX_PATH_DEPTH) {

@@ -27,7 +27,6 @@ export class EventStream {
   private line: Line = Line.Field;
   private matched: i32 = 0;
   private lineEmpty: bool = true;
-  private afterReturn: bool = false;
 
   constructor(private response: DecodeResponse) {}
 
@@ -47,19 +46,15 @@ export class EventStream {
         if (at == end) break;
       }
       const c = load<u8>(at);
-      if (c == 0x0a && this.afterReturn) {
-        this.afterReturn = false;
-        at++;
-      } else if (c == 0x0a || c == 0x0d) {
-        this.afterReturn = c == 0x0d;
+      if (c == 0x0a || c == 0x0d) {
+        // CRLF reads as a line and an empty one: an event's end, where it has only one line of data anyway.
         at++;
         this.endLine();
       } else {
-        this.afterReturn = false;
         this.lineEmpty = false;
         if (this.line == Line.First) {
           if (c == 0x7b) this.line = Line.Document;
-          else if (c == 0x20) at++;
+          else if (c == 0x20 || c == 0x09) at++;
           else this.line = Line.Other;
         } else if (c == load<u8>(FIELD + this.matched)) {
           at++;

@@ -175,6 +175,10 @@ export class HttpStream implements FilterCallbacks, Account {
       const http1 = this.#options.downstream === 'http1';
       const pseudo = http1 ? [authority, path, method, scheme] : [method, path, scheme, authority];
       const headers = HeaderMap.from('request', [...pseudo, ...fields.filter((field) => !isHost(field))]);
+      // http1/codec_impl.cc: utility.cc sanitizeConnectionHeader removes what `connection` names.
+      for (const name of (http1 ? (headers.get('connection') ?? '') : '').split(',')) {
+        if (name.trim() !== '') headers.remove(name.trim().toLowerCase());
+      }
       // conn_manager_utility.cc mutateRequestHeaders.
       for (const name of [...HOP_BY_HOP, ...FROM_OUTSIDE]) headers.remove(name);
       if (headers.get('te') !== 'trailers') headers.remove('te');

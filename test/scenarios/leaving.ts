@@ -1,0 +1,354 @@
+// Clients that leave, and requests that are larger than Envoy holds: the exchange ends in one outcome and holds nothing.
+
+import { setImmediate } from 'node:timers/promises';
+import { expect } from 'vitest';
+import type { Protocol, Scenario } from '../scenario.ts';
+import { header, type Case, type Suite } from './case.ts';
+import {
+  CHAT,
+  COMPLETIONS,
+  GENERATE,
+  GOOD_DECODE,
+  GOOD_MERGED,
+  GOOD_PREFILL,
+  PARAMS,
+  REQUEST,
+  Watch,
+  answering,
+  cut,
+  decodeBody,
+  encoded,
+  expectOutcome,
+  FULL,
+  post,
+  prefillBody,
+  PROMPT,
+  quoted,
+  reply,
+} from './messages.ts';
+
+const PROTOCOLS: Protocol[] = ['http1', 'http2'];
+
+/** A client that leaves when `reach` is called. */
+function leaving(
+  make: (reach: () => void, watch: Watch) => Partial<Scenario>,
+  config: Record<string, unknown> = {},
+): Scenario {
+  let reach = () => {};
+  const leave = new Promise<void>((resolve) => (reach = resolve));
+  const watch = new Watch();
+  return {
+    name: 'leaving',
+    config,
+    client: post(REQUEST),
+    prefill: answering(GOOD_PREFILL),
+    decode: answering(GOOD_DECODE),
+    leave,
+    onBody: watch.onBody,
+    ...make(reach, watch),
+  };
+}
+
+/** An engine that says no more than the first bytes of its body. */
+const silent = (reach: () => void, body: string, bytes: number) => () => {
+  reach();
+  return reply(body, {
+    pieces: [Buffer.from(body).subarray(0, bytes)],
+    fault: bytes === 0 ? 'stall' : 'stall_body',
+  });
+};
+
+interface Stage {
+  name: string;
+  scenario(): Scenario;
+  /** Requests that reached prefill and decode. */
+  legs: [number, number];
+}
+
+const stages: Stage[] = [
+  {
+    name: 'before prefill answers',
+    scenario: () =>
+      leaving((reach) => ({ prefill: silent(reach, '', 0) }), {
+        prefill: { timeout_ms: 300, retries: 2 },
+      }),
+    legs: [1, 0],
+  },
+  {
+    name: 'inside prefill’s reply',
+    scenario: () =>
+      leaving((reach) => ({ prefill: silent(reach, GOOD_PREFILL, 100) }), {
+        prefill: { timeout_ms: 300 },
+      }),
+    legs: [1, 0],
+  },
+  {
+    name: 'before decode answers',
+    scenario: () => leaving((reach) => ({ decode: silent(reach, '', 0) })),
+    legs: [1, 1],
+  },
+  {
+    name: 'while the response is held',
+    scenario: () => leaving((reach) => ({ decode: silent(reach, GOOD_DECODE, 300) })),
+    legs: [1, 1],
+  },
+  {
+    name: 'while the response is streamed',
+    scenario: () =>
+      leaving(
+        (reach, watch) => {
+          void watch.seen(1).then(reach);
+          return {
+            decode: answering(GOOD_DECODE, {
+              pieces: [Buffer.from(GOOD_DECODE).subarray(0, 300)],
+              fault: 'stall_body',
+            }),
+          };
+        },
+        { hold_bytes: 0 },
+      ),
+    legs: [1, 1],
+  },
+  {
+    name: 'inside a stream of events',
+    scenario: () =>
+      leaving((reach, watch) => {
+        void watch.seen(1).then(reach);
+        return {
+          client: post('{"messages":[],"stream":true}', { path: CHAT }),
+          decode: answering('data: {}\n\n', {
+            headers: [['content-type', 'text/event-stream']],
+            contentLength: null,
+            fault: 'stall_body',
+          }),
+        };
+      }),
+    legs: [1, 1],
+  },
+  {
+    name: 'inside a stream of events that is spliced',
+    scenario: () =>
+      leaving((reach, watch) => {
+        void watch.seen(1).then(reach);
+        const event = `data: {"choices":[{"routed_experts":"${encoded(FULL).slice(0, 100)}`;
+        return {
+          client: post('{"token_ids":[1],"stream":true}', { path: GENERATE }),
+          decode: answering(`data: {}\n\n${event}`, {
+            headers: [['content-type', 'text/event-stream']],
+            contentLength: null,
+            fault: 'stall_body',
+          }),
+        };
+      }),
+    legs: [1, 1],
+  },
+  {
+    name: 'when decode serves the request alone',
+    scenario: () =>
+      leaving((reach) => ({ client: post('{"prompt":["a","b"]}'), decode: silent(reach, '', 0) })),
+    legs: [0, 1],
+  },
+];
+
+const left: Case[] = stages.flatMap((stage) =>
+  PROTOCOLS.flatMap((protocol): Case[] => [
+    {
+      name: `${stage.name}, ${protocol}`,
+      scenario: () => ({ ...stage.scenario(), downstream: protocol, upstream: protocol }),
+      check(result) {
+        expect(result.complete).toBe(false);
+        expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual(stage.legs);
+        expectOutcome(result, 'aborted');
+      },
+    },
+    {
+      name: `the next request is served: ${stage.name}, ${protocol}`,
+      scenario: () => ({
+        name: 'next',
+        client: post(REQUEST),
+        prefill: answering(GOOD_PREFILL),
+        decode: answering(GOOD_DECODE),
+        downstream: protocol,
+        upstream: protocol,
+      }),
+      check(result) {
+        expect(result.body.toString()).toBe(GOOD_MERGED);
+        expectOutcome(result, 'merged; rows=5; choices=1', { 'routed_experts.spliced_bytes': 30 });
+      },
+    },
+  ]),
+);
+
+/** Envoy can't cancel the call: the answer comes when the client has left. */
+const late: Case = {
+  name: 'prefill answers a client that has left',
+  only: { host: 'emulator', because: 'what Envoy notices first, the answer or the leaving, depends on timing' },
+  scenario: () =>
+    leaving((reach) => ({
+      prefill: async () => {
+        reach();
+        // Two turns: the emulator has taken note of the leaving.
+        await setImmediate();
+        await setImmediate();
+        return reply(GOOD_PREFILL);
+      },
+    })),
+  check(result) {
+    expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual([1, 0]);
+    expectOutcome(result, 'aborted');
+  },
+};
+
+/** On Envoy the late answer is let go by the request that follows. */
+let letGo = () => {};
+const only = { host: 'envoy' as const, because: 'the emulator ends an exchange with its last answer' };
+const lateOnEnvoy: Case[] = [
+  {
+    name: 'a client leaves, and prefill will answer later',
+    only,
+    scenario: () =>
+      leaving((reach) => ({
+        prefill: () => {
+          reach();
+          return new Promise((resolve) => (letGo = () => resolve(reply(GOOD_PREFILL))));
+        },
+      })),
+    check(result) {
+      expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual([1, 0]);
+      expectOutcome(result, 'aborted');
+    },
+  },
+  {
+    name: 'the late answer meets another exchange',
+    only,
+    scenario: () => ({
+      name: 'next',
+      client: post(REQUEST),
+      prefill: () => {
+        letGo();
+        return reply(GOOD_PREFILL);
+      },
+      decode: answering(GOOD_DECODE),
+    }),
+    check(result) {
+      expect(result.body.toString()).toBe(GOOD_MERGED);
+      expectOutcome(result, 'merged; rows=5; choices=1', { 'routed_experts.spliced_bytes': 30 });
+    },
+  },
+];
+
+export const leavers: Suite = { name: 'a client that leaves', cases: [...left, late, ...lateOnEnvoy] };
+
+const LIMIT = 16_384;
+const filled = (bytes: number, rest = '') => `{"prompt":"${'x'.repeat(bytes - 13 - rest.length)}"${rest}}`;
+
+interface Sized {
+  name: string;
+  body: string;
+  path?: string;
+  prefill?: string;
+  /** Null: Envoy refuses it. */
+  outcome: string | null;
+  legs: [number, number];
+}
+
+const longParams = `{"remote_request_id":"${'r'.repeat(LIMIT)}"}`;
+
+const SIZED: Sized[] = [
+  {
+    name: 'a request near the limit',
+    body: filled(LIMIT - 2000),
+    outcome: 'merged; rows=5; choices=1',
+    legs: [1, 1],
+  },
+  { name: 'a request over the limit', body: filled(LIMIT + 2000), outcome: null, legs: [0, 0] },
+  { name: 'a request far over the limit', body: filled(LIMIT * 20), outcome: null, legs: [0, 0] },
+  {
+    name: 'a request that decode’s parameters take over the limit',
+    body: filled(LIMIT - 2000),
+    prefill: GOOD_PREFILL.replace(PARAMS, longParams),
+    outcome: null,
+    legs: [1, 0],
+  },
+  {
+    name: 'a request over the limit, for a path that is not served',
+    body: filled(LIMIT + 2000),
+    path: '/v1/embeddings',
+    outcome: 'local',
+    legs: [0, 1],
+  },
+];
+
+/** Envoy holds a request until its prefill is done: up to a limit, past which it answers itself. */
+const sized: Case[] = SIZED.flatMap((of) =>
+  PROTOCOLS.flatMap((protocol) =>
+    [undefined, 1000].map((pieces): Case => ({
+      name: `${of.name}, pieces of ${pieces ?? 'all'}, ${protocol}`,
+      // The client is cut off while it writes what Envoy no longer reads.
+      ...(of.name.includes('far over') && protocol === 'http1'
+        ? {
+            only: {
+              host: 'emulator' as const,
+              because: 'what the client still reads of the answer depends on timing',
+            },
+          }
+        : {}),
+      scenario: () => ({
+        name: of.name,
+        client: post(of.body, {
+          path: of.path ?? COMPLETIONS,
+          ...(pieces === undefined ? {} : { chunks: cut(Buffer.from(of.body), pieces) }),
+        }),
+        prefill: answering(of.prefill ?? GOOD_PREFILL),
+        decode: answering(GOOD_DECODE),
+        downstream: protocol,
+        upstream: protocol,
+      }),
+      check(result) {
+        // The limit of HTTP/2 is the stream's window, 16 MiB.
+        const outcome = protocol === 'http2' ? (of.outcome ?? 'merged; rows=5; choices=1') : of.outcome;
+        const legs = protocol === 'http2' && of.outcome === null ? [1, 1] : of.legs;
+        expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual(legs);
+        if (outcome === null) {
+          expect(result.status).toBe(413);
+          expect(header(result.headers, 'x-routed-experts')).toBe('absent');
+          return expectOutcome(result, 'absent');
+        }
+        expect(result).toMatchObject({ status: 200, complete: true });
+        expect(result.body.toString()).toBe(outcome === 'local' ? GOOD_DECODE : GOOD_MERGED);
+        expectOutcome(result, outcome, outcome === 'local' ? {} : { 'routed_experts.spliced_bytes': 30 });
+      },
+    })),
+  ),
+);
+
+/** The limits of a request are not those of a response. */
+const responses: Case[] = PROTOCOLS.flatMap((protocol) =>
+  [0, 1 << 20].map((hold_bytes): Case => ({
+    name: `a response over the limit, hold_bytes ${hold_bytes}, ${protocol}`,
+    cutDecidesHead: true,
+    scenario: () => ({
+      name: 'response',
+      config: { hold_bytes },
+      client: post(REQUEST),
+      prefill: answering(prefillBody(quoted(encoded(PROMPT)))),
+      decode: answering(decodeBody([quoted(encoded(FULL))], { before: 'y'.repeat(LIMIT * 20) }), {
+        pieces: 5000,
+      }),
+      downstream: protocol,
+      upstream: protocol,
+    }),
+    check(result) {
+      expect(result).toMatchObject({ status: 200, complete: true });
+      expect(result.body.length).toBeGreaterThan(LIMIT * 20);
+      expect(header(result.headers, 'content-length')).toBe(String(result.body.length));
+      expectOutcome(result, 'merged; rows=5; choices=1', { 'routed_experts.spliced_bytes': 30 });
+    },
+  })),
+);
+
+export const bufferLimits: Suite = {
+  name: 'bodies around the buffer limit',
+  limits: { bufferLimit: LIMIT },
+  cases: [...sized, ...responses],
+};

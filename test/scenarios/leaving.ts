@@ -182,7 +182,10 @@ const left: Case[] = stages.flatMap((stage) =>
 /** Envoy can't cancel the call: the answer comes when the client has left. */
 const late: Case = {
   name: 'prefill answers a client that has left',
-  only: { host: 'emulator', because: 'what Envoy notices first, the answer or the leaving, depends on timing' },
+  only: {
+    host: 'emulator',
+    because: 'what Envoy notices first, the answer or the leaving, depends on timing',
+  },
   scenario: () =>
     leaving((reach) => ({
       prefill: async () => {

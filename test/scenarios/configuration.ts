@@ -1,0 +1,165 @@
+// Configurations: what is refused and how it is said, what is taken, and that several in one VM do not mix.
+
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Scenario } from '../scenario.ts';
+import {
+  FULL,
+  GOOD_DECODE,
+  GOOD_MERGED,
+  GOOD_PREFILL,
+  REQUEST,
+  answering,
+  decodeBody,
+  encoded,
+  expectOutcome,
+  jsonOf,
+  post,
+  quoted,
+} from './messages.ts';
+import { OUTCOMES, type Start, type TestHost } from './run.ts';
+
+type Config = Record<string, unknown>;
+
+const prefill = (more: Config) => ({ prefill: more });
+const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
+const MIB = 1 << 20;
+const KNOWN =
+  'prefill, connector, decode_rows, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
+  'max_capture_bytes, max_parked_bytes';
+const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
+
+const REFUSED: [Config, string][] = [
+  [{ no_such_key: 1 }, `no_such_key: expected no such key; known are ${KNOWN}`],
+  [{ Connector: 'nixl' }, `Connector: expected no such key; known are ${KNOWN}`],
+  [
+    prefill({ clusters: 'x' }),
+    'prefill.clusters: expected no such key; known are cluster, timeout_ms, retries',
+  ],
+  [{ prefill: 'x' }, 'prefill: expected an object with the member cluster'],
+  [{ prefill: [] }, 'prefill: expected an object with the member cluster'],
+  [prefill({ cluster: '' }), 'prefill.cluster: expected the name of a cluster'],
+  [prefill({ cluster: 1 }), 'prefill.cluster: expected a string'],
+  [prefill({ cluster: null }), 'prefill.cluster: expected a string'],
+  [prefill({ timeout_ms: 0 }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ timeout_ms: 86_400_001 }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ timeout_ms: 1.5 }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ timeout_ms: '1' }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ timeout_ms: null }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ timeout_ms: 1e300 }), `prefill.timeout_ms: ${integer(1, 86_400_000)}`],
+  [prefill({ retries: -1 }), `prefill.retries: ${integer(0, 10)}`],
+  [prefill({ retries: 11 }), `prefill.retries: ${integer(0, 10)}`],
+  [prefill({ retries: true }), `prefill.retries: ${integer(0, 10)}`],
+  [prefill({ retries: [1] }), `prefill.retries: ${integer(0, 10)}`],
+  [{ connector: 'sglang' }, 'connector: expected one of nixl, shared_storage'],
+  [{ connector: 'Nixl' }, 'connector: expected one of nixl, shared_storage'],
+  [{ connector: '' }, 'connector: expected one of nixl, shared_storage'],
+  [{ connector: 1 }, 'connector: expected a string'],
+  [{ decode_rows: 'half' }, 'decode_rows: expected one of full, tail'],
+  [{ decode_rows: true }, 'decode_rows: expected a string'],
+  [{ on_prefill_failure: 'retry' }, 'on_prefill_failure: expected one of decode, reject'],
+  [{ on_unmergeable: 'drop' }, 'on_unmergeable: expected one of reject, null, forward'],
+  [{ on_unmergeable: null }, 'on_unmergeable: expected a string'],
+  [{ paths: '/v1/completions' }, 'paths: expected an array of paths'],
+  [{ paths: {} }, 'paths: expected an array of paths'],
+  [{ paths: ['/v1/completions', 'v1/completions'] }, `paths[1]: ${PATHS}`],
+  [{ paths: ['/v1/embeddings'] }, `paths[0]: ${PATHS}`],
+  [{ paths: [1] }, `paths[0]: ${PATHS}`],
+  [{ hold_bytes: -1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
+  [{ hold_bytes: 256 * MIB + 1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
+  [{ hold_bytes: {} }, `hold_bytes: ${integer(0, 256 * MIB)}`],
+  [{ max_hold_bytes: 256 * MIB + 1 }, `max_hold_bytes: ${integer(0, 256 * MIB)}`],
+  [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes'],
+  [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes'],
+  [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
+  [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+  [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+];
+
+const TAKEN: Config[] = [
+  {},
+  prefill({ timeout_ms: 1000, retries: 0 }),
+  prefill({ timeout_ms: 86_400_000, retries: 10 }),
+  { connector: 'nixl', decode_rows: 'full', on_prefill_failure: 'decode', on_unmergeable: 'reject' },
+  { on_prefill_failure: 'reject', on_unmergeable: 'null' },
+  { on_unmergeable: 'forward' },
+  { connector: 'shared_storage' },
+  { hold_bytes: 0, max_hold_bytes: 0 },
+  { hold_bytes: 256 * MIB },
+  { max_hold_bytes: 256 * MIB, max_capture_bytes: 640 * MIB, max_parked_bytes: 2 ** 40 },
+  { max_capture_bytes: 0 },
+  { paths: ['/v1/completions', '/x/v1/chat/completions'] },
+];
+
+const scenarioOf = (config: Config, more: Partial<Scenario> = {}): Scenario => ({
+  name: 'configuration',
+  config,
+  client: post(REQUEST),
+  prefill: answering(GOOD_PREFILL),
+  decode: answering(GOOD_DECODE),
+  ...more,
+});
+
+/** What the filter said when it refused the configuration; fails when it did not. */
+async function refusal(host: TestHost, config: Config): Promise<string> {
+  const error = await host.run(scenarioOf(config)).then(
+    () => new Error('the configuration was taken'),
+    (reason: Error) => reason,
+  );
+  const said = [...error.message.matchAll(/configuration refused: ([^\n]*)/g)].at(-1);
+  if (!said) throw error;
+  return said[1]!;
+}
+
+export function runConfigurations(start: Start): void {
+  describe('configurations', () => {
+    let host: TestHost;
+    let sent = 0;
+    beforeAll(async () => void (host = await start({})));
+    afterAll(() => host?.close());
+
+    test.each(REFUSED)('refused: %j', async (config, message) => {
+      expect(await refusal(host, config)).toBe(message);
+    });
+
+    test.each(TAKEN)('taken: %j', async (config) => {
+      const result = await host.run(scenarioOf(config));
+      sent++;
+      expect(result).toMatchObject({ status: 200, complete: true });
+      expect(result.body.toString()).toBe(GOOD_MERGED);
+    });
+
+    test('several configurations of one VM do not mix', async () => {
+      const broken = decodeBody([quoted(encoded({ ...FULL, layers: 3 }))]);
+      const decode = answering(broken);
+      const policies = { reject: 502, null: 200, forward: 200 };
+      for (let round = 0; round < 3; round++) {
+        for (const [on_unmergeable, status] of Object.entries(policies)) {
+          const result = await host.run(scenarioOf({ on_unmergeable }, { decode }));
+          sent++;
+          expect(result.status).toBe(status);
+          if (on_unmergeable === 'forward') expect(result.body.toString()).toBe(broken);
+          if (on_unmergeable === 'null') expect(result.body.toString()).toContain('"routed_experts":null');
+          const outcome = on_unmergeable === 'reject' ? 'rejected' : 'unmerged';
+          expectOutcome(result, `${outcome}; reason=layers`);
+        }
+        const shared = await host.run(scenarioOf({ connector: 'shared_storage', decode_rows: 'tail' }));
+        sent++;
+        expect('kv_transfer_params' in jsonOf(shared.decodeRequests[0]!)).toBe(false);
+        expect(jsonOf(shared.decodeRequests[0]!)['routed_experts_prompt_start']).toBe(5);
+        const nixl = await host.run(scenarioOf({}));
+        sent++;
+        expect(jsonOf(nixl.decodeRequests[0]!)['kv_transfer_params']).toMatchObject({
+          remote_request_id: 'r-1',
+        });
+        expect('routed_experts_prompt_start' in jsonOf(nixl.decodeRequests[0]!)).toBe(false);
+      }
+    });
+
+    test('every exchange had exactly one outcome, and no VM has failed', async () => {
+      const outcomes = await Promise.all(OUTCOMES.map((outcome) => host.metric(`routed_experts.${outcome}`)));
+      expect(outcomes.reduce((a, b) => a + b)).toBe(sent);
+      expect(await host.metric('routed_experts.held_bytes')).toBe(0);
+      expect(await host.failures()).toEqual([]);
+    });
+  });
+}

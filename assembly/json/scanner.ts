@@ -589,7 +589,8 @@ export class Scanner {
       this.tooDeep = true;
       return false;
     }
-    const bit = (<u8>1) << (<u8>(depth & 7));
+    const place = <u8>(depth & 7);
+    const bit = (<u8>1) << place;
     const at = this.memory + ((<usize>depth) >> 3);
     store<u8>(at, object ? load<u8>(at) | bit : load<u8>(at) & ~bit);
     if (depth <= MAX_PATH_DEPTH) {

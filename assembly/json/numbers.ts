@@ -1,5 +1,7 @@
 // Lists of unsigned integers, such as token ids, 16 bytes at a time. Prompts are the longest thing a request has.
 
+import { lanes } from '../bytes/vector';
+
 /** What the last byte before the end that `numbersEnd` found was. */
 export const enum Last {
   /** A comma, or the space behind one: a value must come. */
@@ -19,10 +21,10 @@ export let numbersCommas: i32 = 0;
  * ends, at a multiple of 16 bytes, before anything else, right or wrong.
  */
 export function numbersEnd(ptr: usize, end: usize): usize {
-  const zero = i8x16.splat(0x30);
-  const ten = i8x16.splat(10);
-  const comma = i8x16.splat(0x2c);
-  const space = i8x16.splat(0x20);
+  const zero = lanes(0x30);
+  const ten = lanes(10);
+  const comma = lanes(0x2c);
+  const space = lanes(0x20);
   // Whether the byte before is a digit, a comma, a zero that begins a number.
   let digitBefore: i32 = 0;
   let commaBefore: i32 = 1;

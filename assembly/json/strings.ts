@@ -1,10 +1,12 @@
 // Where the plain part of a JSON string ends, 64 bytes at a time.
 
+import { lanes } from '../bytes/vector';
+
 /** First byte in [ptr, end) that is a quote, a backslash or a control character (RFC 8259, section 7); `end` if none. */
 export function plainEnd(ptr: usize, end: usize): usize {
-  const quote = i8x16.splat(0x22);
-  const backslash = i8x16.splat(0x5c);
-  const space = i8x16.splat(0x20);
+  const quote = lanes(0x22);
+  const backslash = lanes(0x5c);
+  const space = lanes(0x20);
   while (ptr + 64 <= end) {
     const a = v128.load(ptr);
     const b = v128.load(ptr, 16);

@@ -1,6 +1,8 @@
 // Base64 (RFC 4648, section 4) by characters: check, decode, encode, and move payload to another bit position.
 // A character carries 6 bits, so a payload byte starts 0, 2 or 4 bits into a character: its `lead`.
 
+import { lanes } from '../bytes/vector';
+
 /** Bits before the payload in the character where byte `offset` of the data begins: 0, 2 or 4. */
 @inline
 export function leadOf(offset: u64): i32 {
@@ -19,48 +21,17 @@ export function carriers(bytes: u64): u64 {
   return (bytes * 8 + 5) / 6;
 }
 
-// The class of a character from its two nibbles: a bit common to both tables marks a character outside the alphabet.
-//   high nibble   2: '+' '/'   3: digits   4, 6: letters from A/a   5, 7: letters from P/p   others: none
-// prettier-ignore
-@inline
-function lowClasses(): v128 {
-  return i8x16(0x15, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x13, 0x1a, 0x1b, 0x1b, 0x1b, 0x1a);
-}
+// Tables for swizzles, in memory so that loops keep them in registers (see bytes/vector.ts).
 
+// By character - '+', whether it is one of + / 0-9; the places between are , - .
 // prettier-ignore
-@inline
-function highClasses(): v128 {
-  return i8x16(0x10, 0x10, 0x01, 0x02, 0x04, 0x08, 0x04, 0x08, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x10);
-}
-
-/** Nonzero lanes where `chars` is outside the alphabet. */
-@inline
-function strangers(chars: v128, lows: v128, highs: v128): v128 {
-  const low = i8x16.swizzle(lows, v128.and(chars, i8x16.splat(0x0f)));
-  const high = i8x16.swizzle(highs, i8x16.shr_u(chars, 4));
-  return v128.and(low, high);
-}
-
-/** Values 0 to 63 of 16 characters of the alphabet. */
+const NO_LETTERS = memory.data<u8>([255, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
+// What to add to a character for its value, by high nibble; '/' shares its nibble with '+' and is moved to place 1.
 // prettier-ignore
-@inline
-function valuesOf(chars: v128): v128 {
-  // What to add, by high nibble; '/' shares its nibble with '+' and is moved to the free place 1.
-  const roll = i8x16(0, 16, 19, 4, -65, -65, -71, -71, 0, 0, 0, 0, 0, 0, 0, 0);
-  const slash = i8x16.eq(chars, i8x16.splat(0x2f));
-  return i8x16.add(chars, i8x16.swizzle(roll, i8x16.add(i8x16.shr_u(chars, 4), slash)));
-}
-
-/** Characters of 16 values 0 to 63. */
+const TO_VALUE = memory.data<i8>([0, 16, 19, 4, -65, -65, -71, -71, 0, 0, 0, 0, 0, 0, 0, 0]);
+// What to add to a value for its character, by class: 0 lower case, 1 to 10 digits, 11 '+', 12 '/', 13 upper case.
 // prettier-ignore
-@inline
-function charsOf(values: v128): v128 {
-  // What to add, by class: 0 lower case, 1 to 10 digits, 11 '+', 12 '/', 13 upper case.
-  const shift = i8x16(71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0);
-  const upper = v128.and(i8x16.lt_s(values, i8x16.splat(26)), i8x16.splat(13));
-  const classes = v128.or(i8x16.sub_sat_u(values, i8x16.splat(51)), upper);
-  return i8x16.add(values, i8x16.swizzle(shift, classes));
-}
+const TO_CHAR = memory.data<i8>([71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0]);
 
 /** Value of one character of the alphabet; -1 for any other. */
 export function valueOf(char: u8): i32 {
@@ -81,24 +52,35 @@ export function charOf(value: i32): u8 {
 
 /** Whether all of [ptr, end) is in the alphabet; padding is not. */
 export function inAlphabet(ptr: usize, end: usize): bool {
-  const lows = lowClasses();
-  const highs = highClasses();
-  let bad = i64x2.splat(0);
+  const fold = lanes(0x20);
+  const a = lanes(0x61);
+  const z = lanes(25);
+  const plus = lanes(0x2b);
+  const table = v128.load(NO_LETTERS);
+  let bad = v128.xor(fold, fold);
   while (ptr + 64 <= end) {
-    const a = strangers(v128.load(ptr), lows, highs);
-    const b = strangers(v128.load(ptr, 16), lows, highs);
-    const c = strangers(v128.load(ptr, 32), lows, highs);
-    const d = strangers(v128.load(ptr, 48), lows, highs);
-    bad = v128.or(bad, v128.or(v128.or(a, b), v128.or(c, d)));
+    const one = strangers(v128.load(ptr), fold, a, z, plus, table);
+    const two = strangers(v128.load(ptr, 16), fold, a, z, plus, table);
+    const three = strangers(v128.load(ptr, 32), fold, a, z, plus, table);
+    const four = strangers(v128.load(ptr, 48), fold, a, z, plus, table);
+    bad = v128.or(bad, v128.or(v128.or(one, two), v128.or(three, four)));
     ptr += 64;
   }
   while (ptr + 16 <= end) {
-    bad = v128.or(bad, strangers(v128.load(ptr), lows, highs));
+    bad = v128.or(bad, strangers(v128.load(ptr), fold, a, z, plus, table));
     ptr += 16;
   }
   if (v128.any_true(bad)) return false;
   for (; ptr < end; ptr++) if (valueOf(load<u8>(ptr)) < 0) return false;
   return true;
+}
+
+/** Nonzero lanes where `chars` is outside the alphabet: neither a letter in lower case up to z, nor in the table. */
+// @ts-ignore: decorator
+@inline
+function strangers(chars: v128, fold: v128, a: v128, z: v128, plus: v128, table: v128): v128 {
+  const letter = i8x16.sub_sat_u(i8x16.sub(v128.or(chars, fold), a), z);
+  return v128.andnot(letter, i8x16.swizzle(table, i8x16.sub(chars, plus)));
 }
 
 /** `top` bits of the first character, the rest from the second; both in the alphabet. */
@@ -112,21 +94,37 @@ export function mix(first: u8, second: u8, top: i32): u8 {
  * Reads n + 1 characters of the alphabet at `src`, writes n at `dst`; the two do not overlap.
  */
 export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
-  const mask = i8x16.splat(0x3f);
   const back = 6 - by;
   let i: usize = 0;
   if (n > 32) {
-    let here = valuesOf(v128.load(src));
+    const mask = lanes(0x3f);
+    const slash = lanes(0x2f);
+    const toValue = v128.load(TO_VALUE);
+    const toChar = v128.load(TO_CHAR);
+    const letters = lanes(26);
+    const upper = lanes(13);
+    const digits = lanes(51);
+    let here = valuesOf(v128.load(src), slash, toValue);
     for (; i + 32 <= n; i += 16) {
-      const after = valuesOf(v128.load(src + i + 16));
+      const after = valuesOf(v128.load(src + i + 16), slash, toValue);
       // The values one place further on.
       const next = i8x16.shuffle(here, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
       const high = v128.and(i8x16.shl(here, by), mask);
-      v128.store(dst + i, charsOf(v128.or(high, i8x16.shr_u(next, back))));
+      const moved = v128.or(high, i8x16.shr_u(next, back));
+      const kind = v128.or(i8x16.sub_sat_u(moved, digits), v128.and(i8x16.lt_s(moved, letters), upper));
+      v128.store(dst + i, i8x16.add(moved, i8x16.swizzle(toChar, kind)));
       here = after;
     }
   }
   for (; i < n; i++) store<u8>(dst + i, joined(load<u8>(src + i), load<u8>(src + i + 1), by));
+}
+
+/** Values 0 to 63 of 16 characters of the alphabet. */
+// @ts-ignore: decorator
+@inline
+function valuesOf(chars: v128, slash: v128, toValue: v128): v128 {
+  const kind = i8x16.add(i8x16.shr_u(chars, 4), i8x16.eq(chars, slash));
+  return i8x16.add(chars, i8x16.swizzle(toValue, kind));
 }
 
 /** The character that follows from two neighbours when the payload moves `by` bits to the left. */

@@ -1,6 +1,7 @@
 // Server-sent events (WHATWG HTML, section 9.2): finds the JSON document of each event and has it read. Lines may end in
 // LF, CR or CRLF, and be cut anywhere.
 
+import { lanes } from '../bytes/vector';
 import { DecodeResponse } from './decode_response';
 import { Reason } from './reason';
 
@@ -87,8 +88,8 @@ export class EventStream {
 
 /** First CR or LF in [ptr, end); `end` if none. */
 function lineEnd(ptr: usize, end: usize): usize {
-  const feed = i8x16.splat(0x0a);
-  const ret = i8x16.splat(0x0d);
+  const feed = lanes(0x0a);
+  const ret = lanes(0x0d);
   while (ptr + 16 <= end) {
     const a = v128.load(ptr);
     const hit = i8x16.bitmask(v128.or(i8x16.eq(a, feed), i8x16.eq(a, ret)));

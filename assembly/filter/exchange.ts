@@ -90,6 +90,9 @@ const enum Failure {
   NoLength,
 }
 
+/** Bytes of a held response that are read at a time while arrays are looked for. */
+const LOOK: u32 = 8 << 10;
+
 
 @final
 export class Exchange extends StreamContext {
@@ -484,13 +487,26 @@ export class Exchange extends StreamContext {
   /** Takes a piece of a response that is held back; lets everything go once that is safe. */
   private hold(size: u32, endOfStream: bool): i32 {
     const rope = this.rope!;
-    if (size > 0) {
-      if (!fits(size)) return this.unmergeable(Reason.Memory, size, endOfStream);
-      const piece = bufferBytes(BufferKind.ResponseBody, 0, size);
-      if (piece === null) return this.unmergeable(Reason.Memory, size, endOfStream);
+    const response = this.response!;
+    // Where a response that can't be merged is refused, what prefill's rows replace is never needed, and not read.
+    const sparing = this.config.onUnmergeable == OnUnmergeable.Reject;
+    for (let at: u32 = 0; at < size;) {
+      const left = size - at;
+      const ahead = sparing ? <u32>min<u64>(response.replacedAhead, left) : 0;
+      if (ahead > 0) {
+        response.passReplaced(ahead);
+        this.received += ahead;
+        at += ahead;
+        continue;
+      }
+      // Short looks until the last array has begun, so that its rows are not read with what comes before them.
+      const len = sparing && response.choices < this.expected.choices ? min(left, LOOK) : left;
+      const piece = fits(len) ? bufferBytes(BufferKind.ResponseBody, at, len) : null;
+      if (piece === null) return this.unmergeable(Reason.Memory, left, endOfStream);
       rope.append(piece, this.received);
-      this.response!.push(piece.ptr, piece.len, this.received);
-      this.received += size;
+      response.push(piece.ptr, piece.len, this.received);
+      this.received += len;
+      at += len;
     }
     return this.judge(endOfStream);
   }
@@ -507,7 +523,7 @@ export class Exchange extends StreamContext {
     // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
     const nothing = this.expected.rows === null && this.expected.missing == Reason.Missing;
     const ready = this.nulling || nothing || (response.planned && response.decided);
-    if (ready && rope.held > this.config.holdBytes) return this.commit(false);
+    if (ready && this.received > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {
       return this.unmergeable(response.decided ? Reason.Hold : Reason.Ambiguous, 0, false);
     }

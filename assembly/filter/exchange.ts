@@ -518,6 +518,10 @@ export class Exchange extends StreamContext {
     const response = this.response!;
     if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
     if (response.complete) return this.commit(endOfStream);
+    if (endOfStream && this.received == 0) {
+      this.pass(true);
+      return BodyStatus.Continue;
+    }
     // Behind the last byte that the head announces, a client takes the body for whole.
     if (endOfStream || this.isLast(0)) return this.unmergeable(Reason.Json, 0, endOfStream);
     // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.

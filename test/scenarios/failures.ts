@@ -384,6 +384,15 @@ const DECODE: DecodeAnswer[] = [
     },
   },
   {
+    name: 'decode answers with an empty body of no length',
+    engine: answering('', { contentLength: null }),
+    check(result) {
+      expect(result).toMatchObject({ status: 200, complete: true });
+      expect(result.body).toHaveLength(0);
+      expectOutcome(result, 'absent');
+    },
+  },
+  {
     name: 'decode answers without routing',
     engine: answering(GOOD_DECODE.replace(/"routed_experts":"[^"]*"/, '"routed_experts":null')),
     check(result) {

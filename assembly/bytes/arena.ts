@@ -8,8 +8,8 @@
 const LARGE: usize = 16 << 10;
 const GRAIN: usize = 4 << 10;
 const PAGE: usize = 64 << 10;
-/** Bytes before a block: the size of its run. Keeps blocks aligned to 16. */
-const HEADER: usize = 16;
+/** Bytes before a block: the size of its run. Keeps blocks aligned to a cache line, where large copies are fastest. */
+const HEADER: usize = 64;
 const NEXT: usize = 8;
 
 /** A bit for each wasm page that belongs to the arena: 1 GiB of them. */

@@ -104,7 +104,7 @@ const unknown = encoded(
 const BROKEN: Broken[] = [
   broken('a body that is cut short', 'json', GOOD_DECODE.slice(0, -20), { nulled: 'reject' }),
   broken('a body cut inside the array', 'json', GOOD_DECODE.slice(0, 200), { nulled: 'reject' }),
-  broken('an empty body', 'json', '', { nulled: 'reject', reply: { contentLength: null } }),
+  broken('a body of white space', 'json', ' \n', { nulled: 'reject', reply: { contentLength: null } }),
   broken('not JSON', 'json', '<html>', { nulled: 'reject' }),
   broken('an array at the root', 'json', `[${GOOD_DECODE}]`, { nulled: 'reject' }),
   broken('text behind the document', 'json', `${GOOD_DECODE}x`, { nulled: 'reject' }),

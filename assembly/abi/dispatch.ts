@@ -22,11 +22,6 @@ export function expectCall(token: u32, stream: u32): void {
   calls.set(token, stream);
 }
 
-/** Streams that live now. */
-export function liveStreams(): i32 {
-  return streams.size;
-}
-
 export function contextCreate(id: u32, parent: u32): void {
   if (parent == 0) {
     const create = createRoot;

@@ -2,7 +2,6 @@
 // What the host hands over it puts into memory from our `malloc`: the returned block owns it.
 
 import {
-  proxy_add_header_map_value,
   proxy_close_stream,
   proxy_continue_stream,
   proxy_define_metric,
@@ -88,10 +87,6 @@ export function header(map: HeaderMapKind, name: Ascii): Block | null {
 
 export function replaceHeader(map: HeaderMapKind, name: Ascii, ptr: usize, len: usize): Status {
   return proxy_replace_header_map_value(map, name.ptr, name.len, ptr, len);
-}
-
-export function addHeader(map: HeaderMapKind, name: Ascii, ptr: usize, len: usize): Status {
-  return proxy_add_header_map_value(map, name.ptr, name.len, ptr, len);
 }
 
 export function removeHeader(map: HeaderMapKind, name: Ascii): Status {

@@ -92,8 +92,3 @@ export class Kept {
     this.held = this.parked = 0;
   }
 }
-
-/** Bytes of rows that this VM has parked. */
-export function parkedBytes(): u64 {
-  return parked;
-}

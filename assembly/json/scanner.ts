@@ -8,6 +8,7 @@
 import { hexValue } from '../bytes/ascii';
 import { MAX_PATH_DEPTH, NO_NODE, Paths, UNWATCHED, elementOf, hasMembers, idOf, memberOf } from './paths';
 import { Last, numbersCommas, numbersEnd, numbersLast } from './numbers';
+import { PLAIN_WINDOW, Stop, plainDepth, plainStop, plainValues } from './plain';
 import { plainEnd } from './strings';
 
 /** What `next` stopped for. */
@@ -287,6 +288,12 @@ export class Scanner {
               continue;
             }
           }
+          if (state == State.FirstElement && end - p >= PLAIN_WINDOW && this.inUnwatched) {
+            const from = p;
+            p = this.skipPlain(p, end, true);
+            state = this.afterPlain();
+            if (p != from) continue;
+          }
           const id = this.beginValue();
           if (id != UNWATCHED) {
             this.id = id;
@@ -308,6 +315,10 @@ export class Scanner {
           } else if (c == Char.OpenBrace) {
             if (!this.open(true)) return this.fail(p);
             state = State.FirstKey;
+            if (end - p >= PLAIN_WINDOW && this.inUnwatched) {
+              p = this.skipPlain(p, end, true);
+              state = this.afterPlain();
+            }
           } else if (c == Char.OpenBracket) {
             if (!this.open(false)) return this.fail(p);
             state = State.FirstElement;
@@ -411,6 +422,10 @@ export class Scanner {
           if (c == Char.Comma) {
             this.comma = this.windowOffset + <u64>(p - 1 - this.windowStart);
             state = this.inObject ? State.Key : State.Value;
+            if (end - p >= PLAIN_WINDOW && this.inUnwatched) {
+              p = this.skipPlain(p, end, false);
+              state = this.afterPlain();
+            }
             continue;
           }
           if (isSpace(c)) continue;
@@ -544,6 +559,33 @@ export class Scanner {
     if (depth > MAX_PATH_DEPTH) return true;
     const container = this.nodeAt(depth);
     return container == NO_NODE || elementOf(container) == NO_NODE;
+  }
+
+  /** Whether nothing in the innermost container is watched, nor counted. */
+  // @ts-ignore: decorator
+  @inline
+  private get inUnwatched(): bool {
+    const depth = this.depth;
+    return depth > MAX_PATH_DEPTH || (depth > 0 && this.nodeAt(depth) == NO_NODE);
+  }
+
+  /** Passes members or elements of the innermost container and what is in them, as far as that goes fast. */
+  private skipPlain(p: usize, end: usize, first: bool): usize {
+    const depth = this.depth;
+    const at = plainValues(p, end, first, depth, MAX_DEPTH, this.memory);
+    this.depth = plainDepth;
+    for (let level = depth + 1; level <= min(plainDepth, MAX_PATH_DEPTH); level++) {
+      store<usize>(this.memory + ((<usize>level) << 2), NO_NODE, NODES);
+    }
+    this.valueNode = NO_NODE;
+    return at;
+  }
+
+  /** The state at which `skipPlain` has left off. */
+  private afterPlain(): State {
+    if (plainStop == Stop.After) return State.AfterValue;
+    if (plainStop == Stop.First) return this.inObject ? State.FirstKey : State.FirstElement;
+    return this.inObject ? State.Key : State.Value;
   }
 
   /** A run of numbers has been passed: the state behind it, its elements counted. */

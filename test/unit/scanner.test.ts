@@ -598,6 +598,57 @@ describe('grammar', () => {
   });
 });
 
+describe('inside values that nobody watches', () => {
+  /** Compact, as engines write it: what is passed a member at a time. */
+  const compact = (random: Random, depth: number): string => {
+    const kind = depth === 0 ? random.below(4) : random.below(6);
+    if (kind === 0)
+      return JSON.stringify('x'.repeat(random.below(40)) + random.pick(['', '"', '\u00e9', '\n']));
+    if (kind === 1) return random.pick(['true', 'false', 'null']);
+    if (kind < 4) {
+      const digits = (n: number) => Array.from({ length: n }, () => random.below(10)).join('');
+      const whole = random.pick(['0', `${random.between(1, 9)}${digits(random.below(18))}`]);
+      const fraction = random.chance(0.6) ? `.${digits(random.between(1, 34))}` : '';
+      const exponent = random.chance(0.2)
+        ? random.pick(['e', 'E']) + random.pick(['', '+', '-']) + digits(random.between(1, 18))
+        : '';
+      return random.pick(['', '-']) + whole + fraction + exponent;
+    }
+    const items = Array.from({ length: random.below(5) }, () => compact(random, depth - 1));
+    if (kind === 4) return `[${items.join(random.pick([',', ', ']))}]`;
+    return `{${items.map((item) => `"${'k'.repeat(random.below(20))}":${item}`).join(',')}}`;
+  };
+
+  const document = (random: Random) => {
+    const logprobs = Array.from({ length: random.between(1, 6) }, () => compact(random, 4)).join(',');
+    return `{"logprobs":{"content":[${logprobs}]},"choices":[{"index":0}],"z":"${'z'.repeat(200)}"}`;
+  };
+
+  test('agrees with JSON.parse, also on mutants', () => {
+    watch(PATHS);
+    withSeeds(2000, (random) => {
+      const text = document(random);
+      expect(accepts(text), text).toBe(true);
+      for (let i = 0; i < 10; i++) {
+        const mutant = mutate(text, random);
+        if (/NaN|Infinity/.test(mutant)) continue;
+        expect(accepts(mutant), JSON.stringify(mutant)).toBe(parses(mutant));
+      }
+    });
+  });
+
+  test('refuses what is nested too deep, wherever it is', () => {
+    watch(PATHS);
+    for (const [depth, taken] of [
+      [509, true],
+      [600, false],
+    ] as const) {
+      const text = `{"a":{"b":1,"c":${'['.repeat(depth)}${']'.repeat(depth)}},"z":"${'z'.repeat(2000)}"}`;
+      expect(accepts(text)).toBe(taken);
+    }
+  });
+});
+
 function mutate(text: string, random: Random): string {
   let out = text;
   for (let n = random.between(1, 2); n > 0; n--) {

@@ -16,7 +16,10 @@ import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
-import { HeldChars, ParkedChars, Parking, PromptRows, RowChars, RowsCheck } from './routing/rows';
+import { alphabetEnd } from './routing/base64';
+import { PromptCheck } from './routing/formats/prompt_value';
+import { Format, Kind, PrefillValue, Prompt } from './routing/prompt';
+import { HeldChars, ParkedChars, Parking, RowChars } from './routing/rows';
 
 export {
   carriers,
@@ -242,7 +245,7 @@ export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK:
 // ---- prefill's reply
 
 let reply: PrefillReply | null = null;
-let rows: PromptRows | null = null;
+let prompt: Prompt = new Prompt();
 
 export function replyStart(size: f64): void {
   replyFree();
@@ -258,43 +261,46 @@ export function replyOffset(): f64 {
 }
 
 export function replyWantsRows(): bool {
-  return reply!.wantsRows;
+  return reply!.wanted !== null;
 }
 
 export function replyRowsAt(): f64 {
-  return <f64>reply!.rowsAt;
+  return <f64>reply!.wanted!.at;
 }
 
+/** 0: up to the first byte that is not base64. */
 export function replyRowsLen(): f64 {
-  return <f64>reply!.rowsLen;
+  return <f64>reply!.wanted!.len;
 }
 
 /** Gives a copy of the rows, in short pieces. */
 export function replyTakeRows(ptr: usize, len: usize): bool {
-  return takeInPieces(ptr, 6, false);
+  return takeInPieces(ptr, len, 6, false);
 }
 
 /** Rows that are parked in pieces of so many (a multiple of three). */
-export function replyParkRows(ptr: usize, rowsInPiece: f64): bool {
-  return takeInPieces(ptr, <u64>rowsInPiece, true);
+export function replyParkRows(ptr: usize, len: usize, rowsInPiece: f64): bool {
+  return takeInPieces(ptr, len, <u64>rowsInPiece, true);
 }
 
-function takeInPieces(ptr: usize, rowsInPiece: u64, park: bool): bool {
-  const header = reply!.header;
-  const check = new RowsCheck(header);
-  const pieceLen = (rowsInPiece * header.rowBytes * 8) / 6;
+function takeInPieces(ptr: usize, len: usize, rowsInPiece: u64, park: bool): bool {
+  const wanted = reply!.wanted!;
+  const check = wanted.check;
+  // Without a header the size of a row is not known.
+  const pieceLen = check === null ? rowsInPiece * 4 : (rowsInPiece * wanted.pieceLen) / wanted.pieceRows;
+  const most = check === null ? <u64>(alphabetEnd(ptr, ptr + len) - ptr) : wanted.len;
   let chars: RowChars;
   if (park) chars = new ParkedChars(lot, pieceLen);
   else chars = new HeldChars(pieceLen);
   let reason = Reason.None;
-  let left = header.rows;
-  for (let at: u64 = 0; at < reply!.rowsLen; at += pieceLen) {
-    const len = min(pieceLen, reply!.rowsLen - at);
-    const more: u64 = at + len < reply!.rowsLen ? 1 : 0;
-    const piece = copied(ptr + <usize>at, <usize>(len + more));
+  let left = wanted.rows;
+  for (let at: u64 = 0; at < most; at += pieceLen) {
+    const take = min(pieceLen, most - at);
+    const more: u64 = check !== null && at + take < most ? 1 : 0;
+    const piece = copied(ptr + <usize>at, <usize>(take + more));
     const inPiece = min(left, rowsInPiece);
-    if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, inPiece);
-    piece.truncate(<usize>len);
+    if (check !== null && reason == Reason.None) reason = check.check(piece.ptr, piece.end, inPiece);
+    piece.truncate(<usize>take);
     if (!chars.add(piece)) {
       chars.free();
       return false;
@@ -348,27 +354,46 @@ export function replyFinish(): bool {
   return reply!.finish();
 }
 
-export function replyReason(): Reason {
-  return reply!.reason;
-}
-
 export function replyPromptTokens(): f64 {
-  return <f64>reply!.promptTokens;
+  return <f64>prompt.tokens;
 }
 
 export function replyKvStart(): f64 {
-  return <f64>reply!.kvStart;
+  return <f64>reply!.params.start;
 }
 
 export function replyKvEnd(): f64 {
-  return <f64>reply!.kvEnd;
+  return <f64>reply!.params.end;
 }
 
-/** Keeps the rows for the responses to come; false when there are none. */
-export function replyGiveRows(): bool {
+/** Keeps what the whole reply at `body` brings for the responses to come. Why its rows can't be used, if they can't. */
+export function replyGive(body: usize): Reason {
   freeRows();
-  rows = reply!.giveRows();
-  return rows !== null;
+  reply!.giveRows(prompt);
+  for (let kind = 0; kind < Kind.Count; kind++) {
+    const span = reply!.span(<Kind>kind);
+    if (span === null || (kind == Kind.PromptExperts && prompt.format != Format.Prompt)) continue;
+    const text = new HeldChars(7);
+    for (let at = span.start; at < span.end; at += 7) {
+      text.add(copied(body + <usize>at, <usize>min<u64>(7, span.end - at)));
+    }
+    prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
+    if (kind != Kind.PromptExperts) continue;
+    const check = new PromptCheck();
+    const reason = check.check(text, prompt.tokens);
+    prompt.layers = check.layers;
+    prompt.topK = check.topK;
+    if (reason == Reason.None) continue;
+    prompt.refuse(reason);
+    prompt.values.pop();
+    text.free();
+  }
+  return prompt.format == Format.None ? prompt.missing : Reason.None;
+}
+
+/** Whether there is routing for the responses to come. */
+export function hasRows(): bool {
+  return prompt.format != Format.None;
 }
 
 export function replyFree(): void {
@@ -378,9 +403,7 @@ export function replyFree(): void {
 }
 
 export function freeRows(): void {
-  const old = rows;
-  if (old !== null) old.free();
-  rows = null;
+  prompt.free();
 }
 
 function copied(ptr: usize, len: usize): Block {
@@ -410,9 +433,11 @@ export function responseStart(
 ): void {
   responseFree();
   expected = new Expected();
-  expected.rows = rows;
-  expected.missing = missing;
+  expected.prompt = prompt;
+  // A case without a reply says why there is none.
+  if (prompt.format == Format.None && missing != Reason.None) prompt.missing = missing;
   expected.tail = tail;
+  expected.prompts = prompts;
   expected.choices = choices;
   expected.maxTokens = <i64>maxTokens;
   rope = new Rope();
@@ -422,6 +447,20 @@ export function responseStart(
   if (isEvents) events = new EventStream(started);
 }
 
+let prompts = 1;
+
+/** Responses are to requests with so many prompts. */
+export function expectPrompts(n: i32): void {
+  prompts = n;
+}
+
+let dropReplaced = false;
+
+/** Pieces that are replaced whole are given back at once, as where nothing is read twice. */
+export function responseSparing(sparing: bool): void {
+  dropReplaced = sparing;
+}
+
 /** Takes a copy of a piece of the body. */
 export function responsePush(ptr: usize, len: usize): void {
   const piece = copied(ptr, len);
@@ -429,6 +468,7 @@ export function responsePush(ptr: usize, len: usize): void {
   const stream = events;
   if (stream !== null) stream.push(piece.ptr, len, received);
   else response!.push(piece.ptr, len, received);
+  if (dropReplaced && stream === null && response!.isReplaced(received)) rope!.discardLast();
   received += len;
 }
 

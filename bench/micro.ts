@@ -241,7 +241,7 @@ function capture(ptr: number, len: number): void {
     window = PIECE;
   }
   must(wasm['replyFinish']!(), 'replyFinish');
-  must(wasm['replyGiveRows']!(), 'replyGiveRows');
+  must(wasm['replyGive']!(ptr) === 0, 'replyGive');
   wasm['replyFree']!();
 }
 

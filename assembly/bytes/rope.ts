@@ -138,6 +138,40 @@ export class Rope {
     return true;
   }
 
+  /** Copies `len` bytes of the pieces held, from `offset` on, to `ptr`; false when they are not all there. */
+  read(offset: u64, len: u64, ptr: usize): bool {
+    for (let i = 0; i < this.pieces.length && len > 0; i++) {
+      const start = this.offsets[i];
+      const piece = this.pieces[i];
+      if (start + piece.len <= offset) continue;
+      if (start > offset) return false;
+      const skip = offset - start;
+      const take = min(<u64>piece.len - skip, len);
+      memory.copy(ptr, piece.ptr + <usize>skip, <usize>take);
+      ptr += <usize>take;
+      offset += take;
+      len -= take;
+    }
+    return len == 0;
+  }
+
+  /** Gives back the last piece: all of it is replaced. */
+  discardLast(): void {
+    const piece = this.pieces.pop();
+    this.offsets.pop();
+    this.held -= piece.len;
+    piece.free();
+  }
+
+  /** Forgets the edits from `offset` on, where nothing has left. */
+  forgetEdits(offset: u64): void {
+    while (this.edits.length > this.firstEdit && this.edits[this.edits.length - 1].at >= offset) {
+      const owned = this.edits.pop().owned;
+      if (owned !== null) owned.free();
+    }
+    if (this.firstEdit == this.edits.length) this.edits.length = this.firstEdit = 0;
+  }
+
   /** Forgets all edits: the bytes leave as they came. */
   clearEdits(): void {
     while (this.firstEdit < this.edits.length) this.retire();

@@ -57,7 +57,8 @@ import { countOutcome, countPrefillFailure, countSpliced, recordPrefill, reportH
 import { ACCEPT_ENCODING, CONTENT_LENGTH, OUTCOME_PROPERTY, REQUEST_ID, ROUTED_EXPERTS } from './names';
 import { Outcome, outcomeText } from './outcome';
 import { RequestHead, ResponseHead } from './heads';
-import { Capture, Captured, capture, newRequestId, startPrefill } from './prefill_call';
+import { Capture, Captured, capture } from './capture';
+import { newRequestId, startPrefill } from './prefill_call';
 import { replyError, replyPrefill } from './replies';
 import { Kept, Room } from './room';
 
@@ -248,17 +249,17 @@ export class Exchange extends StreamContext {
     if (status == 504) return this.prefillFailed(Failure.Timeout);
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
     if (head.encoded) return this.prefillFailed(Failure.Unreadable);
-    const result = capture(bodySize, new Room(this.config), this.brought);
+    const lists = !this.config.connector.needsParams;
+    const result = capture(bodySize, lists, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
-    const rows = this.brought.rows;
-    if (rows !== null) this.kept.count(rows);
+    this.kept.count(this.brought.prompt);
     if (this.config.connector.needsParams && this.brought.params === null) {
       // Nothing to pull: decode prefills itself.
       this.goLocal();
       return this.continueRequest();
     }
-    if (this.config.tail && this.brought.promptTokens < 0) return this.prefillFailed(Failure.NoLength);
+    if (this.config.tail && this.brought.prompt.tokens < 0) return this.prefillFailed(Failure.NoLength);
     this.startDecode();
   }
 
@@ -324,7 +325,7 @@ export class Exchange extends StreamContext {
       this.config.connector,
       params === null ? 0 : params.ptr,
       params === null ? 0 : params.len,
-      this.config.tail ? brought.promptTokens : -1,
+      this.config.tail ? brought.prompt.tokens : -1,
       number.ptr,
     );
     const written = this.rewriteRequest(rewrite);
@@ -335,8 +336,7 @@ export class Exchange extends StreamContext {
     if (this.head!.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
     const id = this.requestId;
     if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
-    this.expected.rows = brought.rows;
-    this.expected.missing = brought.missing;
+    this.expected.prompt = brought.prompt;
     this.expected.tail = this.config.tail;
     this.expected.choices = this.request!.choices;
     this.expected.maxTokens = this.request!.maxTokens;
@@ -460,7 +460,8 @@ export class Exchange extends StreamContext {
   }
 
   private get mayChangeLength(): bool {
-    return this.config.tail || this.config.onUnmergeable == OnUnmergeable.Null;
+    const values = this.expected.prompt.values.length > 0;
+    return values || this.config.tail || this.config.onUnmergeable == OnUnmergeable.Null;
   }
 
   /** A response whose body can't be read at all. */
@@ -500,11 +501,13 @@ export class Exchange extends StreamContext {
         continue;
       }
       // Short looks until the last array has begun, so that its rows are not read with what comes before them.
-      const len = sparing && response.choices < this.expected.choices ? min(left, LOOK) : left;
+      const looking = sparing && !response.inArray && response.choices < this.expected.choices;
+      const len = looking ? min(left, LOOK) : left;
       const piece = fits(len) ? bufferBytes(BufferKind.ResponseBody, at, len) : null;
       if (piece === null) return this.unmergeable(Reason.Memory, left, endOfStream);
       rope.append(piece, this.received);
       response.push(piece.ptr, piece.len, this.received);
+      if (sparing && response.isReplaced(this.received)) rope.discardLast();
       this.received += len;
       at += len;
     }
@@ -525,7 +528,7 @@ export class Exchange extends StreamContext {
     // Behind the last byte that the head announces, a client takes the body for whole.
     if (endOfStream || this.isLast(0)) return this.unmergeable(Reason.Json, 0, endOfStream);
     // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
-    const nothing = this.expected.rows === null && this.expected.missing == Reason.Missing;
+    const nothing = this.expected.prompt.isEmpty;
     const ready = this.nulling || nothing || (response.planned && response.decided);
     if (ready && this.received > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {
@@ -587,10 +590,9 @@ export class Exchange extends StreamContext {
   private commit(endOfStream: bool): i32 {
     const response = this.response!;
     if (this.nulling) this.outcome = Outcome.Unmerged;
-    else this.outcome = response.choices > 0 ? Outcome.Merged : Outcome.Absent;
+    else this.outcome = response.merged ? Outcome.Merged : Outcome.Absent;
     this.setOutcomeHeader();
-    const known = response.complete || (!this.nulling && (!this.expected.tail || this.expected.choices == 1));
-    if (!known) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    if (!response.complete && this.mayGrow) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
     else if (response.growth != 0 && this.announced >= 0) {
       this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(this.announced + response.growth));
     }
@@ -600,6 +602,12 @@ export class Exchange extends StreamContext {
     if (!this.sent(sink)) return BodyStatus.StopIterationNoBuffer;
     if (endOfStream) this.finish();
     return BodyStatus.Continue;
+  }
+
+  /** Whether edits to come may change the length of the body. */
+  private get mayGrow(): bool {
+    const values = this.expected.prompt.values.length > 0;
+    return this.nulling || values || (this.expected.tail && this.expected.choices != 1);
   }
 
   /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */
@@ -658,7 +666,10 @@ export class Exchange extends StreamContext {
         return this.streamFailed(response.reason, sink);
       }
       if (last && !response.complete) return this.streamFailed(Reason.Json, sink);
-      rope.release(events === null ? response.settled : events.settled, sink);
+      // An array whose end must be seen before any of it may leave.
+      const leaves = events === null ? response.settled : events.settled;
+      if (this.received - leaves > this.config.maxHoldBytes) return this.streamFailed(Reason.Hold, sink);
+      rope.release(leaves, sink);
     }
     return this.sent(sink);
   }
@@ -694,7 +705,10 @@ export class Exchange extends StreamContext {
       if (response.nulled != Reason.None) {
         this.outcome = Outcome.Unmerged;
         this.reason = response.nulled;
-      } else if (this.events !== null && response.choices > 0) this.outcome = Outcome.Merged;
+      } else if (this.events !== null && response.unplaced) {
+        this.reset(Reason.Missing);
+        return false;
+      } else if (this.events !== null && response.merged) this.outcome = Outcome.Merged;
     }
     this.finish();
     return true;
@@ -728,13 +742,12 @@ export class Exchange extends StreamContext {
   }
 
   private outcomeNow(): string {
-    const rows = this.expected.rows;
     const response = this.response;
     const known = response !== null && (response.complete || this.events !== null);
     return outcomeText(
       this.outcome,
       this.reason,
-      rows === null ? 0 : rows.rows,
+      this.expected.prompt.rowCount,
       known ? response!.choices : -1,
     );
   }
@@ -759,10 +772,9 @@ export class Exchange extends StreamContext {
     if (this.state == State.Ended) return;
     this.state = State.Ended;
     this.logged = this.outcomeNow();
-    const rows = this.expected.rows;
     const response = this.response;
-    if (this.outcome == Outcome.Merged && rows !== null && response !== null) {
-      countSpliced(rows.bytes * response.choices);
+    if (this.outcome == Outcome.Merged && response !== null) {
+      countSpliced(this.expected.prompt.bytesFor(response.choices));
     }
     countOutcome(this.outcome, this.reason);
     this.releaseHead();
@@ -783,7 +795,6 @@ export class Exchange extends StreamContext {
 
   private releaseCapture(): void {
     this.brought.free();
-    this.expected.rows = null;
     this.kept.forget();
   }
 

@@ -1,23 +1,11 @@
-// The prefill leg: the call that carries it, and what its reply brings.
+// The prefill leg: the call that carries it.
 
-import { bufferBytes, header, httpCall, randomBytes } from '../abi/host';
+import { httpCall, randomBytes } from '../abi/host';
 import { PairReader, PairWriter } from '../abi/pairs';
-import { BufferKind, Status } from '../abi/types';
+import { Status } from '../abi/types';
 import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
-import { Block, fits } from '../bytes/block';
-import { PrefillReply } from '../routing/prefill_reply';
-import { Reason } from '../routing/reason';
-import { HeldChars, ParkedChars, PromptRows, RowChars, RowsCheck, rowsInPiece } from '../routing/rows';
-import { Room } from './room';
+import { Block } from '../bytes/block';
 import { ENVOY_PREFIX, REQUEST_ID, isOneHop } from './names';
-
-/** First read of a reply: as a rule the rows start in it. */
-const FIRST_WINDOW: u32 = 16 << 10;
-const WINDOW: u32 = 256 << 10;
-/** About the size of a piece of rows. */
-const PIECE: u64 = 512 << 10;
-/** An engine's parameters are some hundred bytes; more is not one. */
-const MAX_PARAMS_BYTES: u64 = 1 << 20;
 
 const UUID_BYTES: usize = 36;
 
@@ -67,107 +55,4 @@ export function newRequestId(): Block {
 
 function hexDigit(value: u8): u8 {
   return value < 10 ? 0x30 + value : 0x57 + value;
-}
-
-/** What a good reply brings. */
-@final
-export class Captured {
-  /** Prefill's rows (owned); null when there are none to use, and then `missing` says why. */
-  rows: PromptRows | null = null;
-  missing: Reason = Reason.Missing;
-  /** `kv_transfer_params` as it came (owned); null when there is none. */
-  params: Block | null = null;
-  /** Tokens of the prompt as `usage` or the rows say; -1 when neither does. */
-  promptTokens: i64 = -1;
-
-  free(): void {
-    const rows = this.rows;
-    if (rows !== null) rows.free();
-    this.rows = null;
-    const params = this.params;
-    if (params !== null) params.free();
-    this.params = null;
-  }
-}
-
-export const enum Capture {
-  Ok,
-  /** The reply is not a JSON object. */
-  Unreadable,
-  /** The rows do not fit into what may be held. */
-  TooLarge,
-}
-
-/** Reads the call's answer of `size` bytes; the rows are copied once, and go where there is room. */
-export function capture(size: u32, room: Room, into: Captured): Capture {
-  const reply = new PrefillReply(size);
-  const result = read(reply, size, room, into);
-  reply.free();
-  if (result != Capture.Ok) into.free();
-  return result;
-}
-
-function read(reply: PrefillReply, size: u32, room: Room, into: Captured): Capture {
-  let length = FIRST_WINDOW;
-  while (reply.offset < size) {
-    const window = bufferBytes(BufferKind.CallResponseBody, <u32>reply.offset, length);
-    if (window === null || window.len == 0) return Capture.Unreadable;
-    let json = reply.push(window.ptr, window.len);
-    if (json && reply.wantsRows) {
-      const taken = readRows(reply, room);
-      if (taken != Capture.Ok) {
-        window.free();
-        return taken;
-      }
-      json = reply.resume();
-    }
-    window.free();
-    if (!json) return Capture.Unreadable;
-    length = WINDOW;
-  }
-  if (!reply.finish()) return Capture.Unreadable;
-  const rows = reply.giveRows();
-  into.rows = rows;
-  into.promptTokens = reply.promptTokens;
-  if (rows === null && reply.reason != Reason.None) into.missing = reply.reason;
-  const paramsLen = reply.kvEnd - reply.kvStart;
-  if (paramsLen > MAX_PARAMS_BYTES) return Capture.Unreadable;
-  if (paramsLen > 0) {
-    into.params = bufferBytes(BufferKind.CallResponseBody, <u32>reply.kvStart, <u32>paramsLen);
-  }
-  return Capture.Ok;
-}
-
-/** Copies the rows piece by piece into memory, or through it to the parking. */
-function readRows(reply: PrefillReply, room: Room): Capture {
-  const header = reply.header;
-  const check = new RowsCheck(header);
-  const rowsInFull = rowsInPiece(header, PIECE);
-  const pieceLen = (rowsInFull * header.rowBytes * 8) / 6;
-  let chars: RowChars;
-  if (room.takes(reply.rowsLen)) chars = new HeldChars(pieceLen);
-  else if (room.parks(reply.rowsLen) && fits(2 * pieceLen)) chars = new ParkedChars(room.parking, pieceLen);
-  else return Capture.TooLarge;
-  let reason = Reason.None;
-  let rows = header.rows;
-  for (let at: u64 = 0; at < reply.rowsLen; at += pieceLen) {
-    const len = min(pieceLen, reply.rowsLen - at);
-    const more: u64 = check.signed && at + len < reply.rowsLen ? 1 : 0;
-    const piece = bufferBytes(BufferKind.CallResponseBody, <u32>(reply.rowsAt + at), <u32>(len + more));
-    if (piece === null || <u64>piece.len != len + more) {
-      if (piece !== null) piece.free();
-      chars.free();
-      return Capture.Unreadable;
-    }
-    // Checked while it is in the processor's cache.
-    if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, min(rows, rowsInFull));
-    rows -= min(rows, rowsInFull);
-    piece.truncate(<usize>len);
-    if (!chars.add(piece)) {
-      chars.free();
-      return Capture.TooLarge;
-    }
-  }
-  reply.takeRows(chars, reason);
-  return Capture.Ok;
 }

@@ -5,7 +5,8 @@ import { getSharedData, randomBytes, setSharedData } from '../abi/host';
 import { Status } from '../abi/types';
 import { writeDecimal } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
-import { Parking, PromptRows } from '../routing/rows';
+import { Prompt } from '../routing/prompt';
+import { HeldChars, ParkedChars, Parking, RowChars } from '../routing/rows';
 import { Config } from './config';
 
 const OWNER_BYTES: usize = 8;
@@ -57,8 +58,6 @@ const parking = new SharedData();
 /** The room that a configuration leaves. */
 @final
 export class Room {
-  readonly parking: Parking = parking;
-
   constructor(private config: Config) {}
 
   /** Whether `len` more bytes of rows may be kept in the VM. */
@@ -66,9 +65,12 @@ export class Room {
     return captured + len <= this.config.maxCaptureBytes && fits(len);
   }
 
-  /** Whether `len` more bytes of rows may be parked. */
-  parks(len: u64): bool {
-    return parked + len <= this.config.maxParkedBytes;
+  /** Room for up to `len` characters in pieces of `pieceLen`: in the VM, else parked; null when there is none. */
+  charsFor(len: u64, pieceLen: u64): RowChars | null {
+    if (this.takes(len)) return new HeldChars(pieceLen);
+    // A piece passes through the VM's memory.
+    if (parked + len > this.config.maxParkedBytes || !fits(2 * pieceLen)) return null;
+    return new ParkedChars(parking, pieceLen);
   }
 }
 
@@ -78,10 +80,10 @@ export class Kept {
   private held: u64 = 0;
   private parked: u64 = 0;
 
-  /** Counts rows until `forget`. */
-  count(rows: PromptRows): void {
-    this.held = rows.heldBytes;
-    this.parked = rows.parkedBytes;
+  /** Counts what prefill brought until `forget`. */
+  count(prompt: Prompt): void {
+    this.held = prompt.heldBytes;
+    this.parked = prompt.parkedBytes;
     captured += this.held;
     parked += this.parked;
   }

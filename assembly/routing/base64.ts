@@ -75,6 +75,16 @@ export function inAlphabet(ptr: usize, end: usize): bool {
   return true;
 }
 
+const STRIDE: usize = 4096;
+
+/** First byte in [ptr, end) that is outside the alphabet; `end` if none. */
+export function alphabetEnd(ptr: usize, end: usize): usize {
+  while (ptr < end && inAlphabet(ptr, min(ptr + STRIDE, end))) ptr = min(ptr + STRIDE, end);
+  while (ptr < end && inAlphabet(ptr, min(ptr + 64, end))) ptr = min(ptr + 64, end);
+  while (ptr < end && valueOf(load<u8>(ptr)) >= 0) ptr++;
+  return ptr;
+}
+
 /** Nonzero lanes where `chars` is outside the alphabet: neither a letter in lower case up to z, nor in the table. */
 // @ts-ignore: decorator
 @inline

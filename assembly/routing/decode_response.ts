@@ -1,28 +1,22 @@
-// Reads decode's response as it passes and says how its arrays are to be edited. It holds no body bytes: edits go into
-// the caller's rope, and `settled` says how far the body may leave.
+// Reads decode's response as it passes and says how it is to be edited. It holds no body bytes: edits go into the caller's
+// rope, and `settled` says how far the body may leave.
 //
-//   Scan ─▶ Head ─┬▶ Overlay ─▶ Tail ─▶ Close ─▶ Scan      all rows came: prefill's are written over decode's
-//                 └▶ Tail ─▶ Close ─▶ Scan                  only generated rows came: prefill's go before them
-//   Scan ─▶ Drop ─▶ Scan                                    the value becomes null
+//   Scan ─▶ Array ─▶ Scan       an array's format reads and edits what is its own
+//   Scan ─▶ Drop ─▶ Scan        the value goes: it becomes null, or prefill's
 
-import { Block, fits } from '../bytes/block';
+import { Ascii } from '../bytes/ascii';
 import { Rope } from '../bytes/rope';
-import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
-import { ArrayClose, ArrayHead, CloseProgress, HeadProgress, stranger } from './array_head';
-import { carriers, encode, encodedLength, inAlphabet, joined, leadOf, mix, shiftLeft } from './base64';
-import { NpyHeader, WRITTEN_HEADER_BYTES, writeHeader } from './npy';
+import { DecodeArray, Form, Progress, Site } from './formats/format';
+import { NpyDecode } from './formats/npy_string';
+import { ObjectDecode } from './formats/raw_object';
+import { RawDecode } from './formats/raw_string';
+import { Place, replyPaths } from './places';
+import { Format, Kind, PrefillValue, Prompt } from './prompt';
 import { Reason } from './reason';
-import { PromptRows, firstCarrier } from './rows';
+import { PromptRows } from './rows';
 
-/** Which rows decode's arrays hold. */
-export const enum Form {
-  Unknown,
-  /** All rows: prompt and generated. */
-  Full,
-  /** The generated rows only. */
-  Tail,
-}
+export { Form } from './formats/format';
 
 /** What becomes of the arrays. */
 export const enum Treatment {
@@ -36,133 +30,73 @@ export const enum Treatment {
 /** What is known before the response comes. */
 @final
 export class Expected {
-  /** Prefill's rows (borrowed); null when there are none, and then `missing` says why. */
-  rows: PromptRows | null = null;
-  missing: Reason = Reason.Missing;
+  /** What prefill brought (borrowed). */
+  prompt: Prompt = new Prompt();
   /** Decode was asked for the generated rows only. */
   tail: bool = false;
-  /** Choices asked for. */
+  /** Prompts in the request, and choices asked for of each. */
+  prompts: i32 = 1;
   choices: i32 = 1;
   /** Most tokens a choice can have; -1 when not known. */
   maxTokens: i64 = -1;
 }
 
-const enum Id {
-  Root,
-  Choices,
-  Choice,
-  RoutedExperts,
-  TokenIds,
-  OtherFormat,
-  Usage,
-  PromptTokens,
-  CompletionTokens,
-}
-
-let paths: Paths | null = null;
-
-function responsePaths(): Paths {
-  let known = paths;
-  if (known === null) {
-    known = new Paths()
-      .add('', Id.Root)
-      .add('choices', Id.Choices)
-      .add('choices.*', Id.Choice)
-      .add('choices.*.routed_experts', Id.RoutedExperts)
-      .add('choices.*.token_ids', Id.TokenIds)
-      .add('choices.*.prompt_routed_experts', Id.OtherFormat)
-      .add('choices.*.meta_info.routed_experts', Id.OtherFormat)
-      .add('choices.*.sglext.routed_experts', Id.OtherFormat)
-      .add('prompt_routed_experts', Id.OtherFormat)
-      .add('meta_info.routed_experts', Id.OtherFormat)
-      .add('sglext.routed_experts', Id.OtherFormat)
-      .add('usage', Id.Usage)
-      .add('usage.prompt_tokens', Id.PromptTokens)
-      .add('usage.completion_tokens', Id.CompletionTokens);
-    paths = known;
-  }
-  return known;
-}
-
 const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
-const PADDING = memory.data<u8>([0x3d, 0x3d]);
+const PROMPT_EXPERTS = new Ascii('"prompt_routed_experts":');
+const PROMPT_LOGPROBS = new Ascii('"prompt_logprobs":');
+const COMMA = new Ascii(',');
 
 const enum Stage {
   Scan,
-  Head,
-  Overlay,
-  Tail,
-  Close,
+  Array,
   Drop,
 }
 
 
 @final
-export class DecodeResponse {
-  /** Why the merge failed; nothing more is read then. */
-  reason: Reason = Reason.None;
+export class DecodeResponse extends Site {
   /** Why arrays became `null` (`MergeOrNull`). */
   nulled: Reason = Reason.None;
-  /** The first array's preconditions all hold, and its edits are in the rope. */
-  planned: bool = false;
-  /** Arrays edited so far. */
-  choices: i32 = 0;
   /** The document has ended. */
   complete: bool = false;
-  /** Form in which a second reading must start (`restart`): only at the end was it known which rows came. */
-  again: Form = Form.Unknown;
-  /** By how many bytes the edits planned so far make the body longer. */
-  growth: i64 = 0;
   /** The body may leave up to this offset. */
   settled: u64 = 0;
 
-  private scanner: Scanner = Scanner.take(responsePaths());
-  private head: ArrayHead = new ArrayHead();
-  private close: ArrayClose = new ArrayClose();
   private stage: Stage = Stage.Scan;
-  /** Offset of the scanned document in the body: events of a stream are documents of their own. */
-  private base: u64 = 0;
+  /** The array that is being read, and those of each format that have been. */
+  private array: DecodeArray | null = null;
+  private known: StaticArray<DecodeArray | null> = [null, null, null];
 
+  private list: bool = false;
+  private element: i32 = -1;
   private choicesSeen: i32 = 0;
   private arrays: i32 = 0;
   private arraysInChoice: i32 = 0;
-  /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
-  private tokens: i64 = -1;
-  private promptTokens: i64 = -1;
-  private completionTokens: i64 = -1;
-  /** Arrays whose form was not known when they came, and the rows in them. */
-  private undecided: i32 = 0;
-  private undecidedRows: u64 = 0;
-
-  /** Choices of the document, its arrays of generated rows only, and the rows in them. */
+  private arraysInElement: i32 = 0;
   private choicesInDocument: i32 = 0;
-  private tails: i32 = 0;
-  private tailRows: u64 = 0;
+  /** Kinds of values that the choice, and the document, have had: a bit each. */
+  private valuesInChoice: i32 = 0;
+  private valuesInDocument: i32 = 0;
 
-  /** Characters of the current array not read yet, without padding. */
-  private tailLeft: u64 = 0;
-  /** Bits of prefill's in the first of them, when not all are; with the character that has them. */
-  private mixBits: i32 = 0;
-  private mixWith: u8 = 0;
-  /** How far the current tail moves to the left (0, 2, 4 bits), and the character before the ones to come. */
-  private shift: i32 = 0;
-  private carry: u8 = 0x41;
-  /** Characters still to be written for the current tail. */
-  private outLeft: u64 = 0;
-  private outPadding: u64 = 0;
-  /** The current array is rewritten (`Form.Tail`), overlaid (`Form.Full`) or only checked (`Form.Unknown`). */
-  private current: Form = Form.Unknown;
+  /** Prefill's `prompt_routed_experts` has been put in. */
+  private placed: bool = false;
+
   private dropFrom: u64 = 0;
+  /** What the value that goes is replaced by; null: `null`. */
+  private instead: PrefillValue | null = null;
 
   constructor(
     private expected: Expected,
-    private rope: Rope,
+    rope: Rope,
     private treatment: Treatment,
-    private form: Form,
+    form: Form,
     /** The body is an event stream: a document an event. */
-    private events: bool,
+    events: bool,
   ) {
-    if (!expected.tail) this.form = Form.Full;
+    super(Scanner.take(replyPaths()), rope, events);
+    this.form = expected.tail ? form : Form.Full;
+    this.choicesAsked = expected.choices;
+    this.maxTokens = expected.maxTokens;
   }
 
   /** Reads a piece of the body that is in the rope; `offset` is where it starts. */
@@ -173,12 +107,27 @@ export class DecodeResponse {
     scanner.feed(ptr, len);
     this.read();
     if (this.stage == Stage.Drop) this.dropTo(this.position);
-    this.settled = this.stage == Stage.Head ? this.base + this.head.start - 1 : offset + len;
+    this.settled = this.holding ? <u64>this.array!.heldFrom : offset + len;
   }
 
   /** Bytes to come that are replaced by prefill's whatever they are. */
   get replacedAhead(): u64 {
-    return this.stage == Stage.Overlay ? this.scanner.skipping : 0;
+    return this.stage == Stage.Array ? this.array!.replacedAhead(this) : 0;
+  }
+
+  /** Whether what has come from `offset` on, up to the last byte read, is all replaced by prefill's. */
+  isReplaced(offset: u64): bool {
+    const array = this.array;
+    if (this.stage != Stage.Array || array === null || array.heldFrom >= 0) return false;
+    return this.arrayFrom < offset && this.position <= array.replacedTo(this);
+  }
+
+  /** Where the array that is being read begins. */
+  private arrayFrom: u64 = 0;
+
+  /** Whether an array is being read, and more of it is to come. */
+  get inArray(): bool {
+    return this.stage == Stage.Array;
   }
 
   /** `n` replaced bytes went by without being read. */
@@ -193,6 +142,10 @@ export class DecodeResponse {
     this.scanner.reset();
     this.complete = false;
     this.choicesSeen = 0;
+    this.element = -1;
+    this.arraysInElement = 0;
+    this.rawRows = 0;
+    this.valuesInDocument = 0;
     // Counts of an event say nothing of the next: they may be counts so far.
     this.promptTokens = this.completionTokens = -1;
   }
@@ -204,7 +157,8 @@ export class DecodeResponse {
 
   /** Whether bytes that were read must not leave yet. */
   get holding(): bool {
-    return this.stage == Stage.Head;
+    const array = this.array;
+    return array !== null && array.heldFrom >= 0;
   }
 
   /** Whether everything that was read may be acted upon: no array waits for the end of the document. */
@@ -212,87 +166,105 @@ export class DecodeResponse {
     return this.undecided == 0;
   }
 
-  free(): void {
-    this.scanner.free();
-    this.head.free();
+  /** Whether some of prefill's routing is in the response. */
+  get merged(): bool {
+    return this.choices > 0 || this.placed;
   }
 
-  private get position(): u64 {
-    return this.base + this.scanner.offset;
+  /** Whether generated rows have come in a stream that had no place for the prompt's. */
+  get unplaced(): bool {
+    return this.expected.prompt.format == Format.Prompt && this.choices > 0 && !this.placed;
+  }
+
+  free(): void {
+    this.scanner.free();
+    for (let i = 0; i < this.known.length; i++) {
+      const array = this.known[i];
+      if (array !== null) array.free();
+    }
   }
 
   private read(): void {
     const scanner = this.scanner;
     while (this.reason == Reason.None && this.again == Form.Unknown) {
-      switch (this.stage) {
-        case Stage.Head: {
-          const progress = this.head.read(scanner);
-          if (progress == HeadProgress.More) return;
-          const reason = progress == HeadProgress.Bad ? this.head.reason : this.plan();
-          if (reason != Reason.None) this.refuseArray(reason, this.base + this.head.start - 1);
-          break;
-        }
-        case Stage.Overlay: {
-          if (!scanner.resume()) return;
-          this.stage = Stage.Tail;
-          break;
-        }
-        case Stage.Tail: {
-          if (this.tailLeft > 0 && scanner.rest == 0) return;
-          this.readTail();
-          break;
-        }
-        case Stage.Close: {
-          const from = this.position;
-          const progress = this.close.read(scanner);
-          const passed = this.position - from;
-          if (this.current == Form.Tail && passed > 0) this.rope.replace(from, passed, PADDING, 0);
-          if (progress == CloseProgress.More) return;
-          if (progress == CloseProgress.Bad) this.refuse(this.close.reason);
-          else {
-            if (this.current == Form.Tail) this.rope.replace(this.position, 0, PADDING, this.outPadding);
-            this.stage = Stage.Scan;
-          }
-          break;
-        }
-        default: {
-          const event = scanner.next();
-          if (event == Event.More) return;
-          if (event == Event.Failed) this.refuse(Reason.Json);
-          else if (event == Event.Value) this.onValue();
-          else if (event == Event.ValueEnd) this.onValueEnd();
-          else {
-            this.complete = true;
-            this.onDocumentEnd();
-          }
-        }
+      if (this.stage == Stage.Array) {
+        const array = this.array!;
+        const progress = array.read(this);
+        if (progress == Progress.More) return;
+        if (progress == Progress.Refused) this.refuseArray(array);
+        else if (progress == Progress.Broken) this.refuse(array.reason);
+        else this.stage = Stage.Scan;
+        continue;
+      }
+      const event = scanner.next();
+      if (event == Event.More) return;
+      if (event == Event.Failed) this.refuse(Reason.Json);
+      else if (event == Event.Value) this.onValue();
+      else if (event == Event.ValueEnd) this.onValueEnd();
+      else {
+        this.complete = true;
+        this.onDocumentEnd();
       }
     }
   }
 
   private onValue(): void {
+    if (this.stage == Stage.Drop) return;
     const scanner = this.scanner;
-    switch (scanner.id) {
-      case Id.Root:
-        if (scanner.first != 0x7b) this.refuse(Reason.Json);
+    const place = <Place>scanner.id;
+    switch (place) {
+      case Place.Root:
+        this.list = scanner.first == 0x5b;
+        if (!this.list && scanner.first != 0x7b) this.refuse(Reason.Json);
         break;
-      case Id.Choices:
+      case Place.Element:
+        this.element++;
+        this.arraysInElement = 0;
+        this.rawRows = 0;
+        this.promptTokens = this.completionTokens = -1;
+        break;
+      case Place.ElementChoices:
+        this.refuse(Reason.Json);
+        break;
+      case Place.Choices:
         if (++this.choicesSeen > 1 && this.treatment != Treatment.Null) this.refuse(Reason.Duplicate);
         break;
-      case Id.Choice:
+      case Place.Choice:
         this.choicesInDocument++;
         this.arraysInChoice = 0;
+        this.valuesInChoice = 0;
         this.tokens = -1;
         break;
-      case Id.RoutedExperts:
-        this.onArray();
+      case Place.Array:
+        this.onArray(++this.arraysInChoice > 1);
         break;
-      case Id.OtherFormat:
-        if (scanner.first == 0x6e) break;
-        if (this.treatment == Treatment.Null) this.drop(this.position);
-        else this.refuseArray(Reason.Format, this.position);
+      case Place.Raw:
+        this.onArray(++this.arraysInElement > 1);
         break;
-      case Id.Usage:
+      case Place.Data:
+      case Place.Shape:
+      case Place.Dimension:
+      case Place.Start:
+      case Place.Dtype: {
+        const array = this.array;
+        if (array !== null && array.onValue(this, place)) this.stage = Stage.Array;
+        break;
+      }
+      case Place.PromptExperts:
+      case Place.ChoicePromptExperts:
+        this.onPromptExperts(place == Place.ChoicePromptExperts);
+        break;
+      case Place.PromptLogprobs:
+      case Place.ChoicePromptLogprobs:
+        this.onPrefillValue(Kind.PromptLogprobs, place == Place.ChoicePromptLogprobs);
+        break;
+      case Place.CachedTokens:
+        this.onPrefillValue(Kind.CachedTokens, false);
+        break;
+      case Place.TokensDetails:
+        if (scanner.first == 0x6e) this.onPrefillValue(Kind.TokensDetails, false);
+        break;
+      case Place.Usage:
         // A second `usage` counts instead of the first.
         this.promptTokens = this.completionTokens = -1;
         break;
@@ -300,55 +272,208 @@ export class DecodeResponse {
     }
   }
 
-  private onArray(): void {
+  private onArray(duplicate: bool): void {
     const scanner = this.scanner;
-    const duplicate = ++this.arraysInChoice > 1;
+    const first = scanner.first;
+    const prompt = this.expected.prompt;
     if (this.treatment == Treatment.Null) {
-      if (scanner.first != 0x6e) this.drop(this.position);
+      if (first != 0x6e) this.dropFor(null);
       return;
     }
-    if (duplicate) return this.refuseArray(Reason.Duplicate, this.position);
-    if (scanner.first == 0x6e) return;
-    if (++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
-    if (this.expected.rows === null) return this.refuseArray(this.expected.missing, this.position);
-    if (scanner.first != 0x22) return this.refuseArray(Reason.Format, this.position);
-    scanner.enterString();
-    this.head.begin(scanner);
-    this.stage = Stage.Head;
+    if (duplicate) return this.refuseValue(Reason.Duplicate);
+    if (first == 0x6e) return;
+    const raw = scanner.id == Place.Raw;
+    if (!raw && ++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
+    if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
+    const format = raw
+      ? Format.Raw
+      : first == 0x22
+        ? Format.Npy
+        : first == 0x7b
+          ? Format.Object
+          : first == 0x5b
+            ? Format.Prompt
+            : Format.None;
+    if (format == Format.None || (raw && first != 0x22)) return this.refuseValue(Reason.Format);
+    // Generated rows in lists or objects, of which only the shape is looked at.
+    if (prompt.format == Format.Prompt && !raw && first != 0x22) return this.generated();
+    if (format != prompt.format) return this.refuseValue(Reason.Mixed);
+    const rows = this.rowsHere(prompt);
+    if (rows === null) return this.refuseValue(Reason.Choices);
+    const array = this.arrayOf(format);
+    this.array = array;
+    this.arrayFrom = this.position;
+    if (array.begin(this, rows)) this.stage = Stage.Array;
+    else if (array.reason != Reason.None) this.refuse(array.reason);
+  }
+
+  /** Prefill's rows for the element that is being read; null when nobody can tell which they are. */
+  private rowsHere(prompt: Prompt): PromptRows | null {
+    const several = prompt.rows.length > 1;
+    if (several != this.list && (several || this.expected.prompts > 1)) return null;
+    return prompt.rowsOf(max(this.element, 0));
+  }
+
+  /** Rows that decode forwarded itself, beside prefill's value. */
+  private generated(): void {
+    this.planned = true;
+    this.choices++;
+  }
+
+  private arrayOf(format: Format): DecodeArray {
+    const place = format == Format.Npy ? 0 : format == Format.Object ? 1 : 2;
+    const known = this.known[place];
+    if (known !== null) {
+      known.reason = Reason.None;
+      return known;
+    }
+    const made: DecodeArray =
+      format == Format.Npy ? new NpyDecode() : format == Format.Object ? new ObjectDecode() : new RawDecode();
+    this.known[place] = made;
+    return made;
+  }
+
+  private onPromptExperts(inChoice: bool): void {
+    const isNull = this.scanner.first == 0x6e;
+    const prompt = this.expected.prompt;
+    if (this.treatment == Treatment.Null) {
+      if (!isNull) this.dropFor(null);
+      return;
+    }
+    if (prompt.format == Format.Prompt) {
+      const seen = inChoice ? this.valuesInChoice : this.valuesInDocument;
+      if ((seen & (1 << (<i32>Kind.PromptExperts))) != 0) return this.refuseValue(Reason.Duplicate);
+      this.placed = true;
+      if (!this.onPrefillValue(Kind.PromptExperts, inChoice)) this.refuseValue(Reason.Mixed);
+      return;
+    }
+    if (!isNull) this.refuseValue(prompt.format == Format.None ? prompt.missing : Reason.Mixed);
+  }
+
+  /** A value of decode's that prefill knows goes for prefill's. False when prefill had it at another place. */
+  private onPrefillValue(kind: Kind, inChoice: bool): bool {
+    const bit = 1 << (<i32>kind);
+    if (inChoice) this.valuesInChoice |= bit;
+    else this.valuesInDocument |= bit;
+    const value = this.expected.prompt.value(kind);
+    if (value === null || this.treatment == Treatment.Null) return true;
+    if (value.inChoice != inChoice) return false;
+    this.dropFor(value);
+    return true;
   }
 
   private onValueEnd(): void {
     const scanner = this.scanner;
-    switch (scanner.id) {
-      case Id.TokenIds:
+    const place = <Place>scanner.id;
+    const array = this.array;
+    if (this.stage == Stage.Drop) {
+      if (isDroppable(place)) this.endDrop();
+      return;
+    }
+    switch (place) {
+      case Place.TokenIds:
         // Of `null` there is no count.
         this.tokens = scanner.first == 0x5b ? scanner.count : -1;
         break;
-      case Id.PromptTokens:
+      case Place.PromptTokens:
         this.promptTokens = scanner.integer;
         break;
-      case Id.CompletionTokens:
+      case Place.CompletionTokens:
         this.completionTokens = scanner.integer;
         break;
-      case Id.RoutedExperts:
-      case Id.OtherFormat:
-        if (this.stage == Stage.Drop) {
-          this.dropTo(this.position);
-          this.rope.replace(this.position, 0, NULL_TEXT, 4);
-          this.growth += 4;
-          if (this.treatment == Treatment.Null) this.choices++;
-          this.stage = Stage.Scan;
-        }
+      case Place.Array:
+      case Place.Raw:
+        if (array !== null) this.endArray(array);
+        break;
+      case Place.Data:
+      case Place.Shape:
+      case Place.Start:
+      case Place.Dtype:
+        if (array !== null) array.onValueEnd(this, place);
+        break;
+      case Place.Dimension:
+        if (array !== null) array.onValueEnd(this, place);
+        else this.checkGenerated(scanner.index, scanner.integer);
+        break;
+      case Place.Row:
+        if (array === null) this.checkGenerated(1, scanner.count);
+        break;
+      case Place.Layer:
+        if (array === null) this.checkGenerated(2, scanner.count);
+        break;
+      case Place.Choice:
+        if (!this.events) this.insertMissing(true);
+        break;
+      case Place.Element:
+        this.checkElement();
+        break;
+      case Place.Root:
+        if (!this.list && !this.events) this.insertMissing(false);
         break;
       default:
     }
   }
 
+  private endArray(array: DecodeArray): void {
+    const reason = array.end(this);
+    if (reason == Reason.None) {
+      this.array = null;
+      return;
+    }
+    array.reason = reason;
+    this.refuseArray(array);
+    if (this.stage == Stage.Drop) this.endDrop();
+  }
+
+  /** A dimension of decode's generated rows, beside prefill's value: 1 layers, 2 top_k. */
+  private checkGenerated(dimension: i32, size: i64): void {
+    const prompt = this.expected.prompt;
+    if (prompt.format != Format.Prompt || this.treatment == Treatment.Null) return;
+    if (dimension == 1 && <u64>size != prompt.layers) this.refuse(Reason.Layers);
+    if (dimension == 2 && <u64>size != prompt.topK) this.refuse(Reason.TopK);
+  }
+
+  /** An object of decode's ends without a member that prefill's had: it gets prefill's. */
+  private insertMissing(inChoice: bool): void {
+    if (this.treatment == Treatment.Null) return;
+    const values = this.expected.prompt.values;
+    const seen = inChoice ? this.valuesInChoice : this.valuesInDocument;
+    for (let i = 0; i < values.length; i++) {
+      const value = values[i];
+      const kind = value.kind;
+      if (kind != Kind.PromptExperts && kind != Kind.PromptLogprobs) continue;
+      if (value.inChoice != inChoice || (seen & (1 << (<i32>kind))) != 0) continue;
+      if (kind == Kind.PromptExperts) this.placed = true;
+      // The brace has been passed.
+      const at = this.position - 1;
+      const key = kind == Kind.PromptExperts ? PROMPT_EXPERTS : PROMPT_LOGPROBS;
+      if (this.scanner.count > 0) this.rope.replace(at, 0, COMMA.ptr, COMMA.len);
+      this.rope.replace(at, 0, key.ptr, key.len);
+      this.rope.replaceFrom(at, 0, value.text, 0, value.text.length);
+      this.growth += <i64>((this.scanner.count > 0 ? COMMA.len : 0) + key.len) + <i64>value.text.length;
+    }
+  }
+
+  /** An element with an array without a header has ended. */
+  private checkElement(): void {
+    const rows = this.rawRows;
+    if (rows == 0 || this.treatment == Treatment.Null) return;
+    const prompt = this.expected.prompt.rowsOf(max(this.element, 0));
+    const tokens = this.promptTokens;
+    if (prompt !== null && tokens >= 0 && <u64>tokens != prompt.rows) return this.refuse(Reason.Prompt);
+    const single = this.list || this.expected.choices == 1;
+    const generated = this.completionTokens;
+    if (single && tokens >= 0 && generated >= 1 && rows != <u64>(tokens + generated - 1)) {
+      this.refuse(Reason.Rows);
+    }
+  }
+
   private onDocumentEnd(): void {
-    const rows = this.expected.rows;
-    if (rows === null || this.treatment == Treatment.Null) return;
+    const prompt = this.expected.prompt;
+    if (prompt.format == Format.None || this.treatment == Treatment.Null) return;
+    if (this.list) return;
     if (this.undecided > 0) {
-      if (this.form == Form.Unknown) this.form = this.formOfAll(rows);
+      if (this.form == Form.Unknown) this.form = this.formOfAll(prompt.rowCount);
       if (this.form == Form.Unknown) return this.refuse(Reason.Ambiguous);
       this.again = this.form;
     }
@@ -357,222 +482,47 @@ export class DecodeResponse {
     if (counted && !this.events && this.tailRows + <u64>this.tails != <u64>this.completionTokens)
       this.refuse(Reason.Rows);
     // The legs must have tokenised the same prompt.
-    if (this.choices + this.undecided > 0 && this.promptTokens >= 0 && <u64>this.promptTokens != rows.rows) {
+    const tokens = this.promptTokens;
+    if (this.choices + this.undecided > 0 && tokens >= 0 && <u64>tokens != promptEnd(prompt)) {
       this.refuse(Reason.Prompt);
     }
+    this.checkElement();
   }
 
   /** The form of all arrays together, from the number of tokens: a choice has one row less than tokens. */
-  private formOfAll(rows: PromptRows): Form {
+  private formOfAll(rows: u64): Form {
     // The tokens of a choice without an array are counted too.
     if (this.completionTokens < 0 || this.undecided != this.choicesInDocument) return Form.Unknown;
     const held = this.undecidedRows + <u64>this.undecided;
     const generated = <u64>this.completionTokens;
     if (held == generated) return Form.Tail;
-    return held == generated + <u64>this.undecided * rows.rows ? Form.Full : Form.Unknown;
+    return held == generated + <u64>this.undecided * rows ? Form.Full : Form.Unknown;
   }
 
-  /** The form of the array whose header was read, from what is known by now. */
-  private formOf(header: NpyHeader, rows: PromptRows): Form {
-    if (this.form != Form.Unknown) return this.form;
-    const held = header.rows;
-    const limit = this.expected.maxTokens;
-    if (held < rows.rows) return Form.Tail;
-    if (limit >= 0 && held >= <u64>limit) return Form.Full;
-    // In a stream an event's `token_ids` are the last ones only.
-    let tokens = this.events ? -1 : this.tokens;
-    if (tokens <= 0 && this.expected.choices == 1) tokens = this.completionTokens;
-    if (tokens > 0) {
-      if (held == <u64>tokens - 1) return Form.Tail;
-      if (held == rows.rows + <u64>tokens - 1) return Form.Full;
-    }
-    return Form.Unknown;
-  }
-
-  /** The header is known: checks every precondition and puts the edits that follow from it into the rope. */
-  private plan(): Reason {
-    const header = this.head.header;
-    const rows = this.expected.rows!;
-    if (header.dtype != rows.dtype) return Reason.Dtype;
-    if (header.layers != rows.layers) return Reason.Layers;
-    if (header.topK != rows.topK) return Reason.TopK;
-    const form = this.formOf(header, rows);
-    if (form == Form.Full && header.rows < rows.rows) return Reason.Rows;
-    if (form == Form.Tail && this.contradicts(header, rows)) return Reason.Rows;
-    this.tailLeft = carriers(header.fileBytes) - this.head.length;
-    this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
-    this.mixBits = 0;
-    this.current = form;
-    if (form == Form.Unknown) {
-      // In a stream it can't be waited for.
-      if (this.events) return Reason.Ambiguous;
-      this.undecided++;
-      this.undecidedRows += header.rows;
-      this.stage = Stage.Tail;
-      return Reason.None;
-    }
-    this.form = form;
-    if (this.undecided > 0) {
-      this.again = form;
-      return Reason.None;
-    }
-    if (form == Form.Tail) {
-      this.tails++;
-      this.tailRows += header.rows;
-    }
-    const reason = form == Form.Full ? this.planOverlay(header, rows) : this.planConcatenation(header, rows);
-    if (reason != Reason.None) return reason;
-    this.planned = true;
-    this.choices++;
-    return Reason.None;
-  }
-
-  /** Whether a tail as long as the prompt must be a full array after all, by the tokens of its choice. */
-  private contradicts(header: NpyHeader, rows: PromptRows): bool {
-    return !this.events && this.tokens > 0 && header.rows == rows.rows + <u64>this.tokens - 1;
-  }
-
-  private planOverlay(header: NpyHeader, rows: PromptRows): Reason {
-    const lead = leadOf(header.size);
-    const chars = rows.at(lead);
-    if (chars === null) return Reason.Memory;
-    const read = this.head.length;
-    const start = this.base + this.head.start;
-    const first = firstCarrier(header);
-    // The character in which the rows start was read with the header when it carries bits of both.
-    if (read > first) {
-      const mixed = Block.alloc(1);
-      store<u8>(mixed.ptr, mix(this.head.lastChar, chars.first, lead));
-      this.rope.replaceOwned(start + first, 1, mixed, 1);
-    }
-    const bits = (header.size + rows.bytes) * 8;
-    const whole = bits / 6;
-    this.mixBits = <i32>(bits % 6);
-    this.mixWith = chars.last;
-    const replaced = whole - read;
-    this.rope.replaceFrom(start + read, replaced, chars, read - first, replaced);
-    this.tailLeft -= replaced;
-    this.scanner.skip(replaced);
-    this.stage = Stage.Overlay;
-    return Reason.None;
-  }
-
-  private planConcatenation(header: NpyHeader, rows: PromptRows): Reason {
-    const made = Block.alloc(WRITTEN_HEADER_BYTES * 3);
-    const text = made.ptr + WRITTEN_HEADER_BYTES * 2;
-    const size = <u64>writeHeader(text, header, rows.rows + header.rows);
-    const lead = leadOf(size);
-    const chars = rows.at(lead);
-    if (chars === null) {
-      made.free();
-      return Reason.Memory;
-    }
-    const headEnd = encode(text, <usize>size, made.ptr);
-    if (lead > 0) store<u8>(headEnd - 1, mix(load<u8>(headEnd - 1), chars.first, lead));
-    const headChars = <u64>(headEnd - made.ptr);
-    const start = this.base + this.head.start;
-    const inLead = leadOf(header.size);
-    this.rope.replaceOwned(start, this.head.length, made, headChars);
-    const bits = (size + rows.bytes) * 8;
-    const whole = bits / 6;
-    const from = lead > 0 ? 1 : 0;
-    this.rope.replaceFrom(start + this.head.length, 0, chars, from, whole - headChars);
-    const outLead = <i32>(bits % 6);
-    this.mixBits = outLead;
-    this.mixWith = chars.last;
-    const total = size + rows.bytes + header.rows * header.rowBytes;
-    this.outLeft = carriers(total) - whole;
-    this.outPadding = encodedLength(total) - carriers(total);
-    this.growth += <i64>encodedLength(total) - <i64>encodedLength(header.fileBytes);
-    const by = inLead - outLead;
-    this.shift = by < 0 ? by + 6 : by;
-    // A move to the right begins with zero bits, one to the left with the shared character.
-    this.carry = by > 0 ? this.head.lastChar : 0x41;
-    this.stage = Stage.Tail;
-    if (header.rows == 0) this.endTail(start + this.head.length);
-    else if (inLead > 0 && by <= 0) {
-      // Without a move, or with one to the right, the shared character makes the first of the tail.
-      const block = Block.alloc(1);
-      const shared = this.head.lastChar;
-      store<u8>(block.ptr, by == 0 ? shared : joined(this.carry, shared, this.shift));
-      this.carry = shared;
-      this.mixFirst(block.ptr);
-      this.outLeft--;
-      this.rope.replaceOwned(start + this.head.length, 0, block, 1);
-    }
-    return Reason.None;
-  }
-
-  /** Prefill's last bits go into the first character behind its rows. */
-  private mixFirst(ptr: usize): void {
-    if (this.mixBits > 0) store<u8>(ptr, mix(this.mixWith, load<u8>(ptr), this.mixBits));
-    this.mixBits = 0;
-  }
-
-  private readTail(): void {
-    const scanner = this.scanner;
-    const take = <usize>min<u64>(this.tailLeft, scanner.rest);
-    const at = this.position;
-    const ptr = scanner.cursor;
-    if (!inAlphabet(ptr, ptr + take)) return this.refuse(stranger(scanner, take));
-    if (take > 0 && this.current == Form.Full && this.mixBits > 0) {
-      const mixed = Block.alloc(1);
-      store<u8>(mixed.ptr, load<u8>(ptr));
-      this.mixFirst(mixed.ptr);
-      this.rope.replaceOwned(at, 1, mixed, 1);
-    } else if (take > 0 && this.current == Form.Tail && !this.moveTail(ptr, take, at)) {
-      return this.refuse(Reason.Memory);
-    }
-    scanner.skip(take);
-    this.tailLeft -= take;
-    if (this.tailLeft > 0) return;
-    if (this.current == Form.Tail) this.endTail(this.position);
-    else this.stage = Stage.Close;
-  }
-
-  /** Re-encodes `take` characters of the tail at their new bit position. */
-  private moveTail(ptr: usize, take: usize, at: u64): bool {
-    if (this.shift == 0 && this.mixBits == 0) {
-      this.outLeft -= take;
-      return true;
-    }
-    if (!fits(take)) return false;
-    const block = Block.alloc(take);
-    const out = block.ptr;
-    if (this.shift == 0) memory.copy(out, ptr, take);
-    else {
-      store<u8>(out, joined(this.carry, load<u8>(ptr), this.shift));
-      shiftLeft(out + 1, ptr, take - 1, this.shift);
-      this.carry = load<u8>(ptr + take - 1);
-    }
-    this.mixFirst(out);
-    this.outLeft -= take;
-    this.rope.replaceOwned(at, take, block, take);
-    return true;
-  }
-
-  /** All characters of the tail have come: what is left of them is written. */
-  private endTail(at: u64): void {
-    this.stage = Stage.Close;
-    if (this.outLeft == 0) return;
-    const block = Block.alloc(1);
-    store<u8>(block.ptr, this.shift == 0 ? 0x41 : joined(this.carry, 0x41, this.shift));
-    this.mixFirst(block.ptr);
-    this.rope.replaceOwned(at, 0, block, 1);
-    this.outLeft = 0;
-  }
-
-  /** The value that starts at `from` becomes `null`. */
-  private drop(from: u64): void {
-    this.dropFrom = from;
+  /** The value at the cursor goes for prefill's, or for `null`. */
+  private dropFor(value: PrefillValue | null): void {
+    this.instead = value;
+    this.dropFrom = this.position;
     this.stage = Stage.Drop;
   }
 
-  /** The array whose value starts at `from`, and of which nothing has left, can't be merged. */
-  private refuseArray(reason: Reason, from: u64): void {
+  /** The value at the cursor, of which nothing has left, can't be merged. */
+  private refuseValue(reason: Reason): void {
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
-    this.drop(from);
+    this.dropFor(null);
+  }
+
+  /** The array that was being read, and of which nothing has left, can't be merged. */
+  private refuseArray(array: DecodeArray): void {
+    const from = <u64>array.heldFrom;
+    array.heldFrom = -1;
+    this.array = null;
+    if (this.treatment != Treatment.MergeOrNull) return this.refuse(array.reason);
+    this.nulled = array.reason;
+    this.instead = null;
+    this.dropFrom = from;
+    this.stage = Stage.Drop;
   }
 
   private dropTo(offset: u64): void {
@@ -582,7 +532,44 @@ export class DecodeResponse {
     this.dropFrom = offset;
   }
 
+  /** The value that goes has ended. */
+  private endDrop(): void {
+    this.dropTo(this.position);
+    this.stage = Stage.Scan;
+    const value = this.instead;
+    if (value !== null) {
+      this.rope.replaceFrom(this.position, 0, value.text, 0, value.text.length);
+      this.growth += <i64>value.text.length;
+      return;
+    }
+    this.rope.replace(this.position, 0, NULL_TEXT, 4);
+    this.growth += 4;
+    if (this.treatment == Treatment.Null) this.choices++;
+  }
+
   private refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }
+}
+
+/** Places whose value can go as a whole. */
+function isDroppable(place: Place): bool {
+  switch (place) {
+    case Place.Array:
+    case Place.Raw:
+    case Place.PromptExperts:
+    case Place.ChoicePromptExperts:
+    case Place.PromptLogprobs:
+    case Place.ChoicePromptLogprobs:
+    case Place.CachedTokens:
+    case Place.TokensDetails:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/** Tokens of a single prompt. */
+function promptEnd(prompt: Prompt): u64 {
+  return prompt.rows.length == 1 ? prompt.rows[0].end : prompt.rowCount;
 }

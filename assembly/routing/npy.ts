@@ -14,8 +14,8 @@ export const WRITTEN_HEADER_BYTES: usize = 256;
 const GROWTH_AXIS_MAX_DIGITS: usize = 21;
 const ALIGN: usize = 64;
 /** No engine counts so far; keeps products of dimensions inside 64 bits. */
-const MAX_DIMENSION: i64 = 1 << 31;
-const MAX_ROW_BYTES: u64 = 1 << 20;
+export const MAX_DIMENSION: i64 = 1 << 31;
+export const MAX_ROW_BYTES: u64 = 1 << 20;
 
 const MAGIC = memory.data<u8>([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59]);
 

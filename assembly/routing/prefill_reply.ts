@@ -1,53 +1,36 @@
-// Reads prefill's reply: the prompt rows, where `kv_transfer_params` lies, and what the reply says of the prompt.
-// The caller feeds windows of the body in order and fetches the rows itself, so that they are copied once.
+// Reads prefill's reply: the prompt rows in whatever format they came, where the values lie that decode does not have, and
+// what the reply says of the prompt. The caller feeds windows of the body in order and fetches rows and values itself, so
+// that they are copied once.
 
-import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
-import { ArrayClose, ArrayHead, CloseProgress, HeadProgress } from './array_head';
-import { carriers, encodedLength } from './base64';
-import { NpyHeader } from './npy';
+import { PrefillArray, Progress, Wanted } from './formats/format';
+import { NpyPrefill } from './formats/npy_string';
+import { ObjectPrefill } from './formats/raw_object';
+import { RawPrefill } from './formats/raw_string';
+import { Place, replyPaths } from './places';
+import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
-import { PromptRows, RowChars, firstCarrier, rowCarriers } from './rows';
-
-const enum Id {
-  Root,
-  Choices,
-  Choice,
-  RoutedExperts,
-  KvTransferParams,
-  Usage,
-  PromptTokens,
-  OtherFormat,
-}
-
-let paths: Paths | null = null;
-
-function replyPaths(): Paths {
-  let known = paths;
-  if (known === null) {
-    known = new Paths()
-      .add('', Id.Root)
-      .add('choices', Id.Choices)
-      .add('choices.*', Id.Choice)
-      .add('choices.*.routed_experts', Id.RoutedExperts)
-      .add('choices.*.prompt_routed_experts', Id.OtherFormat)
-      .add('prompt_routed_experts', Id.OtherFormat)
-      .add('meta_info.routed_experts', Id.OtherFormat)
-      .add('sglext.routed_experts', Id.OtherFormat)
-      .add('kv_transfer_params', Id.KvTransferParams)
-      .add('usage', Id.Usage)
-      .add('usage.prompt_tokens', Id.PromptTokens);
-    paths = known;
-  }
-  return known;
-}
+import { RowChars } from './rows';
 
 const enum Stage {
   Scan,
-  Head,
+  /** An array reads what is its own. */
+  Array,
   /** Waits for `takeRows`. */
   Rows,
-  Close,
+}
+
+/** A value in the body: [start, end), 0 when there is none. */
+@final
+export class Span {
+  inChoice: bool = false;
+  start: u64 = 0;
+  end: u64 = 0;
+  open: bool = false;
+
+  get len(): u64 {
+    return this.end - this.start;
+  }
 }
 
 
@@ -57,24 +40,30 @@ export class PrefillReply {
   reason: Reason = Reason.None;
   /** False once the body is known not to be a JSON document. */
   json: bool = true;
-  /** The value of `kv_transfer_params`, when it is an object: [kvStart, kvEnd) of the body. */
-  kvStart: u64 = 0;
-  kvEnd: u64 = 0;
+  /** The value of `kv_transfer_params`, when it is an object. */
+  readonly params: Span = new Span();
   /** Tokens of the prompt as `usage` says, else as the rows do; -1 when neither is there. Known after `finish`. */
   promptTokens: i64 = -1;
-  /** Where the rows lie, when `wantsRows`. */
-  rowsAt: u64 = 0;
-  rowsLen: u64 = 0;
 
   private scanner: Scanner = Scanner.take(replyPaths());
-  private head: ArrayHead = new ArrayHead();
-  private close: ArrayClose = new ArrayClose();
   private stage: Stage = Stage.Scan;
-  private rows: PromptRows | null = null;
+  /** The array that is being read, and all that have been, in order. */
+  private array: PrefillArray | null = null;
+  private arrays: PrefillArray[] = [];
+  /** Tokens of the element of each array, or -1. */
+  private arrayElements: i32[] = [];
+  private arrayPrompts: i64[] = [];
+  private arrayCompletions: i64[] = [];
+  private completionTokens: i64 = -1;
+  private format: Format = Format.None;
+  /** The reply is a list of elements, as SGLang's are. */
+  list: bool = false;
+  private elements: i32 = 0;
   private choicesSeen: i32 = 0;
   private choices: i32 = 0;
   private arraysInChoice: i32 = 0;
-  private kvOpen: bool = false;
+  private arraysInElement: i32 = 0;
+  private spans: StaticArray<Span | null> = new StaticArray<Span | null>(Kind.Count);
 
   /** `size`: bytes of the whole body. */
   constructor(private size: u64) {}
@@ -84,9 +73,16 @@ export class PrefillReply {
     return this.scanner.offset;
   }
 
-  /** Whether the caller must fetch [rowsAt, rowsAt + rowsLen) of the body, call `takeRows` and then `resume`. */
-  get wantsRows(): bool {
-    return this.stage == Stage.Rows;
+  /** Rows that the caller must fetch, then call `takeRows` and `resume`; null when there are none. */
+  get wanted(): Wanted | null {
+    const array = this.array;
+    return this.stage == Stage.Rows && array !== null ? array.wanted : null;
+  }
+
+  /** Where the value of a kind lies; null when there is none. After `finish`. */
+  span(kind: Kind): Span | null {
+    const span = this.spans[kind];
+    return span === null || span.end == 0 ? null : span;
   }
 
   /** Reads a window that starts at `offset`, up to the rows or its end. False when the body is not JSON. */
@@ -95,28 +91,12 @@ export class PrefillReply {
     return this.scan();
   }
 
-  /** Header of the array whose rows are wanted. */
-  get header(): NpyHeader {
-    return this.head.header;
-  }
-
-  /** The rows that were asked for; `chars` are taken over. `reason`: what a `RowsCheck` of them found. */
+  /** The rows that were asked for; `chars` are taken over. `reason`: what a check of them found. */
   takeRows(chars: RowChars, reason: Reason): void {
-    const header = this.head.header;
-    if (reason != Reason.None) this.refuse(reason);
-    if (reason == Reason.Base64 || reason == Reason.Size) {
-      // Where the string ends is for the scanner to find.
-      chars.free();
-      this.stage = Stage.Scan;
-      return;
-    }
-    this.rows = new PromptRows(header, chars);
-    // The first carrier may have been read with the header.
-    const known = this.head.length - firstCarrier(header);
-    this.scanner.skip(this.rowsLen - known);
-    this.scanner.pass(this.scanner.skipping);
-    this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
-    this.stage = Stage.Close;
+    const array = this.array!;
+    array.take(this.scanner, chars, reason);
+    if (array.reason != Reason.None) this.refuse(array.reason);
+    this.stage = reason == Reason.Base64 || reason == Reason.Size ? Stage.Scan : Stage.Array;
   }
 
   /** Goes on with the window after `takeRows`. False when the body is not JSON. */
@@ -124,55 +104,58 @@ export class PrefillReply {
     return this.scan();
   }
 
-  /** After the last byte: false when the body is not a whole JSON object. Settles `reason`. */
+  /** After the last byte: false when the body is not a whole JSON document. */
   finish(): bool {
-    if (!this.json || !this.scanner.done) return false;
-    const rows = this.rows;
-    if (this.reason == Reason.None && rows !== null) {
-      if (this.promptTokens < 0) this.promptTokens = rows.rows;
-      else if (<u64>this.promptTokens != rows.rows) this.reason = Reason.Prompt;
-    }
-    return true;
+    return this.json && this.scanner.done;
   }
 
-  /** Hands the rows over when they are good; null when there are none or `reason` is set. */
-  giveRows(): PromptRows | null {
-    const rows = this.rows;
-    if (this.reason != Reason.None) return null;
-    this.rows = null;
-    return rows;
+  /** Hands the rows over, if they are good; else `prompt.missing` says why not. After `finish`. */
+  giveRows(prompt: Prompt): void {
+    if (this.span(Kind.PromptExperts) !== null) {
+      // Lists and objects of `choices` are then the generated rows.
+      if (this.format == Format.None || this.format == Format.Object || this.format == Format.Prompt) {
+        prompt.format = Format.Prompt;
+      } else this.refuse(Reason.Mixed);
+    } else if (this.format == Format.Prompt) this.refuse(Reason.Format);
+    else if (this.arrays.length > 0 && this.reason == Reason.None) {
+      prompt.format = this.format;
+      if (this.list && this.arrays.length != this.elements) this.refuse(Reason.Missing);
+      for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++) this.giveArray(i, prompt);
+    }
+    if (this.reason != Reason.None) prompt.refuse(this.reason);
+    prompt.tokens = this.promptTokens;
+  }
+
+  private giveArray(i: i32, prompt: Prompt): void {
+    const array = this.arrays[i];
+    const tokens = this.list ? this.arrayPrompts[i] : this.promptTokens;
+    const rows = array.giveRows(tokens, this.list ? this.arrayCompletions[i] : this.completionTokens);
+    if (rows === null) return this.refuse(array.reason);
+    prompt.rows.push(rows);
+    if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
   }
 
   /** Gives back what was not handed over. */
   free(): void {
-    const rows = this.rows;
-    if (rows !== null) rows.free();
-    this.rows = null;
+    for (let i = 0; i < this.arrays.length; i++) this.arrays[i].free();
+    this.arrays.length = 0;
     this.scanner.free();
-    this.head.free();
   }
 
   private scan(): bool {
     const scanner = this.scanner;
     while (true) {
       switch (this.stage) {
-        case Stage.Head: {
-          const progress = this.head.read(scanner);
-          if (progress == HeadProgress.More) return true;
-          this.stage = Stage.Scan;
-          if (progress == HeadProgress.Bad) this.refuse(this.head.reason);
-          else this.askForRows();
+        case Stage.Array: {
+          const array = this.array!;
+          const progress = array.read(scanner);
+          if (progress == Progress.More) return true;
+          this.stage = array.wanted !== null ? Stage.Rows : Stage.Scan;
+          if (array.reason != Reason.None) this.refuse(array.reason);
           break;
         }
         case Stage.Rows:
           return true;
-        case Stage.Close: {
-          const progress = this.close.read(scanner);
-          if (progress == CloseProgress.More) return true;
-          if (progress == CloseProgress.Bad) this.refuse(this.close.reason);
-          this.stage = Stage.Scan;
-          break;
-        }
         default: {
           const event = scanner.next();
           if (event == Event.More) return true;
@@ -189,60 +172,163 @@ export class PrefillReply {
     }
   }
 
-  /** False when the root is not an object. */
+  /** False when the root is neither an object nor a list. */
   private onValue(): bool {
     const scanner = this.scanner;
-    const isNull = scanner.first == 0x6e;
-    switch (scanner.id) {
-      case Id.Root:
-        this.json = scanner.first == 0x7b;
+    const place = <Place>scanner.id;
+    switch (place) {
+      case Place.Root:
+        this.list = scanner.first == 0x5b;
+        this.json = this.list || scanner.first == 0x7b;
         break;
-      case Id.Choices:
+      case Place.Element:
+        this.elements++;
+        this.arraysInElement = 0;
+        this.promptTokens = this.completionTokens = -1;
+        break;
+      case Place.ElementChoices:
+        this.json = false;
+        break;
+      case Place.Choices:
         if (++this.choicesSeen > 1) this.refuse(Reason.Duplicate);
         break;
-      case Id.Choice:
+      case Place.Choice:
         this.choices++;
         this.arraysInChoice = 0;
         break;
-      case Id.RoutedExperts:
-        if (++this.arraysInChoice > 1) this.refuse(Reason.Duplicate);
-        if (isNull) break;
-        if (this.choices > 1) this.refuse(Reason.Choices);
-        else if (scanner.first != 0x22) this.refuse(Reason.Format);
-        else if (this.reason == Reason.None) {
-          scanner.enterString();
-          this.head.begin(scanner);
-          this.stage = Stage.Head;
-        }
+      case Place.Array:
+        this.onArray();
         break;
-      case Id.OtherFormat:
-        if (!isNull) this.refuse(Reason.Format);
+      case Place.Raw:
+        if (++this.arraysInElement > 1) this.refuse(Reason.Duplicate);
+        if (scanner.first == 0x6e) break;
+        if (scanner.first != 0x22) this.refuse(Reason.Format);
+        else this.begin(new RawPrefill());
         break;
-      case Id.KvTransferParams:
-        this.kvStart = this.kvEnd = scanner.offset;
-        this.kvOpen = scanner.first == 0x7b;
+      case Place.Data:
+      case Place.Shape:
+      case Place.Dimension:
+      case Place.Start:
+      case Place.Dtype: {
+        const array = this.array;
+        if (array !== null && this.reason == Reason.None && array.onValue(scanner, place))
+          this.stage = Stage.Array;
         break;
-      case Id.Usage:
-        this.promptTokens = -1;
+      }
+      case Place.KvTransferParams:
+        this.params.start = this.params.end = scanner.offset;
+        this.params.open = scanner.first == 0x7b;
+        break;
+      case Place.PromptExperts:
+      case Place.ChoicePromptExperts:
+        this.open(Kind.PromptExperts, place == Place.ChoicePromptExperts);
+        break;
+      case Place.PromptLogprobs:
+      case Place.ChoicePromptLogprobs:
+        this.open(Kind.PromptLogprobs, place == Place.ChoicePromptLogprobs);
+        break;
+      case Place.TokensDetails:
+        this.open(Kind.TokensDetails, false);
+        break;
+      case Place.CachedTokens:
+        this.open(Kind.CachedTokens, false);
+        break;
+      case Place.Usage:
+        this.promptTokens = this.completionTokens = -1;
         break;
       default:
     }
     return this.json;
   }
 
-  private onValueEnd(): void {
-    const scanner = this.scanner;
-    if (scanner.id == Id.KvTransferParams && this.kvOpen) this.kvEnd = scanner.offset;
-    else if (scanner.id == Id.PromptTokens) this.promptTokens = scanner.integer;
+  private onArray(): void {
+    const first = this.scanner.first;
+    if (++this.arraysInChoice > 1) this.refuse(Reason.Duplicate);
+    if (first == 0x6e || first == 0x5b) {
+      // Lists are generated rows, of which prefill's reply needs none; without the prompt's they are no format.
+      if (first == 0x5b && this.format == Format.None) this.format = Format.Prompt;
+      return;
+    }
+    if (this.choices > 1) return this.refuse(Reason.Choices);
+    if (first == 0x22) this.begin(new NpyPrefill(this.size));
+    else if (first == 0x7b) this.begin(new ObjectPrefill());
+    else this.refuse(Reason.Format);
   }
 
-  private askForRows(): void {
-    const header = this.head.header;
-    if (header.rows == 0) return this.refuse(Reason.Prompt);
-    this.rowsAt = this.head.start + firstCarrier(header);
-    this.rowsLen = rowCarriers(header);
-    if (this.rowsAt + this.rowsLen > this.size) return this.refuse(Reason.Size);
-    this.stage = Stage.Rows;
+  private begin(array: PrefillArray): void {
+    if (this.format != Format.None && this.format != array.format) this.refuse(Reason.Mixed);
+    this.format = array.format;
+    if (this.reason != Reason.None) return array.free();
+    this.array = array;
+    this.arrays.push(array);
+    this.arrayElements.push(this.elements);
+    this.arrayPrompts.push(-1);
+    this.arrayCompletions.push(-1);
+    if (array.begin(this.scanner)) this.stage = Stage.Array;
+  }
+
+  private open(kind: Kind, inChoice: bool): void {
+    const first = this.scanner.first;
+    const span = new Span();
+    span.start = this.scanner.offset;
+    span.inChoice = inChoice;
+    span.open = first != 0x6e;
+    // Prefill has one choice: of several nobody knows which one counts.
+    if (inChoice && this.choices > 1) span.open = false;
+    this.spans[kind] = span;
+  }
+
+  private end(kind: Kind): void {
+    const span = this.spans[kind];
+    if (span !== null && span.open) span.end = this.scanner.offset;
+  }
+
+  private onValueEnd(): void {
+    const scanner = this.scanner;
+    const place = <Place>scanner.id;
+    switch (place) {
+      case Place.KvTransferParams:
+        if (this.params.open) this.params.end = scanner.offset;
+        break;
+      case Place.PromptTokens:
+        this.promptTokens = scanner.integer;
+        break;
+      case Place.CompletionTokens:
+        this.completionTokens = scanner.integer;
+        break;
+      case Place.Element: {
+        const last = this.arrays.length - 1;
+        if (last >= 0 && this.arrayElements[last] == this.elements) {
+          this.arrayPrompts[last] = this.promptTokens;
+          this.arrayCompletions[last] = this.completionTokens;
+        }
+        break;
+      }
+      case Place.PromptExperts:
+      case Place.ChoicePromptExperts:
+        this.end(Kind.PromptExperts);
+        break;
+      case Place.PromptLogprobs:
+      case Place.ChoicePromptLogprobs:
+        this.end(Kind.PromptLogprobs);
+        break;
+      case Place.TokensDetails:
+        this.end(Kind.TokensDetails);
+        break;
+      case Place.CachedTokens:
+        if (scanner.integer >= 0) this.end(Kind.CachedTokens);
+        break;
+      case Place.Data:
+      case Place.Shape:
+      case Place.Dimension:
+      case Place.Start:
+      case Place.Dtype: {
+        const array = this.array;
+        if (array !== null) array.onValueEnd(scanner, place);
+        break;
+      }
+      default:
+    }
   }
 
   private refuse(reason: Reason): void {

@@ -8,6 +8,8 @@ export const enum Reason {
   Memory,
   Duplicate,
   Format,
+  /** The legs' formats differ. */
+  Mixed,
   Base64,
   Size,
   Magic,
@@ -43,6 +45,8 @@ export function reasonToken(reason: Reason): string {
       return 'duplicate';
     case Reason.Format:
       return 'format';
+    case Reason.Mixed:
+      return 'mixed';
     case Reason.Base64:
       return 'base64';
     case Reason.Size:
@@ -94,11 +98,13 @@ export function reasonText(reason: Reason): string {
     case Reason.Duplicate:
       return 'a key on the way to the array occurs twice';
     case Reason.Format:
-      return 'the value is not a base64 string';
+      return 'the value is not one that an array has';
+    case Reason.Mixed:
+      return 'the legs returned routing in different formats';
     case Reason.Base64:
       return 'the string is not plain base64';
     case Reason.Size:
-      return 'the string is not as long as its .npy header announces';
+      return 'the data is not as long as its header or shape announces';
     case Reason.Magic:
       return 'the data is not a .npy file';
     case Reason.Version:
@@ -108,7 +114,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Order:
       return 'the array is in Fortran order';
     case Reason.Dtype:
-      return 'the dtype is not one of |u1 <u2 <i2 <i4, or differs between the legs';
+      return 'the dtype is not an 8, 16 or 32 bit integer that engines use, or differs between the legs';
     case Reason.Shape:
       return 'the shape does not have the three dimensions rows, layers, top_k';
     case Reason.Layers:

@@ -132,31 +132,80 @@ export class ParkedChars extends RowChars {
   }
 }
 
+/** A part of other characters, which are borrowed. */
+@final
+export class SliceChars extends RowChars {
+  constructor(
+    private whole: RowChars,
+    private from: u64,
+    length: u64,
+  ) {
+    super();
+    this.length = length;
+  }
+
+  get held(): bool {
+    return false;
+  }
+
+  protected keep(piece: Block): bool {
+    return false;
+  }
+
+  fetch(offset: u64, len: u64): u64 {
+    const got = this.whole.fetch(this.from + offset, len);
+    this.ptr = this.whole.ptr;
+    return got;
+  }
+
+  free(): void {}
+}
+
 /**
- * Rows of shape (rows, layers, top_k). `chars` are exactly the characters that carry bits of them; the first of these
- * may carry `lead` bits of something else before, the last one anything behind.
+ * Prompt rows of prefill, of shape (rows, layers, top_k), for the tokens from `start` on. The first character may carry
+ * `lead` bits of something else before them, the last one anything behind.
  */
 @final
 export class PromptRows {
+  rows: u64 = 0;
+  /** First token that has a row. */
+  start: u64 = 0;
+  dtype: Dtype = Dtype.None;
+  /** 0 where the format does not tell. */
+  layers: u64 = 0;
+  topK: u64 = 0;
+  rowBytes: u64 = 0;
+
   /** By lead / 2: the same rows at another bit position, made when an array needs it. */
   private aligned: StaticArray<RowChars | null> = [null, null, null];
-  /** Bytes of all rows. */
-  readonly bytes: u64;
-  readonly dtype: Dtype;
-  readonly rows: u64;
-  readonly layers: u64;
-  readonly topK: u64;
-  private lead: i32;
 
-  /** Takes over `chars`, of the array with this header, from `firstCarrier(header)` on; they have been checked. */
-  constructor(header: NpyHeader, chars: RowChars) {
-    this.bytes = header.rows * header.rowBytes;
-    this.dtype = header.dtype;
-    this.rows = header.rows;
-    this.layers = header.layers;
-    this.topK = header.topK;
-    this.lead = leadOf(header.size);
-    this.aligned[this.lead >> 1] = chars;
+  /** Takes over `chars`, which have been checked. */
+  constructor(
+    chars: RowChars,
+    private lead: i32,
+  ) {
+    this.aligned[lead >> 1] = chars;
+  }
+
+  /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
+  static ofNpy(header: NpyHeader, chars: RowChars): PromptRows {
+    const rows = new PromptRows(chars, leadOf(header.size));
+    rows.rows = header.rows;
+    rows.dtype = header.dtype;
+    rows.layers = header.layers;
+    rows.topK = header.topK;
+    rows.rowBytes = header.rowBytes;
+    return rows;
+  }
+
+  /** Bytes of all rows. */
+  get bytes(): u64 {
+    return this.rows * this.rowBytes;
+  }
+
+  /** Token behind the last one that has a row. */
+  get end(): u64 {
+    return this.start + this.rows;
   }
 
   /** Characters that the rows take of the VM's memory, or of the parking. */
@@ -181,7 +230,7 @@ export class PromptRows {
     const len = <usize>((this.bytes * 8 + lead + 5) / 6);
     if (!fits(len)) return null;
     const moved = Block.alloc(len);
-    if (!move(this.aligned[this.lead >> 1]!, this.lead, moved, lead)) {
+    if (!move(this.aligned[this.lead >> 1]!, this.lead, moved.ptr, moved.end, lead)) {
       moved.free();
       return null;
     }
@@ -189,6 +238,16 @@ export class PromptRows {
     chars.add(moved);
     this.aligned[lead >> 1] = chars;
     return chars;
+  }
+
+  /** Whether some row is a sentinel: all bits 1. Only of signed integers; `false` also where rows are lost. */
+  get hasSentinel(): bool {
+    if (this.dtype != Dtype.I2 && this.dtype != Dtype.I4) return false;
+    const chars = this.aligned[this.lead >> 1]!;
+    for (let row: u64 = 0, from = <u64>this.lead; row < this.rows; row++, from += this.rowBytes * 8) {
+      if (allOnesIn(chars, from, from + this.rowBytes * 8)) return true;
+    }
+    return false;
   }
 
   free(): void {
@@ -200,24 +259,33 @@ export class PromptRows {
   }
 }
 
-/** Moves payload that starts `from` bits into `source` to `to` bits into `target`; false when some of it is lost. */
-function move(source: RowChars, from: i32, target: Block, to: i32): bool {
+/**
+ * Moves payload that starts `from` bits into `source` to `to` bits into [target, end), as much as that takes; false when
+ * some of it is lost.
+ */
+export function move(source: RowChars, from: i32, target: usize, end: usize, to: i32): bool {
   const by = from - to;
   const shift = by > 0 ? by : by + 6;
   // What lies before and behind the payload reads as zero bits.
   let before: u8 = 0x41;
-  let dst = target.ptr;
-  for (let offset: u64 = 0; offset < source.length;) {
-    const got = <usize>source.fetch(offset, source.length - offset);
+  let dst = target;
+  for (let offset: u64 = 0; offset < source.length && dst < end;) {
+    // A move to the left makes a character of two.
+    const most = <u64>(end - dst) + 1;
+    const got = <usize>source.fetch(offset, min(source.length - offset, most));
     if (got == 0) return false;
     const src = source.ptr;
     if (offset > 0 || by < 0) store<u8>(dst++, joined(before, load<u8>(src), shift));
+    if (dst + got - 1 > end) {
+      shiftLeft(dst, src, end - dst, shift);
+      return true;
+    }
     shiftLeft(dst, src, got - 1, shift);
     dst += got - 1;
     before = load<u8>(src + got - 1);
     offset += got;
   }
-  if (dst < target.end) store<u8>(dst, joined(before, 0x41, shift));
+  if (dst < end) store<u8>(dst, joined(before, 0x41, shift));
   return true;
 }
 
@@ -269,6 +337,17 @@ function allOnes(chars: usize, from: u64, to: u64): bool {
     const wanted = (((1 << width) - 1) << (6 - lead - width)) & 0x3f;
     if ((valueOf(load<u8>(chars + <usize>(from / 6))) & wanted) != wanted) return false;
     from += width;
+  }
+  return true;
+}
+
+/** As `allOnes`, for characters in pieces. */
+function allOnesIn(chars: RowChars, from: u64, to: u64): bool {
+  while (from < to) {
+    const at = from / 6;
+    const until = min(to, (at + 1) * 6);
+    if (chars.fetch(at, 1) == 0 || !allOnes(chars.ptr, from - at * 6, until - at * 6)) return false;
+    from = until;
   }
   return true;
 }

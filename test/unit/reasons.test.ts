@@ -44,8 +44,8 @@ const dictionary = (descr: string, shape: string, order = 'False') =>
 
 /** Values of `routed_experts` that can't be merged; nothing of them may leave. */
 const BAD: [string, string, Reason][] = [
-  ['an object', '{"data":"AAAA","shape":[9,2,2],"start":0}', Reason.Format],
-  ['nested lists', '[[[1,2],[3,4]]]', Reason.Format],
+  ['an object', '{"data":"AAAA","shape":[9,2,2],"start":0}', Reason.Mixed],
+  ['nested lists', '[[[1,2],[3,4]]]', Reason.Mixed],
   ['a number', '5', Reason.Format],
   ['true', 'true', Reason.Format],
   ['an empty string', '""', Reason.Size],
@@ -174,12 +174,12 @@ describe('a response can not be merged', () => {
     [
       'with prompt_routed_experts',
       `{"prompt_routed_experts":[[[1]]],"choices":[{"routed_experts":null}]}`,
-      Reason.Format,
+      Reason.Mixed,
     ],
-    ['with prompt_routed_experts in a choice', '{"choices":[{"prompt_routed_experts":{}}]}', Reason.Format],
-    ["in SGLang's form", '{"text":"x","meta_info":{"routed_experts":"AAAA"}}', Reason.Format],
-    ["in SGLang's other form", '{"choices":[],"sglext":{"routed_experts":"AAAA"}}', Reason.Format],
-    ["in SGLang's form in a choice", '{"choices":[{"meta_info":{"routed_experts":"AAAA"}}]}', Reason.Format],
+    ['with prompt_routed_experts in a choice', '{"choices":[{"prompt_routed_experts":{}}]}', Reason.Mixed],
+    ["in SGLang's form", '{"text":"x","meta_info":{"routed_experts":"AAAA"}}', Reason.Mixed],
+    ["in SGLang's other form", '{"choices":[],"sglext":{"routed_experts":"AAAA"}}', Reason.Mixed],
+    ["in SGLang's form in a choice", '{"choices":[{"meta_info":{"routed_experts":"AAAA"}}]}', Reason.Mixed],
     ['of another prompt', `${body(g).slice(0, -1)},"usage":{"prompt_tokens":7}}`, Reason.Prompt],
     ['of another prompt, said first', `{"usage":{"prompt_tokens":7},${body(g).slice(1)}`, Reason.Prompt],
   ])('%s', (_, text, reason, options) => {
@@ -260,7 +260,9 @@ describe("prefill's reply", () => {
   });
 
   test.each(
-    [...BAD, ...LATE].filter(([, , reason]) => ![Reason.Layers, Reason.TopK, Reason.Rows].includes(reason)),
+    [...BAD, ...LATE].filter(
+      ([, , reason]) => ![Reason.Layers, Reason.TopK, Reason.Rows, Reason.Mixed].includes(reason),
+    ),
   )('has no rows to use when its array is %s', (name, value, reason) => {
     // What it only is beside prefill's.
     if (name === 'another dtype than prefill') return;
@@ -272,6 +274,8 @@ describe("prefill's reply", () => {
 
   test.each<[string, string, Reason]>([
     ['is of another prompt than it says', choice(quoted(GOOD)), Reason.Prompt],
+    ['has an object that is too short', choice('{"data":"AAAA","shape":[9,2,2],"start":0}'), Reason.Size],
+    ['has lists without the prompt', choice('[[[1,2],[3,4]]]'), Reason.Format],
     ['has no rows at all', choice(file(dictionary('<i2', '(0, 2, 2)'), Buffer.alloc(0))), Reason.Prompt],
     ['has a second array', body(quoted(PREFILL), quoted(OTHER)), Reason.Choices],
     [
@@ -289,8 +293,17 @@ describe("prefill's reply", () => {
       `{"choices":[{"routed_experts":${quoted(PREFILL)}}],"choices":[]}`,
       Reason.Duplicate,
     ],
-    ['has prompt_routed_experts', '{"prompt_routed_experts":[[[1]]],"choices":[{}]}', Reason.Format],
-    ["is in SGLang's form", '{"meta_info":{"routed_experts":"AAAA"}}', Reason.Format],
+    [
+      'has an array and prompt_routed_experts',
+      `{"prompt_routed_experts":[[[1]]],${choice(quoted(PREFILL)).slice(1)}`,
+      Reason.Mixed,
+    ],
+    [
+      'has prompt_routed_experts and no count',
+      '{"prompt_routed_experts":[[[1]]],"choices":[{}]}',
+      Reason.Prompt,
+    ],
+    ["is in SGLang's form and has no count", '{"meta_info":{"routed_experts":"AAAA"}}', Reason.Prompt],
     ['announces more than the reply has', choice(file(dictionary('<i2', '(2147483647, 2, 2)'))), Reason.Size],
   ])('has no rows to use when it %s', (_, text, reason) => {
     for (const windows of [[1e9], [1]])
@@ -355,8 +368,8 @@ describe("prefill's reply", () => {
 
   test.each([
     '',
-    '[]',
     '7',
+    '[{"choices":[]}]',
     '"x"',
     '{',
     '{"choices":[',

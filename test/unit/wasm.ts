@@ -140,23 +140,25 @@ export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
     const ptr = wasm['alloc']!(window.length) >>> 0;
     view(ptr, window.length).set(window);
     json = wasm['replyPush']!(ptr, window.length) !== 0;
-    if (json && wasm['replyWantsRows']!()) {
+    while (json && wasm['replyWantsRows']!()) {
       const from = wasm['replyRowsAt']!();
-      const rows = body.subarray(from, from + wasm['replyRowsLen']!());
+      const rows = body.subarray(from, from + (wasm['replyRowsLen']!() || body.length));
       json =
         park === undefined
           ? wasm['replyTakeRows']!(lend(rows), rows.length) !== 0
-          : wasm['replyParkRows']!(lend(rows), park) !== 0;
+          : wasm['replyParkRows']!(lend(rows), rows.length, park) !== 0;
     }
     wasm['free']!(ptr);
   }
   json = json && wasm['replyFinish']!() !== 0;
+  const reason: Reason = json ? wasm['replyGive']!(lend(body)) : Reason.None;
   const reply: Reply = {
     json,
-    reason: wasm['replyReason']!(),
+    // Nothing that came is no reason.
+    reason: reason === Reason.Missing ? Reason.None : reason,
     promptTokens: wasm['replyPromptTokens']!(),
     kv: Buffer.from(body.subarray(wasm['replyKvStart']!(), wasm['replyKvEnd']!())).toString(),
-    rows: json && wasm['replyGiveRows']!() !== 0,
+    rows: json && wasm['hasRows']!() !== 0,
   };
   wasm['replyFree']!();
   return reply;
@@ -193,6 +195,8 @@ export interface Response {
   growth: number;
   /** Bytes that passed without being read. */
   passed: number;
+  /** Most bytes of the body that were held. */
+  mostHeld: number;
 }
 
 /** Reads a response as `filter/exchange.ts` does, with the rows that `readReply` kept. */
@@ -204,6 +208,7 @@ export function readResponse(body: Uint8Array, options: ResponseOptions = {}): R
   wasm['responseStart']!(+tail, choices, maxTokens, missing, treatment, Form.Unknown, +events);
   let committed = events;
   let passed = 0;
+  let mostHeld = 0;
   let again = Form.Unknown;
   const failed = () => wasm['responseReason']!() !== Reason.None;
   for (let at = 0, i = 0; at < end && !failed(); i++) {
@@ -216,6 +221,7 @@ export function readResponse(body: Uint8Array, options: ResponseOptions = {}): R
       passed += skip;
     }
     if (skip < piece.length) wasm['responsePush']!(lend(piece.subarray(skip)), piece.length - skip);
+    mostHeld = Math.max(mostHeld, wasm['responseHeld']!());
     again = wasm['responseAgainForm']!();
     if (again !== Form.Unknown) {
       if (committed) break;
@@ -240,6 +246,7 @@ export function readResponse(body: Uint8Array, options: ResponseOptions = {}): R
     choices: wasm['responseChoices']!(),
     growth: wasm['responseGrowth']!(),
     passed,
+    mostHeld,
   };
   wasm['responseFree']!();
   return response;

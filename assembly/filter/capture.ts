@@ -1,0 +1,159 @@
+// Takes what prefill's reply brings out of Envoy's buffer: rows are copied once, into memory or through it to the parking.
+
+import { bufferBytes } from '../abi/host';
+import { BufferKind } from '../abi/types';
+import { Block, fits } from '../bytes/block';
+import { alphabetEnd } from '../routing/base64';
+import { Wanted } from '../routing/formats/format';
+import { PromptCheck } from '../routing/formats/prompt_value';
+import { PrefillReply, Span } from '../routing/prefill_reply';
+import { Format, Kind, PrefillValue, Prompt } from '../routing/prompt';
+import { Reason } from '../routing/reason';
+import { HeldChars, ParkedChars, RowChars } from '../routing/rows';
+import { Room } from './room';
+
+/** First read of a reply: as a rule the rows start in it. */
+const FIRST_WINDOW: u32 = 16 << 10;
+const WINDOW: u32 = 256 << 10;
+/** Piece of rows whose length is not known: whole quanta of base64. */
+const PIECE: u64 = (512 << 10) - ((512 << 10) % 12);
+/** An engine's parameters are some hundred bytes; more is not one. */
+const MAX_PARAMS_BYTES: u64 = 1 << 20;
+
+/** What a good reply brings. */
+@final
+export class Captured {
+  readonly prompt: Prompt = new Prompt();
+  /** `kv_transfer_params` as it came (owned); null when there is none. */
+  params: Block | null = null;
+
+  free(): void {
+    this.prompt.free();
+    const params = this.params;
+    if (params !== null) params.free();
+    this.params = null;
+  }
+}
+
+export const enum Capture {
+  Ok,
+  /** The reply is not a JSON document that a reply can be. */
+  Unreadable,
+  /** The rows do not fit into what may be held. */
+  TooLarge,
+}
+
+/** Reads the call's answer of `size` bytes; `lists`: it may be a list of elements. */
+export function capture(size: u32, lists: bool, room: Room, into: Captured): Capture {
+  const reply = new PrefillReply(size);
+  const result = read(reply, size, lists, room, into);
+  reply.free();
+  if (result != Capture.Ok) into.free();
+  return result;
+}
+
+function read(reply: PrefillReply, size: u32, lists: bool, room: Room, into: Captured): Capture {
+  let length = FIRST_WINDOW;
+  while (reply.offset < size) {
+    const window = bufferBytes(BufferKind.CallResponseBody, <u32>reply.offset, length);
+    if (window === null || window.len == 0) return Capture.Unreadable;
+    let json = reply.push(window.ptr, window.len);
+    for (let wanted = reply.wanted; json && wanted !== null; wanted = reply.wanted) {
+      const taken = readRows(reply, wanted, size, room);
+      if (taken != Capture.Ok) {
+        window.free();
+        return taken;
+      }
+      json = reply.resume();
+    }
+    window.free();
+    if (!json) return Capture.Unreadable;
+    length = WINDOW;
+  }
+  if (!reply.finish() || (reply.list && !lists)) return Capture.Unreadable;
+  reply.giveRows(into.prompt);
+  const params = reply.params;
+  if (params.len > MAX_PARAMS_BYTES) return Capture.Unreadable;
+  if (params.len > 0) {
+    into.params = bufferBytes(BufferKind.CallResponseBody, <u32>params.start, <u32>params.len);
+  }
+  return readValues(reply, room, into.prompt);
+}
+
+/** Copies the rows piece by piece into memory, or through it to the parking. */
+function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): Capture {
+  const known = wanted.len > 0;
+  const most = known ? wanted.len : <u64>size - wanted.at;
+  const pieceLen = known ? wanted.pieceLen : PIECE;
+  const chars = room.charsFor(most, pieceLen);
+  if (chars === null) return Capture.TooLarge;
+  const check = wanted.check;
+  const signed = check !== null && check.signed;
+  let reason = Reason.None;
+  for (let at: u64 = 0; at < most; at += pieceLen) {
+    const len = min(pieceLen, most - at);
+    const more: u64 = signed && at + len < most ? 1 : 0;
+    const piece = bufferBytes(BufferKind.CallResponseBody, <u32>(wanted.at + at), <u32>(len + more));
+    if (piece === null || <u64>piece.len != len + more) {
+      if (piece !== null) piece.free();
+      chars.free();
+      return Capture.Unreadable;
+    }
+    let last = false;
+    // Checked while it is in the processor's cache.
+    if (check !== null) {
+      const rows = min(wanted.rows - min(wanted.rows, (at / pieceLen) * wanted.pieceRows), wanted.pieceRows);
+      if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, rows);
+      piece.truncate(<usize>len);
+    } else {
+      const end = alphabetEnd(piece.ptr, piece.end);
+      last = end < piece.end;
+      piece.truncate(end - piece.ptr);
+    }
+    if (piece.len == 0) piece.free();
+    else if (!chars.add(piece)) {
+      chars.free();
+      return Capture.TooLarge;
+    }
+    if (last) break;
+  }
+  reply.takeRows(chars, reason);
+  return Capture.Ok;
+}
+
+/** Copies the values that decode does not have, and checks the one that is routing. */
+function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
+  for (let kind = 0; kind < Kind.Count; kind++) {
+    const span = reply.span(<Kind>kind);
+    if (span === null) continue;
+    // Refused: it is not needed.
+    if (kind == Kind.PromptExperts && prompt.format != Format.Prompt) continue;
+    const text = readText(span, room);
+    if (text === null) return Capture.TooLarge;
+    prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
+    if (kind != Kind.PromptExperts) continue;
+    const check = new PromptCheck();
+    const reason = check.check(text, prompt.tokens);
+    prompt.layers = check.layers;
+    prompt.topK = check.topK;
+    if (reason != Reason.None) {
+      prompt.refuse(reason);
+      prompt.values.pop();
+      text.free();
+    }
+  }
+  return Capture.Ok;
+}
+
+function readText(span: Span, room: Room): RowChars | null {
+  if (!room.takes(span.len)) return null;
+  const chars = new HeldChars(PIECE);
+  for (let at = span.start; at < span.end; at += PIECE) {
+    const piece = bufferBytes(BufferKind.CallResponseBody, <u32>at, <u32>min(PIECE, span.end - at));
+    if (piece === null || !chars.add(piece)) {
+      chars.free();
+      return null;
+    }
+  }
+  return chars;
+}

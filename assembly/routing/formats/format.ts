@@ -1,0 +1,176 @@
+// What a format of routed_experts is: how it is read in prefill's reply, and how it is edited in decode's.
+
+import { Block } from '../../bytes/block';
+import { Rope } from '../../bytes/rope';
+import { Scanner } from '../../json/scanner';
+import { carriers, encodedLength } from '../base64';
+import { Place } from '../places';
+import { Format } from '../prompt';
+import { Reason } from '../reason';
+import { PromptRows, RowChars, RowsCheck } from '../rows';
+
+/** Which rows decode's arrays hold. */
+export const enum Form {
+  Unknown,
+  /** All rows: prompt and generated. */
+  Full,
+  /** The generated rows only. */
+  Tail,
+}
+
+export const enum Progress {
+  /** The window is used up. */
+  More,
+  /** What the format reads itself has been read; the scanner goes on. */
+  Done,
+  /** The array can't be merged, and nothing of it has left. */
+  Refused,
+  /** As `Refused`, but some of it may have left. */
+  Broken,
+}
+
+/** Characters of an array's rows that the caller is to fetch. */
+@final
+export class Wanted {
+  /** Offset in the body of the first one. */
+  at: u64 = 0;
+  /** How many; 0: up to the first byte that is not of the base64 alphabet. */
+  len: u64 = 0;
+  /** The check that each piece of whole rows must pass; null: the alphabet only. */
+  check: RowsCheck | null = null;
+  rows: u64 = 0;
+  /** Rows in a piece, and characters of such a piece. */
+  pieceRows: u64 = 0;
+  pieceLen: u64 = 0;
+}
+
+/** One array of prefill's reply. */
+export abstract class PrefillArray {
+  reason: Reason = Reason.None;
+  /** Set when `read` is `Done`: the rows to fetch, told to `take`. */
+  wanted: Wanted | null = null;
+
+  abstract get format(): Format;
+
+  /** The value begins at the scanner's cursor. True: `read` comes next. */
+  abstract begin(scanner: Scanner): bool;
+
+  /** Reads what the format reads itself, of a string that was entered. */
+  abstract read(scanner: Scanner): Progress;
+
+  /** The characters that were wanted (taken over); `size` bytes are in the whole body. `read` comes next. */
+  abstract take(scanner: Scanner, chars: RowChars, reason: Reason): void;
+
+  /** A member of the value begins. True: `read` comes next. */
+  onValue(scanner: Scanner, place: Place): bool {
+    return false;
+  }
+
+  onValueEnd(scanner: Scanner, place: Place): void {}
+
+  /** The rows (handed over), once the reply's counts are known; -1: not known. Null: see `reason`. */
+  abstract giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null;
+
+  abstract free(): void;
+}
+
+/** Decode's response around its arrays: what all formats read and write. */
+export abstract class Site {
+  /** Why the merge failed; nothing more is read then. */
+  reason: Reason = Reason.None;
+  /** The first array's preconditions all hold, and its edits are in the rope. */
+  planned: bool = false;
+  /** Arrays edited so far. */
+  choices: i32 = 0;
+  /** Form in which a second reading must start: only at the end was it known which rows came. */
+  again: Form = Form.Unknown;
+  /** By how many bytes the edits planned so far make the body longer. */
+  growth: i64 = 0;
+
+  /** Offset of the scanned document in the body: events of a stream are documents of their own. */
+  base: u64 = 0;
+  /** Choices asked for, and the most tokens that each can have; -1 when not known. */
+  choicesAsked: i32 = 1;
+  maxTokens: i64 = -1;
+  /** Form of the arrays, as far as it is known. */
+  form: Form = Form.Unknown;
+  /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
+  tokens: i64 = -1;
+  promptTokens: i64 = -1;
+  completionTokens: i64 = -1;
+  /** Arrays whose form was not known when they came, and the rows in them. */
+  undecided: i32 = 0;
+  undecidedRows: u64 = 0;
+  /** Arrays of generated rows only, and the rows in them. */
+  tails: i32 = 0;
+  tailRows: u64 = 0;
+  /** Rows of the element's array without a header; 0: none came. */
+  rawRows: u64 = 0;
+
+  constructor(
+    readonly scanner: Scanner,
+    readonly rope: Rope,
+    /** The body is an event stream: a document an event. */
+    readonly events: bool,
+  ) {}
+
+  /** Offset in the body of the scanner's next byte. */
+  get position(): u64 {
+    return this.base + this.scanner.offset;
+  }
+
+  /** The edits of one more array are in the rope. */
+  edited(): void {
+    this.planned = true;
+    this.choices++;
+  }
+
+  /** Replaces bytes by a decimal number. */
+  replaceNumber(at: u64, remove: u64, digits: Block, len: u64): void {
+    this.rope.replaceOwned(at, remove, digits, len);
+    this.growth += <i64>len - <i64>remove;
+  }
+}
+
+/** An array of decode's response that is being edited; one at a time, used again for the next. */
+export abstract class DecodeArray {
+  reason: Reason = Reason.None;
+  /** Offset from which on nothing may leave yet; -1: everything may. */
+  heldFrom: i64 = -1;
+
+  abstract get format(): Format;
+
+  /** The value begins at the scanner's cursor; `rows` (borrowed) are for it. True: `read` comes next. */
+  abstract begin(site: Site, rows: PromptRows): bool;
+
+  abstract read(site: Site): Progress;
+
+  /** Bytes to come that are replaced by prefill's whatever they are. */
+  replacedAhead(site: Site): u64 {
+    return 0;
+  }
+
+  /** Offset up to which bytes that have come are replaced by prefill's, if from the last edit on; else 0. */
+  replacedTo(site: Site): u64 {
+    return 0;
+  }
+
+  onValue(site: Site, place: Place): bool {
+    return false;
+  }
+
+  onValueEnd(site: Site, place: Place): void {}
+
+  /** The value has ended. */
+  end(site: Site): Reason {
+    return Reason.None;
+  }
+
+  free(): void {}
+}
+
+/** Bytes that a base64 text of `chars` characters and `padding` signs stands for; -1 when there is no such text. */
+export function decodedLength(chars: u64, padding: u64): i64 {
+  const bytes = (chars * 6) / 8;
+  return carriers(bytes) == chars && encodedLength(bytes) == chars + padding ? <i64>bytes : -1;
+}

@@ -1,0 +1,154 @@
+// Members of an object that holds rows: `data`, `shape`, `start`, `dtype`, in any order.
+
+import { Scanner } from '../../json/scanner';
+import { Dtype, itemSize, MAX_DIMENSION, MAX_ROW_BYTES } from '../npy';
+import { Place } from '../places';
+import { Reason } from '../reason';
+import { Progress } from './format';
+import { Run } from './run';
+
+/** Longest dtype that is read. */
+const NAME_BYTES: usize = 8;
+/** What of an object's member the scanner leaves to us. */
+export const enum Reading {
+  Nothing,
+  Data,
+  Name,
+}
+
+/** What the members of such an object say, as they come. */
+@final
+export class Members {
+  reason: Reason = Reason.None;
+  dtype: Dtype = Dtype.U1;
+  start: i64 = 0;
+  rows: i64 = -1;
+  layers: i64 = -1;
+  topK: i64 = -1;
+  /** Offsets in the document: characters of `data`, the first number of `shape`, the number of `start`. */
+  dataAt: u64 = 0;
+  rowsAt: u64 = 0;
+  rowsEnd: u64 = 0;
+  startAt: u64 = 0;
+  startEnd: u64 = 0;
+  readonly run: Run = new Run();
+
+  private seen: i32 = 0;
+  private name: usize = 0;
+  private nameLen: usize = 0;
+
+  begin(): void {
+    this.reason = Reason.None;
+    this.dtype = Dtype.U1;
+    this.start = 0;
+    this.rows = this.layers = this.topK = -1;
+    this.rowsAt = this.startAt = 0;
+    this.seen = 0;
+    this.run.begin();
+  }
+
+  /** What of a member has to be read by us. */
+  onValue(scanner: Scanner, place: Place): Reading {
+    if (place == Place.Dimension) {
+      if (scanner.index == 0) this.rowsAt = scanner.offset;
+      return Reading.Nothing;
+    }
+    // Of elements: the object's own are members.
+    if (place == Place.Row || place == Place.Layer) return Reading.Nothing;
+    const bit = 1 << (<i32>place);
+    if ((this.seen & bit) != 0) this.refuse(Reason.Duplicate);
+    this.seen |= bit;
+    const first = scanner.first;
+    if (place == Place.Start) this.startAt = scanner.offset;
+    if (place == Place.Shape && first != 0x5b) this.refuse(Reason.Shape);
+    if (this.reason != Reason.None) return Reading.Nothing;
+    if (place == Place.Data) {
+      if (first != 0x22) {
+        this.refuse(Reason.Format);
+        return Reading.Nothing;
+      }
+      scanner.enterString();
+      this.dataAt = scanner.offset;
+      return Reading.Data;
+    }
+    if (place != Place.Dtype || first == 0x6e) return Reading.Nothing;
+    if (first != 0x22) {
+      this.refuse(Reason.Dtype);
+      return Reading.Nothing;
+    }
+    scanner.enterString();
+    if (this.name == 0) this.name = heap.alloc(NAME_BYTES);
+    this.nameLen = 0;
+    return Reading.Name;
+  }
+
+  onValueEnd(scanner: Scanner, place: Place): void {
+    const value = scanner.integer;
+    if (place == Place.Dimension) {
+      const index = scanner.index;
+      if (index == 0) {
+        this.rows = value;
+        this.rowsEnd = scanner.offset;
+      } else if (index == 1) this.layers = value;
+      else if (index == 2) this.topK = value;
+      if (index > 2 || value < 0 || value > MAX_DIMENSION) this.refuse(Reason.Shape);
+    } else if (place == Place.Start) {
+      if (scanner.first == 0x6e) return;
+      this.start = value;
+      this.startEnd = scanner.offset;
+      if (value < 0 || value > MAX_DIMENSION) this.refuse(Reason.Rows);
+    } else if (place == Place.Dtype && this.nameLen > 0) {
+      this.dtype = dtypeNamed(this.name, this.nameLen);
+      if (this.dtype == Dtype.None) this.refuse(Reason.Dtype);
+    }
+  }
+
+  /** Reads the name of the dtype up to its quote. */
+  readName(scanner: Scanner): Progress {
+    while (scanner.rest > 0) {
+      const c = load<u8>(scanner.cursor);
+      if (c == 0x22 && this.nameLen > 0) return Progress.Done;
+      if (this.nameLen == NAME_BYTES || c == 0x22 || c == 0x5c || c < 0x20) return Progress.Refused;
+      store<u8>(this.name + this.nameLen++, c);
+      scanner.skip(1);
+    }
+    return Progress.More;
+  }
+
+  /** The object has ended: what is wrong with it by itself. */
+  judge(): Reason {
+    if (this.reason != Reason.None) return this.reason;
+    if ((this.seen & (1 << (<i32>Place.Data))) == 0) return Reason.Format;
+    if (this.rows < 0 || this.layers <= 0 || this.topK <= 0) return Reason.Shape;
+    const slots = <u64>this.layers * <u64>this.topK;
+    if (slots > MAX_ROW_BYTES || this.rowBytes > MAX_ROW_BYTES) return Reason.Shape;
+    return this.run.bytes == this.rows * <i64>this.rowBytes ? Reason.None : Reason.Size;
+  }
+
+  get rowBytes(): u64 {
+    return <u64>this.layers * <u64>this.topK * itemSize(this.dtype);
+  }
+
+  refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
+
+  free(): void {
+    if (this.name != 0) heap.free(this.name);
+    this.name = 0;
+  }
+}
+
+/** NumPy's names; the codes of the .npy format are taken too. */
+function dtypeNamed(ptr: usize, len: usize): Dtype {
+  if (is(ptr, len, 'uint8') || is(ptr, len, '|u1')) return Dtype.U1;
+  if (is(ptr, len, 'uint16') || is(ptr, len, '<u2')) return Dtype.U2;
+  if (is(ptr, len, 'int16') || is(ptr, len, '<i2')) return Dtype.I2;
+  return is(ptr, len, 'int32') || is(ptr, len, '<i4') ? Dtype.I4 : Dtype.None;
+}
+
+function is(ptr: usize, len: usize, text: string): bool {
+  if (len != <usize>text.length) return false;
+  for (let i = 0; i < text.length; i++) if (load<u8>(ptr + i) != text.charCodeAt(i)) return false;
+  return true;
+}

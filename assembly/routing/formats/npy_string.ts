@@ -1,0 +1,393 @@
+// Format A, vLLM: `choices[i].routed_experts` is base64 of a .npy file, version 1 to 3, C order.
+//
+// Matched: prefill's rows are the first of decode's (all rows came), or go before them (only generated rows came).
+// Checked: the header of both, dtype, layers and top_k the same, length of the strings, alphabet, sentinels, row counts.
+//
+//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close     all rows came: prefill's are written over decode's
+//         └▶ Tail ─▶ Close                only generated rows came: prefill's go before them
+
+import { Block, fits } from '../../bytes/block';
+import { Scanner } from '../../json/scanner';
+import { ArrayClose, ArrayHead, CloseProgress, HeadProgress, stranger } from '../array_head';
+import { carriers, encode, encodedLength, inAlphabet, joined, leadOf, mix, shiftLeft } from '../base64';
+import { NpyHeader, WRITTEN_HEADER_BYTES, writeHeader } from '../npy';
+import { Format } from '../prompt';
+import { Reason } from '../reason';
+import { PromptRows, RowChars, RowsCheck, firstCarrier, rowCarriers, rowsInPiece } from '../rows';
+import { DecodeArray, Form, PrefillArray, Progress, Site, Wanted } from './format';
+
+const PADDING = memory.data<u8>([0x3d, 0x3d]);
+/** About the size of a piece of rows. */
+const PIECE: u64 = 512 << 10;
+
+const enum Stage {
+  Head,
+  Overlay,
+  Tail,
+  Close,
+}
+
+
+@final
+export class NpyPrefill extends PrefillArray {
+  private head: ArrayHead = new ArrayHead();
+  private close: ArrayClose = new ArrayClose();
+  private closing: bool = false;
+  private rows: PromptRows | null = null;
+
+  /** `size`: bytes of the whole reply. */
+  constructor(private size: u64) {
+    super();
+  }
+
+  get format(): Format {
+    return Format.Npy;
+  }
+
+  begin(scanner: Scanner): bool {
+    scanner.enterString();
+    this.head.begin(scanner);
+    return true;
+  }
+
+  read(scanner: Scanner): Progress {
+    if (this.closing) {
+      const progress = this.close.read(scanner);
+      if (progress == CloseProgress.More) return Progress.More;
+      if (progress == CloseProgress.Ready) return Progress.Done;
+      return this.refuse(this.close.reason);
+    }
+    const progress = this.head.read(scanner);
+    if (progress == HeadProgress.More) return Progress.More;
+    return progress == HeadProgress.Bad ? this.refuse(this.head.reason) : this.askForRows();
+  }
+
+  take(scanner: Scanner, chars: RowChars, reason: Reason): void {
+    const header = this.head.header;
+    const wanted = this.wanted!;
+    this.wanted = null;
+    this.reason = reason;
+    if (reason == Reason.Base64 || reason == Reason.Size) {
+      // Where the string ends is for the scanner to find.
+      chars.free();
+      return;
+    }
+    this.rows = PromptRows.ofNpy(header, chars);
+    // The first carrier may have been read with the header.
+    const known = this.head.length - firstCarrier(header);
+    scanner.skip(wanted.len - known);
+    scanner.pass(scanner.skipping);
+    this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
+    this.closing = true;
+  }
+
+  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+    const rows = this.rows;
+    if (rows === null || this.reason != Reason.None) return null;
+    if (promptTokens >= 0 && <u64>promptTokens != rows.rows) {
+      this.reason = Reason.Prompt;
+      return null;
+    }
+    this.rows = null;
+    return rows;
+  }
+
+  free(): void {
+    this.head.free();
+    const rows = this.rows;
+    if (rows !== null) rows.free();
+    this.rows = null;
+  }
+
+  private askForRows(): Progress {
+    const header = this.head.header;
+    if (header.rows == 0) return this.refuse(Reason.Prompt);
+    const wanted = new Wanted();
+    wanted.at = this.head.start + firstCarrier(header);
+    wanted.len = rowCarriers(header);
+    if (wanted.at + wanted.len > this.size) return this.refuse(Reason.Size);
+    wanted.check = new RowsCheck(header);
+    wanted.rows = header.rows;
+    wanted.pieceRows = rowsInPiece(header, PIECE);
+    wanted.pieceLen = (wanted.pieceRows * header.rowBytes * 8) / 6;
+    this.wanted = wanted;
+    return Progress.Done;
+  }
+
+  private refuse(reason: Reason): Progress {
+    this.reason = reason;
+    return Progress.Refused;
+  }
+}
+
+
+@final
+export class NpyDecode extends DecodeArray {
+  private head: ArrayHead = new ArrayHead();
+  private close: ArrayClose = new ArrayClose();
+  private stage: Stage = Stage.Head;
+  private rows: PromptRows | null = null;
+  /** The current array is rewritten (`Form.Tail`), overlaid (`Form.Full`) or only checked (`Form.Unknown`). */
+  private current: Form = Form.Unknown;
+
+  /** Characters not read yet, without padding. */
+  private tailLeft: u64 = 0;
+  /** Bits of prefill's in the first of them, when not all are; with the character that has them. */
+  private mixBits: i32 = 0;
+  private mixWith: u8 = 0;
+  /** How far the tail moves to the left (0, 2, 4 bits), and the character before the ones to come. */
+  private shift: i32 = 0;
+  private carry: u8 = 0x41;
+  /** Characters still to be written for the tail. */
+  private outLeft: u64 = 0;
+  private outPadding: u64 = 0;
+
+  get format(): Format {
+    return Format.Npy;
+  }
+
+  begin(site: Site, rows: PromptRows): bool {
+    this.rows = rows;
+    this.heldFrom = <i64>site.position;
+    site.scanner.enterString();
+    this.head.begin(site.scanner);
+    this.stage = Stage.Head;
+    return true;
+  }
+
+  replacedAhead(site: Site): u64 {
+    return this.stage == Stage.Overlay ? site.scanner.skipping : 0;
+  }
+
+  read(site: Site): Progress {
+    const scanner = site.scanner;
+    while (true) {
+      switch (this.stage) {
+        case Stage.Head: {
+          const progress = this.head.read(scanner);
+          if (progress == HeadProgress.More) return Progress.More;
+          this.reason = progress == HeadProgress.Bad ? this.head.reason : this.plan(site);
+          if (this.reason != Reason.None) return Progress.Refused;
+          this.heldFrom = -1;
+          if (site.again != Form.Unknown) return Progress.More;
+          break;
+        }
+        case Stage.Overlay: {
+          if (!scanner.resume()) return Progress.More;
+          this.stage = Stage.Tail;
+          break;
+        }
+        case Stage.Tail: {
+          if (this.tailLeft > 0 && scanner.rest == 0) return Progress.More;
+          this.reason = this.readTail(site);
+          if (this.reason != Reason.None) return Progress.Broken;
+          break;
+        }
+        default: {
+          const from = site.position;
+          const progress = this.close.read(scanner);
+          const passed = site.position - from;
+          if (this.current == Form.Tail && passed > 0) site.rope.replace(from, passed, PADDING, 0);
+          if (progress == CloseProgress.More) return Progress.More;
+          if (progress == CloseProgress.Bad) {
+            this.reason = this.close.reason;
+            return Progress.Broken;
+          }
+          if (this.current == Form.Tail) site.rope.replace(site.position, 0, PADDING, this.outPadding);
+          return Progress.Done;
+        }
+      }
+    }
+  }
+
+  free(): void {
+    this.head.free();
+  }
+
+  /** The form of the array whose header was read, from what is known by now. */
+  private formOf(site: Site, header: NpyHeader, rows: PromptRows): Form {
+    if (site.form != Form.Unknown) return site.form;
+    const held = header.rows;
+    const limit = site.maxTokens;
+    if (held < rows.rows) return Form.Tail;
+    if (limit >= 0 && held >= <u64>limit) return Form.Full;
+    // In a stream an event's `token_ids` are the last ones only.
+    let tokens = site.events ? -1 : site.tokens;
+    if (tokens <= 0 && site.choicesAsked == 1) tokens = site.completionTokens;
+    if (tokens > 0) {
+      if (held == <u64>tokens - 1) return Form.Tail;
+      if (held == rows.rows + <u64>tokens - 1) return Form.Full;
+    }
+    return Form.Unknown;
+  }
+
+  /** The header is known: checks every precondition and puts the edits that follow from it into the rope. */
+  private plan(site: Site): Reason {
+    const header = this.head.header;
+    const rows = this.rows!;
+    if (header.dtype != rows.dtype) return Reason.Dtype;
+    if (header.layers != rows.layers) return Reason.Layers;
+    if (header.topK != rows.topK) return Reason.TopK;
+    const form = this.formOf(site, header, rows);
+    if (form == Form.Full && header.rows < rows.rows) return Reason.Rows;
+    // A tail as long as the prompt must be a full array after all, by the tokens of its choice.
+    const contradicts = !site.events && site.tokens > 0 && header.rows == rows.rows + <u64>site.tokens - 1;
+    if (form == Form.Tail && contradicts) return Reason.Rows;
+    this.tailLeft = carriers(header.fileBytes) - this.head.length;
+    this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
+    this.mixBits = 0;
+    this.current = form;
+    if (form == Form.Unknown) {
+      // In a stream it can't be waited for.
+      if (site.events) return Reason.Ambiguous;
+      site.undecided++;
+      site.undecidedRows += header.rows;
+      this.stage = Stage.Tail;
+      return Reason.None;
+    }
+    site.form = form;
+    if (site.undecided > 0) {
+      site.again = form;
+      return Reason.None;
+    }
+    if (form == Form.Tail) {
+      site.tails++;
+      site.tailRows += header.rows;
+    }
+    const reason =
+      form == Form.Full ? this.planOverlay(site, header, rows) : this.planConcatenation(site, header, rows);
+    if (reason == Reason.None) site.edited();
+    return reason;
+  }
+
+  private planOverlay(site: Site, header: NpyHeader, rows: PromptRows): Reason {
+    const lead = leadOf(header.size);
+    const chars = rows.at(lead);
+    if (chars === null) return Reason.Memory;
+    const read = this.head.length;
+    const start = site.base + this.head.start;
+    const first = firstCarrier(header);
+    // The character in which the rows start was read with the header when it carries bits of both.
+    if (read > first) {
+      const mixed = Block.alloc(1);
+      store<u8>(mixed.ptr, mix(this.head.lastChar, chars.first, lead));
+      site.rope.replaceOwned(start + first, 1, mixed, 1);
+    }
+    const bits = (header.size + rows.bytes) * 8;
+    const whole = bits / 6;
+    this.mixBits = <i32>(bits % 6);
+    this.mixWith = chars.last;
+    const replaced = whole - read;
+    site.rope.replaceFrom(start + read, replaced, chars, read - first, replaced);
+    this.tailLeft -= replaced;
+    site.scanner.skip(replaced);
+    this.stage = Stage.Overlay;
+    return Reason.None;
+  }
+
+  private planConcatenation(site: Site, header: NpyHeader, rows: PromptRows): Reason {
+    const made = Block.alloc(WRITTEN_HEADER_BYTES * 3);
+    const text = made.ptr + WRITTEN_HEADER_BYTES * 2;
+    const size = <u64>writeHeader(text, header, rows.rows + header.rows);
+    const lead = leadOf(size);
+    const chars = rows.at(lead);
+    if (chars === null) {
+      made.free();
+      return Reason.Memory;
+    }
+    const headEnd = encode(text, <usize>size, made.ptr);
+    if (lead > 0) store<u8>(headEnd - 1, mix(load<u8>(headEnd - 1), chars.first, lead));
+    const headChars = <u64>(headEnd - made.ptr);
+    const start = site.base + this.head.start;
+    const inLead = leadOf(header.size);
+    site.rope.replaceOwned(start, this.head.length, made, headChars);
+    const bits = (size + rows.bytes) * 8;
+    const whole = bits / 6;
+    const from = lead > 0 ? 1 : 0;
+    site.rope.replaceFrom(start + this.head.length, 0, chars, from, whole - headChars);
+    const outLead = <i32>(bits % 6);
+    this.mixBits = outLead;
+    this.mixWith = chars.last;
+    const total = size + rows.bytes + header.rows * header.rowBytes;
+    this.outLeft = carriers(total) - whole;
+    this.outPadding = encodedLength(total) - carriers(total);
+    site.growth += <i64>encodedLength(total) - <i64>encodedLength(header.fileBytes);
+    const by = inLead - outLead;
+    this.shift = by < 0 ? by + 6 : by;
+    // A move to the right begins with zero bits, one to the left with the shared character.
+    this.carry = by > 0 ? this.head.lastChar : 0x41;
+    this.stage = Stage.Tail;
+    if (header.rows == 0) this.endTail(site, start + this.head.length);
+    else if (inLead > 0 && by <= 0) {
+      // Without a move, or with one to the right, the shared character makes the first of the tail.
+      const block = Block.alloc(1);
+      const shared = this.head.lastChar;
+      store<u8>(block.ptr, by == 0 ? shared : joined(this.carry, shared, this.shift));
+      this.carry = shared;
+      this.mixFirst(block.ptr);
+      this.outLeft--;
+      site.rope.replaceOwned(start + this.head.length, 0, block, 1);
+    }
+    return Reason.None;
+  }
+
+  /** Prefill's last bits go into the first character behind its rows. */
+  private mixFirst(ptr: usize): void {
+    if (this.mixBits > 0) store<u8>(ptr, mix(this.mixWith, load<u8>(ptr), this.mixBits));
+    this.mixBits = 0;
+  }
+
+  private readTail(site: Site): Reason {
+    const scanner = site.scanner;
+    const take = <usize>min<u64>(this.tailLeft, scanner.rest);
+    const at = site.position;
+    const ptr = scanner.cursor;
+    if (!inAlphabet(ptr, ptr + take)) return stranger(scanner, take);
+    if (take > 0 && this.current == Form.Full && this.mixBits > 0) {
+      const mixed = Block.alloc(1);
+      store<u8>(mixed.ptr, load<u8>(ptr));
+      this.mixFirst(mixed.ptr);
+      site.rope.replaceOwned(at, 1, mixed, 1);
+    } else if (take > 0 && this.current == Form.Tail && !this.moveTail(site, ptr, take, at)) {
+      return Reason.Memory;
+    }
+    scanner.skip(take);
+    this.tailLeft -= take;
+    if (this.tailLeft > 0) return Reason.None;
+    if (this.current == Form.Tail) this.endTail(site, site.position);
+    else this.stage = Stage.Close;
+    return Reason.None;
+  }
+
+  /** Re-encodes `take` characters of the tail at their new bit position. */
+  private moveTail(site: Site, ptr: usize, take: usize, at: u64): bool {
+    if (this.shift == 0 && this.mixBits == 0) {
+      this.outLeft -= take;
+      return true;
+    }
+    if (!fits(take)) return false;
+    const block = Block.alloc(take);
+    const out = block.ptr;
+    if (this.shift == 0) memory.copy(out, ptr, take);
+    else {
+      store<u8>(out, joined(this.carry, load<u8>(ptr), this.shift));
+      shiftLeft(out + 1, ptr, take - 1, this.shift);
+      this.carry = load<u8>(ptr + take - 1);
+    }
+    this.mixFirst(out);
+    this.outLeft -= take;
+    site.rope.replaceOwned(at, take, block, take);
+    return true;
+  }
+
+  /** All characters of the tail have come: what is left of them is written. */
+  private endTail(site: Site, at: u64): void {
+    this.stage = Stage.Close;
+    if (this.outLeft == 0) return;
+    const block = Block.alloc(1);
+    store<u8>(block.ptr, this.shift == 0 ? 0x41 : joined(this.carry, 0x41, this.shift));
+    this.mixFirst(block.ptr);
+    site.rope.replaceOwned(at, 0, block, 1);
+    this.outLeft = 0;
+  }
+}

@@ -1,0 +1,154 @@
+// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, holds the prompt's rows and
+// `choices[i].routed_experts` the generated ones, both as nested lists or as objects {encoding, dtype, shape, data}.
+//
+// Matched: prefill's value takes the place of decode's, or is put in where decode has none; generated rows stay as they are.
+// Checked: prefill's value has a row for every token of the prompt, all of one shape, without negative numbers or sentinels;
+// generated rows have its layers and top_k.
+
+import { lanes } from '../../bytes/vector';
+import { Paths } from '../../json/paths';
+import { Event, Scanner } from '../../json/scanner';
+import { Place } from '../places';
+import { Reason } from '../reason';
+import { PromptRows, RowChars, SliceChars } from '../rows';
+import { Members, Reading } from './members';
+import { Progress } from './format';
+
+let paths: Paths | null = null;
+
+function valuePaths(): Paths {
+  const known = paths;
+  if (known !== null) return known;
+  const made = new Paths()
+    .add('', Place.Root)
+    .add('*', Place.Row)
+    .add('*.*', Place.Layer)
+    .add('encoding', Place.Start)
+    .add('data', Place.Data)
+    .add('shape', Place.Shape)
+    .add('shape.*', Place.Dimension)
+    .add('dtype', Place.Dtype);
+  paths = made;
+  return made;
+}
+
+/** What prefill's value was found to be. */
+@final
+export class PromptCheck {
+  rows: i64 = 0;
+  layers: i64 = -1;
+  topK: i64 = -1;
+
+  private object: bool = false;
+  private reading: Reading = Reading.Nothing;
+  private members: Members = new Members();
+  private reason: Reason = Reason.None;
+
+  /** Checks a whole JSON value (borrowed) against the tokens of the prompt; -1: not known. */
+  check(text: RowChars, promptTokens: i64): Reason {
+    const scanner = Scanner.take(valuePaths());
+    this.members.begin();
+    let whole = true;
+    for (let offset: u64 = 0; offset < text.length && whole && this.reason == Reason.None;) {
+      const got = text.fetch(offset, text.length - offset);
+      if (got == 0) whole = false;
+      else {
+        scanner.feed(text.ptr, <usize>got);
+        // The first byte tells a list, whose bytes are then all looked at.
+        if (offset == 0) this.object = load<u8>(text.ptr) == 0x7b;
+        if (!this.object) this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
+        whole = this.read(scanner);
+        offset += got;
+      }
+    }
+    if (this.reason == Reason.None && (!whole || !scanner.done)) this.reason = Reason.Format;
+    scanner.free();
+    if (this.reason == Reason.None) this.judge(text, promptTokens);
+    this.members.free();
+    return this.reason;
+  }
+
+  private judge(text: RowChars, promptTokens: i64): void {
+    if (this.object) {
+      const members = this.members;
+      this.refuse(members.judge());
+      if (this.reason != Reason.None) return;
+      this.rows = members.rows;
+      this.layers = members.layers;
+      this.topK = members.topK;
+      const rows = new PromptRows(new SliceChars(text, members.dataAt, members.run.chars), 0);
+      rows.rows = members.rows;
+      rows.dtype = members.dtype;
+      rows.rowBytes = members.rowBytes;
+      if (rows.hasSentinel) this.refuse(Reason.Sentinel);
+    }
+    if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
+    else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
+  }
+
+  /** False when the window is not JSON. */
+  private read(scanner: Scanner): bool {
+    while (true) {
+      if (this.reading != Reading.Nothing) {
+        const data = this.reading == Reading.Data;
+        const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
+        if (progress == Progress.More) return true;
+        if (progress == Progress.Refused) this.refuse(data ? Reason.Base64 : Reason.Dtype);
+        this.reading = Reading.Nothing;
+      }
+      const event = scanner.next();
+      if (event == Event.More) return true;
+      if (event == Event.Failed) return false;
+      const place = <Place>scanner.id;
+      if (event == Event.Value) this.onValue(scanner, place);
+      else if (event == Event.ValueEnd) this.onValueEnd(scanner, place);
+    }
+  }
+
+  private onValue(scanner: Scanner, place: Place): void {
+    if (place == Place.Row || place == Place.Layer) {
+      if (scanner.first != 0x5b) this.refuse(Reason.Shape);
+    } else if (place != Place.Root && place != Place.Start) {
+      this.reading = this.members.onValue(scanner, place);
+    }
+  }
+
+  private onValueEnd(scanner: Scanner, place: Place): void {
+    if (place == Place.Row) {
+      this.rows++;
+      if (this.layers >= 0 && this.layers != scanner.count) this.refuse(Reason.Shape);
+      this.layers = scanner.count;
+    } else if (place == Place.Layer) {
+      if (this.topK >= 0 && this.topK != scanner.count) this.refuse(Reason.Shape);
+      this.topK = scanner.count;
+    } else if (place != Place.Root && place != Place.Start) this.members.onValueEnd(scanner, place);
+  }
+
+  private refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
+}
+
+/** What a byte that nested lists of experts do not have says; a minus sign is a row that the engine did not know. */
+function unlisted(ptr: usize, end: usize): Reason {
+  const minus = lanes(0x2d);
+  const zero = lanes(0x30);
+  const ten = lanes(10);
+  const comma = lanes(0x2c);
+  const open = lanes(0x5b);
+  const close = lanes(0x5d);
+  const space = lanes(0x20);
+  for (; ptr + 16 <= end; ptr += 16) {
+    const bytes = v128.load(ptr);
+    if (v128.any_true(i8x16.eq(bytes, minus))) return Reason.Sentinel;
+    const brackets = v128.or(i8x16.eq(bytes, open), i8x16.eq(bytes, close));
+    const rest = v128.or(v128.or(i8x16.eq(bytes, comma), i8x16.le_u(bytes, space)), brackets);
+    if (!i8x16.all_true(v128.or(rest, i8x16.lt_u(i8x16.sub(bytes, zero), ten)))) return Reason.Format;
+  }
+  for (; ptr < end; ptr++) {
+    const c = load<u8>(ptr);
+    if (c == 0x2d) return Reason.Sentinel;
+    if (!(c - 0x30 < 10 || c == 0x2c || c == 0x5b || c == 0x5d || c <= 0x20)) return Reason.Format;
+  }
+  return Reason.None;
+}

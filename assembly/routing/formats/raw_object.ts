@@ -1,0 +1,257 @@
+// Format B, prime-rl and Dynamo: `choices[i].routed_experts` is an object
+//   {"data": base64 of the rows, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
+// with its keys in any order; without `start` the first token is 0, without `dtype` it is uint8.
+//
+// Matched: rows by token. Prefill's rows for the tokens of the prompt replace decode's for the same tokens; where decode's
+// begin behind the prompt, prefill's go before them, and `shape` and `start` follow.
+// Checked: dtype, layers and top_k the same, length of the data, alphabet, sentinels, that no token of the prompt is without
+// a row and none is missing between the legs' rows.
+
+import { writeDecimal } from '../../bytes/ascii';
+import { Block, fits } from '../../bytes/block';
+import { Scanner } from '../../json/scanner';
+import { mix } from '../base64';
+import { Place } from '../places';
+import { Format } from '../prompt';
+import { Reason } from '../reason';
+import { HeldChars, PromptRows, RowChars, move } from '../rows';
+import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
+import { Members, Reading } from './members';
+
+const NUMBER_BYTES: usize = 20;
+
+
+@final
+export class ObjectPrefill extends PrefillArray {
+  private members: Members = new Members();
+  private reading: Reading = Reading.Nothing;
+  private chars: RowChars | null = null;
+
+  get format(): Format {
+    return Format.Object;
+  }
+
+  begin(scanner: Scanner): bool {
+    this.members.begin();
+    return false;
+  }
+
+  onValue(scanner: Scanner, place: Place): bool {
+    this.reading = this.members.onValue(scanner, place);
+    if (this.reading == Reading.Data) {
+      const wanted = new Wanted();
+      wanted.at = scanner.offset;
+      this.wanted = wanted;
+    }
+    return this.reading != Reading.Nothing;
+  }
+
+  onValueEnd(scanner: Scanner, place: Place): void {
+    this.members.onValueEnd(scanner, place);
+  }
+
+  read(scanner: Scanner): Progress {
+    if (this.wanted !== null) return Progress.Done;
+    const data = this.reading == Reading.Data;
+    const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
+    if (progress == Progress.Refused) {
+      this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
+      return Progress.Done;
+    }
+    return progress;
+  }
+
+  take(scanner: Scanner, chars: RowChars, reason: Reason): void {
+    this.wanted = null;
+    this.chars = chars;
+    this.members.run.chars = chars.length;
+    scanner.skip(chars.length);
+    scanner.pass(scanner.skipping);
+  }
+
+  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+    const members = this.members;
+    const chars = this.chars;
+    this.reason = members.judge();
+    if (this.reason != Reason.None || chars === null) return null;
+    if (members.rows == 0 || (promptTokens >= 0 && members.start + members.rows != promptTokens)) {
+      this.reason = Reason.Prompt;
+      return null;
+    }
+    const rows = new PromptRows(chars, 0);
+    rows.rows = members.rows;
+    rows.start = members.start;
+    rows.dtype = members.dtype;
+    rows.layers = members.layers;
+    rows.topK = members.topK;
+    rows.rowBytes = members.rowBytes;
+    if (rows.hasSentinel) {
+      this.reason = Reason.Sentinel;
+      return null;
+    }
+    this.chars = null;
+    return rows;
+  }
+
+  free(): void {
+    this.members.free();
+    const chars = this.chars;
+    if (chars !== null) chars.free();
+    this.chars = null;
+  }
+}
+
+/** Nothing of an object leaves before its end: only then its members are all known. */
+@final
+export class ObjectDecode extends DecodeArray {
+  private members: Members = new Members();
+  private reading: Reading = Reading.Nothing;
+  private rows: PromptRows | null = null;
+
+  get format(): Format {
+    return Format.Object;
+  }
+
+  begin(site: Site, rows: PromptRows): bool {
+    this.rows = rows;
+    this.heldFrom = <i64>site.position;
+    this.members.begin();
+    return false;
+  }
+
+  onValue(site: Site, place: Place): bool {
+    this.reading = this.members.onValue(site.scanner, place);
+    return this.reading != Reading.Nothing;
+  }
+
+  onValueEnd(site: Site, place: Place): void {
+    this.members.onValueEnd(site.scanner, place);
+  }
+
+  read(site: Site): Progress {
+    const data = this.reading == Reading.Data;
+    const progress = data ? this.members.run.read(site.scanner) : this.members.readName(site.scanner);
+    if (progress != Progress.Refused) return progress;
+    this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
+    return Progress.Done;
+  }
+
+  end(site: Site): Reason {
+    const reason = this.plan(site);
+    if (reason == Reason.None) this.heldFrom = -1;
+    return reason;
+  }
+
+  free(): void {
+    this.members.free();
+  }
+
+  private plan(site: Site): Reason {
+    const members = this.members;
+    const rows = this.rows!;
+    if (members.dtype != rows.dtype && members.reason == Reason.None) return Reason.Dtype;
+    if (members.layers > 0 && <u64>members.layers != rows.layers) return Reason.Layers;
+    if (members.topK > 0 && <u64>members.topK != rows.topK) return Reason.TopK;
+    const wrong = members.judge();
+    if (wrong != Reason.None) return wrong;
+    const start = <u64>members.start;
+    const end = start + <u64>members.rows;
+    if (start < rows.start || start > rows.end || end < rows.end) return Reason.Rows;
+    const at = site.base + members.dataAt;
+    // Behind the prompt, with nothing missing in between.
+    const reason = start == rows.end ? this.prepend(site, rows, at) : this.overlay(site, rows, at, start);
+    if (reason == Reason.None) site.edited();
+    return reason;
+  }
+
+  /** Prefill's rows from token `start` on are written over decode's. */
+  private overlay(site: Site, rows: PromptRows, at: u64, start: u64): Reason {
+    const before = (start - rows.start) * rows.rowBytes * 8;
+    // So that what is copied begins with a character of its own.
+    const lead = <i32>((6 - (before % 6)) % 6);
+    const chars = rows.at(lead);
+    if (chars === null) return Reason.Memory;
+    const from = (before + lead) / 6;
+    const bits = (rows.end - start) * rows.rowBytes * 8;
+    const whole = bits / 6;
+    const rest = <i32>(bits % 6);
+    site.rope.replaceFrom(at, whole, chars, from, whole);
+    if (rest == 0) return Reason.None;
+    const mixed = Block.alloc(1);
+    const read = chars.fetch(from + whole, 1) == 1 && site.rope.read(at + whole, 1, mixed.ptr);
+    if (!read) {
+      mixed.free();
+      return Reason.Memory;
+    }
+    store<u8>(mixed.ptr, mix(load<u8>(chars.ptr), load<u8>(mixed.ptr), rest));
+    site.rope.replaceOwned(at + whole, 1, mixed, 1);
+    return Reason.None;
+  }
+
+  /** Prefill's rows go before decode's. */
+  private prepend(site: Site, rows: PromptRows, at: u64): Reason {
+    const members = this.members;
+    const chars = rows.at(0);
+    if (chars === null) return Reason.Memory;
+    const held = members.run.chars;
+    const total = rows.bytes + <u64>members.rows * rows.rowBytes;
+    const bits = rows.bytes * 8;
+    const whole = bits / 6;
+    const rest = <i32>(bits % 6);
+    const left = (total * 8 + 5) / 6 - whole;
+    const padding = ((total + 2) / 3) * 4 - (whole + left);
+    if (!fits(held * 2 + 8)) return Reason.Memory;
+    const tail = Block.alloc(<usize>(left + padding));
+    if (!this.moveTail(site, at, held, tail, <usize>left, rest)) {
+      tail.free();
+      return Reason.Memory;
+    }
+    if (rest > 0) {
+      if (chars.fetch(whole, 1) == 0) {
+        tail.free();
+        return Reason.Memory;
+      }
+      store<u8>(tail.ptr, mix(load<u8>(chars.ptr), load<u8>(tail.ptr), rest));
+    }
+    memory.fill(tail.ptr + <usize>left, 0x3d, <usize>padding);
+    // Edits go into the rope in the order of the body.
+    const data = site.base + members.dataAt;
+    const shape = site.base + members.rowsAt;
+    const start = site.base + members.startAt;
+    let done: u64 = 0;
+    for (let i = 0; i < 3; i++) {
+      let next = u64.MAX_VALUE;
+      if (data > done) next = data;
+      if (shape > done) next = min(next, shape);
+      if (start > done) next = min(next, start);
+      if (next == data) {
+        site.rope.replaceFrom(data, 0, chars, 0, whole);
+        site.rope.replaceOwned(data, held + members.run.padding, tail, left + padding);
+        site.growth += <i64>(whole + left + padding) - <i64>(held + members.run.padding);
+      } else if (next == shape) {
+        writeNumber(site, shape, members.rowsEnd - members.rowsAt, rows.rows + <u64>members.rows);
+      } else writeNumber(site, start, members.startEnd - members.startAt, rows.start);
+      done = next;
+    }
+    return Reason.None;
+  }
+
+  /** Re-encodes decode's `held` characters at `lead` bits into the first of `left`. */
+  private moveTail(site: Site, at: u64, held: u64, tail: Block, left: usize, lead: i32): bool {
+    if (lead == 0) return site.rope.read(at, held, tail.ptr);
+    store<u8>(tail.ptr, 0x41);
+    if (held == 0) return true;
+    const copied = Block.alloc(<usize>held);
+    const whole = site.rope.read(at, held, copied.ptr);
+    const chars = new HeldChars(held);
+    chars.add(copied);
+    const moved = whole && move(chars, 0, tail.ptr, tail.ptr + left, lead);
+    chars.free();
+    return moved;
+  }
+}
+
+function writeNumber(site: Site, at: u64, remove: u64, value: u64): void {
+  const digits = Block.alloc(NUMBER_BYTES);
+  site.replaceNumber(at, remove, digits, writeDecimal(value, digits.ptr));
+}

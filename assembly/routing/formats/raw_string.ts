@@ -1,0 +1,166 @@
+// Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of little-endian int32 without a header,
+// (rows, layers, top_k) in C order; a reply may be a list of such elements.
+//
+// Matched: prefill's prompt rows are the first of decode's, element by element.
+// Checked: the row's size, which follows from prefill's token counts, divides both; decode has as many rows as tokens less
+// one, at least those of the prompt; alphabet and padding; sentinels.
+
+import { Block } from '../../bytes/block';
+import { Scanner } from '../../json/scanner';
+import { mix } from '../base64';
+import { Dtype } from '../npy';
+import { Format } from '../prompt';
+import { Reason } from '../reason';
+import { PromptRows, RowChars } from '../rows';
+import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
+import { Run } from './run';
+
+const ITEM: u64 = 4;
+
+
+@final
+export class RawPrefill extends PrefillArray {
+  private run: Run = new Run();
+  private chars: RowChars | null = null;
+  private asked: bool = false;
+
+  get format(): Format {
+    return Format.Raw;
+  }
+
+  begin(scanner: Scanner): bool {
+    scanner.enterString();
+    this.run.begin();
+    return true;
+  }
+
+  read(scanner: Scanner): Progress {
+    if (!this.asked) {
+      this.asked = true;
+      const wanted = new Wanted();
+      wanted.at = scanner.offset;
+      this.wanted = wanted;
+      return Progress.Done;
+    }
+    const progress = this.run.read(scanner);
+    if (progress == Progress.Refused) this.reason = Reason.Base64;
+    return progress;
+  }
+
+  take(scanner: Scanner, chars: RowChars, reason: Reason): void {
+    this.wanted = null;
+    this.chars = chars;
+    this.run.chars = chars.length;
+    scanner.skip(chars.length);
+    scanner.pass(scanner.skipping);
+  }
+
+  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+    const chars = this.chars;
+    if (chars === null || this.reason != Reason.None) return null;
+    const bytes = this.run.bytes;
+    const held = promptTokens + max<i64>(completionTokens, 1) - 1;
+    if (bytes < 0) this.reason = Reason.Size;
+    else if (bytes == 0 || promptTokens <= 0) this.reason = Reason.Prompt;
+    else if (bytes % held != 0 || (bytes / held) % ITEM != 0) this.reason = Reason.Size;
+    if (this.reason != Reason.None) return null;
+    const rows = new PromptRows(chars, 0);
+    rows.rows = promptTokens;
+    rows.dtype = Dtype.I4;
+    rows.rowBytes = bytes / held;
+    if (rows.hasSentinel) {
+      this.reason = Reason.Sentinel;
+      return null;
+    }
+    this.chars = null;
+    return rows;
+  }
+
+  free(): void {
+    const chars = this.chars;
+    if (chars !== null) chars.free();
+    this.chars = null;
+  }
+}
+
+
+@final
+export class RawDecode extends DecodeArray {
+  private run: Run = new Run();
+  private rows: PromptRows | null = null;
+  private start: u64 = 0;
+  /** Characters that are prefill's as a whole, bits of the next one that are, and prefill's character for these. */
+  private whole: u64 = 0;
+  private mixBits: i32 = 0;
+  private mixWith: u8 = 0;
+  private edited: bool = false;
+
+  get format(): Format {
+    return Format.Raw;
+  }
+
+  begin(site: Site, rows: PromptRows): bool {
+    const chars = rows.at(0)!;
+    this.rows = rows;
+    // An event's array is all or nothing.
+    if (site.events) this.heldFrom = <i64>site.position;
+    site.scanner.enterString();
+    this.start = site.position;
+    this.run.begin();
+    const bits = rows.bytes * 8;
+    this.whole = bits / 6;
+    this.mixBits = <i32>(bits % 6);
+    if (this.mixBits > 0) {
+      if (chars.fetch(this.whole, 1) == 0) {
+        this.reason = Reason.Memory;
+        return false;
+      }
+      this.mixWith = load<u8>(chars.ptr);
+    }
+    this.edited = false;
+    site.rope.replaceFrom(this.start, this.whole, chars, 0, this.whole);
+    return true;
+  }
+
+  replacedTo(site: Site): u64 {
+    return this.start + this.whole;
+  }
+
+  read(site: Site): Progress {
+    const scanner = site.scanner;
+    const from = this.run.chars;
+    const at = scanner.cursor;
+    const progress = this.run.read(scanner);
+    const chars = this.run.chars;
+    if (this.mixBits > 0 && from <= this.whole && this.whole < chars) {
+      const mixed = Block.alloc(1);
+      store<u8>(mixed.ptr, mix(this.mixWith, load<u8>(at + <usize>(this.whole - from)), this.mixBits));
+      site.rope.replaceOwned(this.start + this.whole, 1, mixed, 1);
+    }
+    const prompt = this.whole + (this.mixBits > 0 ? 1 : 0);
+    if (!this.edited && chars >= prompt) {
+      this.edited = true;
+      site.edited();
+    }
+    if (progress == Progress.Done) {
+      const bytes = this.run.bytes;
+      const rowBytes = this.rows!.rowBytes;
+      if (bytes < 0 || <u64>bytes % rowBytes != 0) this.reason = Reason.Size;
+      else if (chars < prompt) this.reason = Reason.Rows;
+      else site.rawRows = <u64>bytes / rowBytes;
+      if (this.reason != Reason.None) return this.refused(site);
+      this.heldFrom = -1;
+      return Progress.Done;
+    }
+    if (progress != Progress.Refused) return progress;
+    this.reason = Reason.Base64;
+    return this.refused(site);
+  }
+
+  private refused(site: Site): Progress {
+    if (!site.events) return Progress.Broken;
+    if (this.edited) site.choices--;
+    site.rope.forgetEdits(<u64>this.heldFrom);
+    return Progress.Refused;
+  }
+}

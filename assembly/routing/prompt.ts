@@ -1,0 +1,120 @@
+// What prefill knows and decode does not: the prompt's rows, and members of its reply that take the place of decode's.
+
+import { Reason } from './reason';
+import { PromptRows, RowChars } from './rows';
+
+/** How a reply carries routing; one file each in formats/. */
+export const enum Format {
+  None,
+  /** `choices[i].routed_experts`: base64 of a .npy file. */
+  Npy,
+  /** `choices[i].routed_experts`: an object with `data`, `shape`, `start`, `dtype`. */
+  Object,
+  /** `prompt_routed_experts`: the prompt's rows as a member of their own. */
+  Prompt,
+  /** `meta_info.routed_experts`, `sglext.routed_experts`: base64 of int32 without a header. */
+  Raw,
+}
+
+/** Members whose value prefill has. */
+export const enum Kind {
+  PromptExperts,
+  PromptLogprobs,
+  /** `usage.prompt_tokens_details.cached_tokens` */
+  CachedTokens,
+  /** `usage.prompt_tokens_details`, for a reply of decode's where it is `null`. */
+  TokensDetails,
+  /** Not a kind: how many there are. */
+  Count,
+}
+
+/** A value of prefill's reply, as JSON text. */
+@final
+export class PrefillValue {
+  /** Takes over `text`. */
+  constructor(
+    readonly kind: Kind,
+    /** It was a member of a choice, not of the reply. */
+    readonly inChoice: bool,
+    readonly text: RowChars,
+  ) {}
+}
+
+
+@final
+export class Prompt {
+  format: Format = Format.None;
+  /** Why there is no format: nothing came, or what came can't be used. */
+  missing: Reason = Reason.Missing;
+  /** Tokens of the prompt, of all prompts together; -1 when not known. */
+  tokens: i64 = -1;
+  /** Rows (owned), one for each element of the reply; a single one serves every choice. Empty for `Format.Prompt`. */
+  rows: PromptRows[] = [];
+  /** Values (owned), no kind twice. */
+  values: PrefillValue[] = [];
+  /** Of `Format.Prompt`. */
+  layers: u64 = 0;
+  topK: u64 = 0;
+
+  /** The rows for an element of decode's reply; null when there are none for it. */
+  rowsOf(element: i32): PromptRows | null {
+    const rows = this.rows;
+    if (rows.length == 1) return rows[0];
+    return element < rows.length ? rows[element] : null;
+  }
+
+  value(kind: Kind): PrefillValue | null {
+    for (let i = 0; i < this.values.length; i++) if (this.values[i].kind == kind) return this.values[i];
+    return null;
+  }
+
+  /** Rows of all prompts together. */
+  get rowCount(): u64 {
+    if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
+    let sum: u64 = 0;
+    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].rows;
+    return sum;
+  }
+
+  /** Whether nothing is there to be put into a response. */
+  get isEmpty(): bool {
+    return this.format == Format.None && this.missing == Reason.Missing && this.values.length == 0;
+  }
+
+  /** Bytes of rows in a response with so many arrays. */
+  bytesFor(arrays: i32): u64 {
+    const rows = this.rows;
+    if (rows.length == 1) return rows[0].bytes * arrays;
+    let sum: u64 = 0;
+    for (let i = 0; i < rows.length; i++) sum += rows[i].bytes;
+    return sum;
+  }
+
+  /** What it takes of the VM's memory. */
+  get heldBytes(): u64 {
+    let sum: u64 = 0;
+    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].heldBytes;
+    for (let i = 0; i < this.values.length; i++) sum += this.values[i].text.length;
+    return sum;
+  }
+
+  get parkedBytes(): u64 {
+    let sum: u64 = 0;
+    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].parkedBytes;
+    return sum;
+  }
+
+  /** The rows can't be used: only the other values are kept. */
+  refuse(reason: Reason): void {
+    this.format = Format.None;
+    this.missing = reason;
+    for (let i = 0; i < this.rows.length; i++) this.rows[i].free();
+    this.rows.length = 0;
+  }
+
+  free(): void {
+    this.refuse(Reason.Missing);
+    for (let i = 0; i < this.values.length; i++) this.values[i].text.free();
+    this.values.length = 0;
+  }
+}

@@ -1,0 +1,443 @@
+// Formats B, C and D: both legs' replies against what Buffer and JSON make of them. A is in merge.test.ts.
+
+import { describe, expect, test } from 'vitest';
+import { arrayText, DTYPES, randomRows, rowBytes, type Shape } from './arrays.ts';
+import { Random, withSeeds } from './random.ts';
+import {
+  checkLeaks,
+  expectNothingHeld,
+  readReply,
+  readResponse,
+  Reason,
+  Treatment,
+  wasm,
+  type ResponseOptions,
+} from './wasm.ts';
+
+checkLeaks();
+
+const NAMES = { '|u1': 'uint8', '<u2': 'uint16', '<i2': 'int16', '<i4': 'int32' } as const;
+
+const randomShape = (random: Random, dtype = random.pick(DTYPES)): Shape => ({
+  dtype,
+  layers: random.between(1, 5),
+  topK: random.between(1, 4),
+});
+
+/** Cuts of a body, and how long it is held back. */
+const cuts = (random: Random): ResponseOptions => ({
+  pieces: random.pick([[1e9], [1], [random.between(2, 60)], [random.between(60, 900)]]),
+  hold: random.pick([Infinity, 0, 50]),
+});
+
+function keep(body: string, random: Random, reason = Reason.None): void {
+  const windows = random.pick([[1e9], [1], [random.between(2, 60)], [16, 1e9]]);
+  const park = random.pick([undefined, 3 * random.between(1, 9)]);
+  expect(readReply(Buffer.from(body), { windows, park }), body).toMatchObject({ json: true, reason });
+}
+
+function expectMerged(body: string, expected: string, options: ResponseOptions, choices: number): void {
+  const merged = readResponse(Buffer.from(body), options);
+  expect({ ...merged, body: merged.body.toString() }).toMatchObject({
+    reason: Reason.None,
+    body: expected,
+    complete: true,
+    choices,
+    growth: expected.length - body.length,
+  });
+}
+
+function expectRefused(body: string, reason: Reason, options: ResponseOptions = {}): void {
+  for (const pieces of [[1e9], [1], [50]]) {
+    const refused = readResponse(Buffer.from(body), { pieces, ...options });
+    expect({ reason: refused.reason, body: refused.body.toString() }).toEqual({ reason, body: '' });
+    wasm['responseFree']!();
+  }
+}
+
+// ---- B
+
+interface Piece {
+  shape: Shape;
+  start: number;
+  data: Buffer;
+}
+
+/** Members in the order of the dice; what has a default may be missing. */
+function object({ shape, start, data }: Piece, order: readonly string[]): string {
+  const members: Record<string, string> = {
+    data: JSON.stringify(data.toString('base64')),
+    shape: JSON.stringify([data.length / rowBytes(shape), shape.layers, shape.topK]),
+    start: String(start),
+    dtype: JSON.stringify(NAMES[shape.dtype as keyof typeof NAMES]),
+  };
+  return `{${order.map((key) => `"${key}":${members[key]}`).join(',')}}`;
+}
+
+function order(random: Random, piece: Piece): string[] {
+  const keys = ['data', 'shape'];
+  if (piece.start > 0 || random.chance(0.6)) keys.push('start');
+  if (piece.shape.dtype !== '|u1' || random.chance(0.6)) keys.push('dtype');
+  return random.shuffled(keys);
+}
+
+const reply = (value: string, prompt: number, members = '') =>
+  `{"choices":[{"index":0,"text":" x","routed_experts":${value}${members}}],` +
+  `"usage":{"prompt_tokens":${prompt},"completion_tokens":1},"kv_transfer_params":{"a":1}}`;
+
+const response = (values: readonly string[], prompt?: number) =>
+  `{"id":"é","choices":[${values.map((value, i) => `{"routed_experts":${value},"index":${i}}`).join(',')}]` +
+  `${prompt === undefined ? '' : `,"usage":{"prompt_tokens":${prompt}}`}}`;
+
+describe('B, an object', () => {
+  test('has rows matched by token, whatever its keys, its start and the pieces it comes in', () => {
+    withSeeds(600, (random) => {
+      const shape = randomShape(random);
+      const size = rowBytes(shape);
+      const prompt = random.between(1, 20);
+      const total = prompt + random.between(0, 20);
+      const truth = randomRows(random, shape, total);
+      const first = random.chance(0.7) ? 0 : random.below(prompt);
+      const prefill = { shape, start: first, data: truth.subarray(first * size, prompt * size) };
+      keep(reply(object(prefill, order(random, prefill)), prompt), random);
+      const choices = random.between(1, 3);
+      const [values, expected]: string[][] = [[], []];
+      for (let i = 0; i < choices; i++) {
+        const start = random.between(first, prompt);
+        const sent = Buffer.from(truth.subarray(start * size, total * size));
+        random.bytes(sent.length).copy(sent, 0, 0, (prompt - start) * size);
+        const decode = { shape, start, data: sent };
+        const keys = order(random, decode);
+        values!.push(object(decode, keys));
+        const from = start === prompt ? first : start;
+        expected!.push(object({ shape, start: from, data: truth.subarray(from * size) }, keys));
+      }
+      const usage = random.pick([undefined, prompt]);
+      const options = { choices, ...cuts(random) };
+      expectMerged(response(values!, usage), response(expected!, usage), options, choices);
+      expectNothingHeld();
+    });
+  });
+
+  const shape: Shape = { dtype: '|u1', layers: 2, topK: 2 };
+  const rows = (n: number) => Buffer.from(Array.from({ length: n * 4 }, (_, i) => i));
+  const data = (n: number) => rows(n).toString('base64');
+  const good = object({ shape, start: 0, data: rows(6) }, ['data', 'shape', 'start', 'dtype']);
+  const prefill = (start = 0) =>
+    readReply(
+      Buffer.from(reply(object({ shape, start, data: rows(4) }, ['start', 'shape', 'data']), start + 4)),
+    );
+
+  test.each<[string, string, Reason]>([
+    ['is of another dtype', good.replace('uint8', 'int32'), Reason.Dtype],
+    ['is of a dtype that nobody has', good.replace('uint8', 'float16'), Reason.Dtype],
+    ['has a dtype that is no name', good.replace('"uint8"', '8'), Reason.Dtype],
+    ['has other layers', good.replace('[6,2,2]', '[6,1,4]'), Reason.Layers],
+    ['has another top_k', good.replace('[6,2,2]', '[6,2,1]'), Reason.TopK],
+    ['has two dimensions', good.replace('[6,2,2]', '[6,4]'), Reason.Layers],
+    ['has four dimensions', good.replace('[6,2,2]', '[6,2,2,1]'), Reason.Shape],
+    ['has no shape', good.replace('"shape":[6,2,2],', ''), Reason.Shape],
+    ['has a shape that is no list', good.replace('[6,2,2]', '6'), Reason.Shape],
+    ['has a negative dimension', good.replace('[6,2,2]', '[-6,2,2]'), Reason.Shape],
+    ['has fewer bytes than its shape', good.replace('[6,', '[7,'), Reason.Size],
+    ['has more bytes than its shape', good.replace('[6,', '[5,'), Reason.Size],
+    ['has no data', good.replace(`"data":"${data(6)}",`, ''), Reason.Format],
+    ['has data that is null', good.replace(`"${data(6)}"`, 'null'), Reason.Format],
+    ['is not base64', good.replace(data(6), `${data(6).slice(0, -4)}AB$=`), Reason.Base64],
+    ['has an escape', good.replace(data(6), `\\u0041${data(6).slice(1)}`), Reason.Base64],
+    ['has a member twice', good.replace('"start":0', '"start":0,"start":0'), Reason.Duplicate],
+    ['begins behind the prompt', good.replace('"start":0', '"start":5'), Reason.Rows],
+    ['ends in the prompt', good.replace(data(6), data(3)).replace('[6,', '[3,'), Reason.Rows],
+    ['has a start that is no number', good.replace('"start":0', '"start":"0"'), Reason.Rows],
+    ['is a string', `"${arrayText(shape, rows(6))}"`, Reason.Mixed],
+  ])('is refused when it %s', (_, value, reason) => {
+    prefill();
+    expectRefused(response([value]), reason);
+    const nulled = readResponse(Buffer.from(response([value])), { treatment: Treatment.MergeOrNull });
+    expect(nulled).toMatchObject({ reason: Reason.None, nulled: reason, complete: true });
+    expect(nulled.body.toString()).toBe(response(['null']));
+  });
+
+  test('is refused when it begins before prefill does', () => {
+    prefill(2);
+    expectRefused(response([good]), Reason.Rows);
+  });
+
+  test.each<[string, string, Reason]>([
+    ['is of another prompt', reply(good, 5), Reason.Prompt],
+    ['has no rows', reply('{"data":"","shape":[0,2,2]}', 0), Reason.Prompt],
+    [
+      'has a row of -1',
+      reply(`{"data":"${'/'.repeat(32)}","shape":[3,1,2],"dtype":"int32"}`, 3),
+      Reason.Sentinel,
+    ],
+    ['is longer than its shape', reply(good.replace('[6,', '[5,'), 5), Reason.Size],
+    ['is two', `{"choices":[{"routed_experts":${good}},{"routed_experts":${good}}]}`, Reason.Choices],
+    ['is beside a string', `{"sglext":{"routed_experts":"AAAA"},${reply(good, 6).slice(1)}`, Reason.Mixed],
+  ])('gives no rows when prefill %s', (_, body, reason) => {
+    for (const windows of [[1e9], [1], [33]]) {
+      expect(readReply(Buffer.from(body), { windows })).toMatchObject({ json: true, reason, rows: false });
+    }
+  });
+});
+
+// ---- D
+
+describe('D, int32 without a header', () => {
+  const shapeOf = (random: Random) => randomShape(random, '<i4');
+  const info = (data: Buffer, prompt: number, generated: number, random: Random) => {
+    const members = random.shuffled([
+      `"prompt_tokens":${prompt}`,
+      `"completion_tokens":${generated}`,
+      `"routed_experts":"${data.toString('base64')}"`,
+      '"finish_reason":{"type":"length","length":3}',
+    ]);
+    return `{${members.join(',')}}`;
+  };
+
+  /** One prompt: what prefill, decode and an engine that does both have. */
+  const made = (random: Random) => {
+    const shape = shapeOf(random);
+    const size = rowBytes(shape);
+    const prompt = random.between(1, 20);
+    const generated = random.between(1, 20);
+    const truth = randomRows(random, shape, prompt + generated - 1);
+    const sent = Buffer.from(truth);
+    random.bytes(prompt * size).copy(sent);
+    const seed = random.below(1e9);
+    const again = () => new Random(seed);
+    return {
+      prefill: info(truth.subarray(0, prompt * size), prompt, 1, random),
+      decode: info(sent, prompt, generated, again()),
+      merged: info(truth, prompt, generated, again()),
+    };
+  };
+
+  const native = (of: string) => `{"text":"é","output_ids":[1,2],"meta_info":${of}}`;
+
+  test('is overlaid in meta_info', () => {
+    withSeeds(400, (random) => {
+      const { prefill, decode, merged } = made(random);
+      keep(native(prefill), random);
+      expectMerged(native(decode), native(merged), cuts(random), 1);
+      expectNothingHeld();
+    });
+  });
+
+  test('is overlaid element by element of a list', () => {
+    withSeeds(300, (random) => {
+      const all = Array.from({ length: random.between(1, 4) }, () => made(random));
+      const list = (of: 'prefill' | 'decode' | 'merged') =>
+        `[${all.map((one) => native(one[of])).join(', ')}]`;
+      keep(list('prefill'), random);
+      expectMerged(list('decode'), list('merged'), cuts(random), all.length);
+      expectNothingHeld();
+    });
+  });
+
+  test('is overlaid in sglext', () => {
+    withSeeds(200, (random) => {
+      const shape = shapeOf(random);
+      const size = rowBytes(shape);
+      const prompt = random.between(1, 20);
+      const generated = random.between(1, 20);
+      const truth = randomRows(random, shape, prompt + generated - 1);
+      const sent = Buffer.from(truth);
+      random.bytes(prompt * size).copy(sent);
+      const chat = (data: Buffer, tokens: number) =>
+        `{"choices":[{"index":0,"message":{"content":"x"}}],"usage":{"prompt_tokens":${prompt},` +
+        `"completion_tokens":${tokens}},"sglext":{"routed_experts":"${data.toString('base64')}"}}`;
+      keep(chat(truth.subarray(0, prompt * size), 1), random);
+      expectMerged(chat(sent, generated), chat(truth, generated), cuts(random), 1);
+      expectNothingHeld();
+    });
+  });
+
+  const text = (rows: number) => Buffer.alloc(rows * 8, 7).toString('base64');
+  const meta = (rows: number, prompt: number, generated: number) =>
+    native(`{"prompt_tokens":${prompt},"completion_tokens":${generated},"routed_experts":"${text(rows)}"}`);
+
+  test.each<[string, string, Reason]>([
+    ['has fewer rows than the prompt', meta(3, 4, 1), Reason.Rows],
+    ['has fewer rows than tokens', meta(6, 4, 4), Reason.Rows],
+    ['has more rows than tokens', meta(8, 4, 4), Reason.Rows],
+    [
+      'has half a row',
+      meta(7, 4, 4).replace(text(7), Buffer.alloc(7 * 8 + 4).toString('base64')),
+      Reason.Size,
+    ],
+    ['is of another prompt', meta(7, 5, 3), Reason.Prompt],
+    ['is cut off', meta(7, 4, 4).replace(text(7), text(7).slice(0, -1)), Reason.Size],
+    ['is not base64', meta(7, 4, 4).replace(text(7), `${text(7).slice(0, -2)}$$`), Reason.Base64],
+    [
+      'has an escape',
+      meta(7, 4, 4).replace(text(7), `${text(7).slice(0, 9)}\\n${text(7).slice(9)}`),
+      Reason.Base64,
+    ],
+    ['is no string', meta(7, 4, 4).replace(`"${text(7)}"`, '[1]'), Reason.Format],
+    ['is there twice', meta(7, 4, 4).replace('}}', `,"routed_experts":"${text(7)}"}}`), Reason.Duplicate],
+    ['is a list of two', `[${meta(7, 4, 4)},${meta(7, 4, 4)}]`, Reason.Choices],
+  ])('is refused when it %s', (_, body, reason) => {
+    expect(readReply(Buffer.from(meta(4, 4, 1)))).toMatchObject({ reason: Reason.None, rows: true });
+    wasm['expectPrompts']!(reason === Reason.Choices ? 2 : 1);
+    expectRefused(body, reason);
+    wasm['expectPrompts']!(1);
+  });
+
+  test('is refused when prefill had another number of elements', () => {
+    expect(readReply(Buffer.from(`[${meta(4, 4, 1)},${meta(4, 4, 1)}]`))).toMatchObject({ rows: true });
+    expectRefused(meta(7, 4, 4), Reason.Choices);
+    expectRefused(`[${meta(7, 4, 4)},${meta(7, 4, 4)},${meta(7, 4, 4)}]`, Reason.Choices);
+  });
+
+  test('nothing that is replaced is kept, where it is not read again', () => {
+    const rows = 20_000;
+    readReply(Buffer.from(meta(rows, rows, 1)));
+    wasm['responseSparing']!(1);
+    const body = meta(rows + 2, rows, 3);
+    const merged = readResponse(Buffer.from(body), { pieces: [1000], hold: Infinity });
+    wasm['responseSparing']!(0);
+    expect(merged.body.toString()).toBe(body);
+    expect(merged.mostHeld).toBeLessThan(5_000);
+  });
+
+  test.each<[string, string, Reason]>([
+    ['has no counts', native(`{"routed_experts":"${text(4)}"}`), Reason.Prompt],
+    ['has rows that the tokens do not divide', meta(4, 3, 1), Reason.Size],
+    [
+      'has a row of -1',
+      meta(2, 2, 1).replace(
+        text(2),
+        Buffer.concat([Buffer.alloc(8, 0xff), Buffer.alloc(8)]).toString('base64'),
+      ),
+      Reason.Sentinel,
+    ],
+    ['is a list with an element that has none', `[${meta(4, 4, 1)},${native('{}')}]`, Reason.Missing],
+    ['is a list that ends with one that has none', `[${native('{}')},${meta(4, 4, 1)}]`, Reason.Missing],
+    ['is cut off', meta(4, 4, 1).replace(text(4), text(4).slice(0, -1)), Reason.Size],
+    ['is not base64', meta(4, 4, 1).replace(text(4), `${text(4).slice(0, -3)}\\n==`), Reason.Base64],
+  ])('gives no rows when prefill %s', (_, body, reason) => {
+    for (const windows of [[1e9], [1], [33]]) {
+      const read = readReply(Buffer.from(body), { windows });
+      expect(read).toMatchObject({ json: true, rows: false });
+      expect(read.reason).toBe(reason === Reason.Missing ? Reason.None : reason);
+    }
+  });
+});
+
+// ---- C
+
+describe('C, prompt_routed_experts', () => {
+  const lists = (random: Random, rows: number, layers: number, topK: number) =>
+    Array.from({ length: rows }, () =>
+      Array.from({ length: layers }, () => Array.from({ length: topK }, () => random.below(300))),
+    );
+  const packed = (rows: number[][][]) => {
+    const data = Buffer.alloc(rows.flat(2).length * 2);
+    rows.flat(2).forEach((value, i) => data.writeUInt16LE(value, i * 2));
+    const shape = [rows.length, rows[0]?.length ?? 1, rows[0]?.[0]?.length ?? 1];
+    return { encoding: 'base64', dtype: 'uint16', shape, data: data.toString('base64') };
+  };
+
+  test("is prefill's, wherever decode has it or has none", () => {
+    withSeeds(500, (random) => {
+      const [layers, topK] = [random.between(1, 4), random.between(1, 4)];
+      const prompt = lists(random, random.between(1, 12), layers, topK);
+      const write = random.chance(0.5) ? packed : (rows: number[][][]) => rows;
+      const inChoice = random.chance(0.5);
+      const choices = random.between(1, 3);
+      const body = (value: unknown, generated: unknown[], tokens: number) => {
+        const member = value === undefined ? {} : { prompt_routed_experts: value };
+        const text = JSON.stringify({
+          ...(inChoice ? {} : member),
+          choices: generated.map((rows, index) => ({
+            ...(inChoice ? member : {}),
+            index,
+            routed_experts: rows,
+          })),
+          usage: { prompt_tokens: prompt.length, completion_tokens: tokens },
+        });
+        return text;
+      };
+      keep(body(write(prompt), [write(lists(random, 0, layers, topK))], 1), random);
+      const generated = Array.from({ length: choices }, () =>
+        write(lists(random, random.between(1, 5), layers, topK)),
+      );
+      const theirs = random.pick([undefined, null, write(lists(random, prompt.length, layers, topK))]);
+      const sent = body(theirs, generated, 5);
+      const got = readResponse(Buffer.from(sent), { choices, ...cuts(random) });
+      expect(got).toMatchObject({ reason: Reason.None, complete: true, choices });
+      const text = got.body.toString();
+      expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, 5)));
+      expect(got.growth).toBe(text.length - sent.length);
+      // All that was decode's is still there, in its order.
+      if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, 5));
+      expectNothingHeld();
+    });
+  });
+
+  const body = (value: string, generated: string) =>
+    `{"prompt_routed_experts":${value},"choices":[{"routed_experts":${generated}}],"usage":{"prompt_tokens":2}}`;
+
+  test.each<[string, string, Reason]>([
+    ['has other layers', body('null', '[[[1],[2],[3]]]'), Reason.Layers],
+    ['has another top_k', body('null', '[[[1,2],[2,3]]]'), Reason.TopK],
+    ['has other layers in an object', body('null', '{"shape":[1,3,1],"data":"AAAA"}'), Reason.Layers],
+    ['is there twice', body('null,"prompt_routed_experts":null', '[[[1],[2]]]'), Reason.Duplicate],
+    ['is at another place', body('null', '[[[1],[2]]],"prompt_routed_experts":[[[1]]]'), Reason.Mixed],
+    [
+      'has a string',
+      body('null', `"${arrayText({ dtype: '|u1', layers: 2, topK: 1 }, Buffer.alloc(4))}"`),
+      Reason.Mixed,
+    ],
+  ])('is refused when decode %s', (_, text, reason) => {
+    expect(readReply(Buffer.from(body('[[[1],[2]],[[3],[4]]]', '[]')))).toMatchObject({ rows: true });
+    expectRefused(text, reason);
+  });
+
+  test.each<[string, string, Reason]>([
+    ['is of another prompt', '[[[1],[2]]]', Reason.Prompt],
+    ['has rows of different layers', '[[[1],[2]],[[3]]]', Reason.Shape],
+    ['has layers of different top_k', '[[[1],[2]],[[3],[4,5]]]', Reason.Shape],
+    ['has a negative number', '[[[1],[2]],[[-1],[-1]]]', Reason.Sentinel],
+    ['has a fraction', '[[[1],[2]],[[3.5],[4]]]', Reason.Format],
+    ['has a text', '[[[1],[2]],"ab"]', Reason.Format],
+    ['has no layers', '[[],[]]', Reason.Shape],
+    ['has no lists', '[1,2]', Reason.Shape],
+    ['is a text', '"AAAA"', Reason.Format],
+    ['is an object of another prompt', '{"shape":[3,1,1],"data":"AAAA","dtype":"uint8"}', Reason.Prompt],
+    ['is an object that is too short', '{"shape":[2,1,1],"data":"AAAA","dtype":"uint8"}', Reason.Size],
+    ['has a row of -1', '{"shape":[2,1,1],"data":"AAD//w==","dtype":"int16"}', Reason.Sentinel],
+  ])('gives no rows when it %s', (_, value, reason) => {
+    for (const windows of [[1e9], [1]]) {
+      expect(readReply(Buffer.from(body(value, '[]')), { windows })).toMatchObject({ reason, rows: false });
+    }
+  });
+});
+
+describe('what only prefill knows', () => {
+  test("prompt_logprobs and cached_tokens are prefill's", () => {
+    withSeeds(300, (random) => {
+      const logprobs = [null, { '5': { logprob: -random.next(), rank: 1, decoded_token: 'é' } }];
+      const top = random.chance(0.5);
+      const body = (value: unknown, cached: unknown) => {
+        const member = value === undefined ? {} : { prompt_logprobs: value };
+        return JSON.stringify({
+          choices: [{ index: 0, ...(top ? {} : member), text: 'x' }],
+          ...(top ? member : {}),
+          usage: { prompt_tokens: 2, completion_tokens: 3, prompt_tokens_details: cached },
+        });
+      };
+      const cached = random.pick([{ cached_tokens: random.below(3000) }, null]);
+      const theirs = random.pick([{ cached_tokens: random.below(3000) }, null]);
+      keep(body(logprobs, cached), random, Reason.None);
+      const sent = body(random.pick([null, undefined]), theirs);
+      const expected = JSON.parse(body(logprobs, cached ?? theirs));
+      const got = readResponse(Buffer.from(sent), cuts(random));
+      expect(JSON.parse(got.body.toString())).toEqual(expected);
+      expect(got.growth).toBe(got.body.length - Buffer.byteLength(sent));
+      expect(got).toMatchObject({ reason: Reason.None, choices: 0, complete: true });
+      expectNothingHeld();
+    });
+  });
+});

@@ -245,8 +245,9 @@ export class RequestBody {
     const echo = this.last(Field.Echo);
     const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
     if (this.present(Field.PromptLogprobs) || echoes) return Unfit.PromptLogprobs;
-    if (this.integer(Field.MaxTokens) == 0 || this.integer(Field.MaxCompletionTokens) == 0)
+    if (this.isZero(Field.MaxTokens, ptr) || this.isZero(Field.MaxCompletionTokens, ptr)) {
       return Unfit.NoOutput;
+    }
     if (this.present(Field.PromptStart) && this.integer(Field.PromptStart) != 0) return Unfit.PromptStart;
     return Unfit.No;
   }
@@ -255,6 +256,18 @@ export class RequestBody {
     let count = 0;
     for (let i = 0; i < this.members.length; i++) if (this.members[i].field == field) count++;
     return count;
+  }
+
+  /** Whether a field is 0 to an engine, which takes -0, 0.0, "0" and false for it too. */
+  private isZero(field: Field, ptr: usize): bool {
+    const member = this.last(field);
+    if (member === null || member.isNull) return false;
+    if (member.integer >= 0) return member.integer == 0;
+    if (member.first == 0x5b || member.first == 0x7b || member.first == 0x74) return false;
+    for (let at = ptr + <usize>member.valueStart; at < ptr + <usize>member.valueEnd; at++) {
+      if (load<u8>(at) - 0x31 < 9) return false;
+    }
+    return true;
   }
 
   private present(field: Field): bool {

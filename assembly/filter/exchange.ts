@@ -450,18 +450,14 @@ export class Exchange extends StreamContext {
       this.response = response;
       this.events = new EventStream(response);
       removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
-      if (this.mayChangeLength) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+      // With a length a client would take a stream for whole that is cut short and then reset.
+      removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
       this.state = State.Streaming;
       return HeadersStatus.Continue;
     }
     this.response = new DecodeResponse(this.expected, rope, Treatment.Merge, Form.Unknown, false);
     this.state = State.Holding;
     return HeadersStatus.StopIteration;
-  }
-
-  private get mayChangeLength(): bool {
-    const values = this.expected.prompt.values.length > 0;
-    return values || this.config.tail || this.config.onUnmergeable == OnUnmergeable.Null;
   }
 
   /** A response whose body can't be read at all. */

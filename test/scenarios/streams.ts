@@ -324,9 +324,12 @@ const policies: Case[] = UNMERGEABLE.flatMap((of) =>
 );
 
 const cutOff: Case[] = BROKEN.flatMap((of) =>
-  ['reject', 'null'].map((policy): Case => ({
+  ['reject', 'null', 'a length'].map((policy): Case => ({
     name: `generate, ${of.name}: ${policy}`,
-    scenario: () => scenarioOf(of.name, { decode: stream(of.body) }, { on_unmergeable: policy }),
+    scenario: () =>
+      policy === 'a length'
+        ? scenarioOf(of.name, { decode: stream(of.body, { contentLength: Buffer.byteLength(of.body) }) })
+        : scenarioOf(of.name, { decode: stream(of.body) }, { on_unmergeable: policy }),
     check(result) {
       expect(result.complete).toBe(false);
       expect(result.body.toString()).not.toContain('[DONE]');

@@ -435,7 +435,7 @@ export class Exchange extends StreamContext {
     this.announced = head.contentLength;
     this.outcome = Outcome.Absent;
     const good = head.status >= 200 && head.status <= 299;
-    if (endOfStream || !good || (head.events && this.api != Api.Generate)) {
+    if (endOfStream || !good) {
       this.releaseCapture();
       this.pass(endOfStream);
       return HeadersStatus.Continue;

@@ -1,0 +1,5 @@
+import { peerInputs } from '../scenarios/peer_inputs.ts';
+import { onEmulator, onEnvoy } from '../scenarios/hosts.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(peerInputs, onEnvoy, onEmulator);

@@ -18,7 +18,7 @@ import {
 } from './messages.ts';
 import { OUTCOMES, type Start, type TestHost } from './run.ts';
 
-type Config = Record<string, unknown>;
+export type Config = Record<string, unknown>;
 
 const prefill = (more: Config) => ({ prefill: more });
 const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
@@ -28,7 +28,11 @@ const KNOWN =
   'max_capture_bytes, max_parked_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
-const REFUSED: [Config, string][] = [
+/** A rule between keys, which JSON Schema can't say: `envoy/config.schema.json` takes these. */
+export const BETWEEN_KEYS = 'between keys';
+
+/** `prefill.cluster` is filled in. Also run through the JSON Schema, which must refuse and take the same. */
+export const REFUSED: [Config, string, typeof BETWEEN_KEYS?][] = [
   [{ no_such_key: 1 }, `no_such_key: expected no such key; known are ${KNOWN}`],
   [{ Connector: 'nixl' }, `Connector: expected no such key; known are ${KNOWN}`],
   [
@@ -68,14 +72,14 @@ const REFUSED: [Config, string][] = [
   [{ hold_bytes: 256 * MIB + 1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ hold_bytes: {} }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ max_hold_bytes: 256 * MIB + 1 }, `max_hold_bytes: ${integer(0, 256 * MIB)}`],
-  [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes'],
-  [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes'],
+  [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BETWEEN_KEYS],
+  [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BETWEEN_KEYS],
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
 ];
 
-const TAKEN: Config[] = [
+export const TAKEN: Config[] = [
   {},
   prefill({ timeout_ms: 1000, retries: 0 }),
   prefill({ timeout_ms: 86_400_000, retries: 10 }),

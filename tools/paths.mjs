@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 
 export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 export const BUILD = join(ROOT, 'build');
+export const DIST = join(ROOT, 'dist');
 export const FILTER_WASM = join(BUILD, 'filter.wasm');
 export const TEST_WASM = join(BUILD, 'test.wasm');
 

@@ -1,0 +1,87 @@
+// `npm run package`: everything that is deployed, in dist/. The same sources give the same bytes, wherever and whenever.
+import { createHash } from 'node:crypto';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { build } from './build.mjs';
+import { writeImage } from './package/image.mjs';
+import { typesOf } from './package/types.mjs';
+import { DIST, FILTER_WASM, ROOT } from './paths.mjs';
+import { Problem, runMain } from './problem.mjs';
+import { lastError, run } from './run.mjs';
+
+/** In a manifest: the sha256 of the module that a URL serves. It is known once the module is built. */
+const ANY_SHA256 = '0'.repeat(64);
+
+export async function makePackage() {
+  const project = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
+  await build('filter');
+  rmSync(DIST, { recursive: true, force: true });
+  mkdirSync(DIST);
+  const wasm = readFileSync(FILTER_WASM);
+  const sha256 = createHash('sha256').update(wasm).digest('hex');
+  writeFileSync(join(DIST, 'filter.wasm'), wasm);
+  writeFileSync(join(DIST, 'filter.wasm.sha256'), `${sha256}  filter.wasm\n`);
+  writeImage(join(DIST, 'image'), wasm, project);
+  const manifests = join(DIST, 'envoy');
+  cpSync(join(ROOT, 'envoy'), manifests, { recursive: true });
+  stamp(manifests, sha256);
+  const schema = JSON.parse(readFileSync(join(ROOT, 'envoy', 'config.schema.json'), 'utf8'));
+  writeFileSync(join(DIST, 'config.d.ts'), typesOf(schema));
+  return { sha256, archive: await npmPack(project) };
+}
+
+/**
+ * npm takes permissions over from files, which differ between checkouts: it packs copies that have the same everywhere.
+ * @param {{ name: string, version: string }} project
+ */
+async function npmPack({ name, version }) {
+  const folder = mkdtempSync(join(tmpdir(), 'routed-experts-'));
+  try {
+    for (const document of ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE'])
+      if (existsSync(join(ROOT, document))) cpSync(join(ROOT, document), join(folder, document));
+    cpSync(DIST, join(folder, 'dist'), { recursive: true });
+    for (const path of readdirSync(folder, { recursive: true, encoding: 'utf8' }))
+      if (statSync(join(folder, path)).isFile()) chmodSync(join(folder, path), 0o644);
+    const args = ['pack', '--ignore-scripts', '--silent', '--pack-destination', DIST, folder];
+    const npm = await run('npm', args);
+    const archive = `${name}-${version}.tgz`;
+    if (npm.code !== 0 || !existsSync(join(DIST, archive)))
+      throw new Problem(`npm pack failed (${lastError(npm.output)}).`);
+    return archive;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Writes the module's sha256 to where manifests ask for it.
+ * @param {string} folder
+ * @param {string} sha256
+ */
+function stamp(folder, sha256) {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) stamp(path, sha256);
+    else writeFileSync(path, readFileSync(path, 'utf8').replaceAll(ANY_SHA256, sha256));
+  }
+}
+
+await runMain(import.meta.url, async () => {
+  const { sha256, archive } = await makePackage();
+  console.log(`dist/filter.wasm  sha256 ${sha256}`);
+  console.log('dist/image        OCI image layout with /plugin.wasm');
+  console.log('dist/envoy        configurations and manifests, with this sha256');
+  console.log(`dist/${archive}`);
+});

@@ -1,0 +1,93 @@
+// `npm run manifests`: writes the filter's typed_config, of which manifests/filter.yaml is the one source, into the manifests.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { ROOT } from './paths.mjs';
+import { runMain } from './problem.mjs';
+
+const LOCAL = ['local: { filename: /var/lib/filter/plugin.wasm }'];
+
+/** Envoy's cluster of the service `prefill` in namespace `models`, as Istio names it. */
+const PREFILL_SERVICE = 'outbound|8000||prefill.models.svc.cluster.local';
+
+/**
+ * Every file that has the filter's typed_config: where its code comes from, and its configuration.
+ * @type {Record<string, { code: string[], configuration: Record<string, unknown> }>}
+ */
+export const MANIFESTS = {
+  'envoy/envoy.yaml': {
+    code: ['local: { filename: build/filter.wasm }'],
+    configuration: { prefill: { cluster: 'prefill' }, connector: 'nixl', decode_rows: 'full' },
+  },
+  'envoy/istio/envoyfilter.yaml': {
+    code: LOCAL,
+    configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },
+  },
+  'envoy/istio/remote.yaml': {
+    code: [
+      'remote:',
+      '  http_uri:',
+      '    uri: http://artefacts.models.svc.cluster.local/filter.wasm',
+      '    # For an Envoy without an agent, which would download it itself.',
+      '    cluster: outbound|80||artefacts.models.svc.cluster.local',
+      '    timeout: 60s',
+      "  # Of the module, not of the URL's: a module that does not have it is not run.",
+      `  sha256: '${'0'.repeat(64)}'`,
+    ],
+    configuration: { prefill: { cluster: 'prefill' }, connector: 'nixl', decode_rows: 'full' },
+  },
+  'envoy/istio/sidecar.yaml': {
+    code: LOCAL,
+    configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },
+  },
+};
+
+const MARK = /^( *)# Written by npm run manifests\.\n\1typed_config:\n(?:\1 .*\n)*/gm;
+
+/**
+ * The text of a manifest with its typed_config as it has to be.
+ * @param {string} path of the project
+ * @param {string} text
+ */
+export function withTypedConfig(path, text) {
+  const { code, configuration } = MANIFESTS[path];
+  const source = readFileSync(join(ROOT, 'tools', 'manifests', 'filter.yaml'), 'utf8').replace(
+    /^#.*\n/gm,
+    '',
+  );
+  const lines = source
+    .trimEnd()
+    .split('\n')
+    .flatMap((line) => {
+      const indent = ' '.repeat(line.search(/\S/));
+      if (line.endsWith('code: CODE')) return [`${indent}code:`, ...code.map((part) => `${indent}  ${part}`)];
+      if (line.endsWith('CONFIGURATION')) return jsonLines(configuration).map((part) => indent + part);
+      return line;
+    });
+  let written = 0;
+  const result = text.replace(MARK, (_, indent) => {
+    written++;
+    const block = lines.map((line) => `${indent}  ${line}\n`).join('');
+    return `${indent}# Written by npm run manifests.\n${indent}typed_config:\n${block}`;
+  });
+  if (written !== 1) throw new Error(`${path} has ${written} places for the typed_config`);
+  return result;
+}
+
+/**
+ * One line for each key.
+ * @param {Record<string, unknown>} configuration
+ */
+function jsonLines(configuration) {
+  const members = Object.entries(configuration).map(([key, value], i, all) => {
+    const text = JSON.stringify(value, null, 1).replace(/\n */g, ' ');
+    return `  ${JSON.stringify(key)}: ${text}${i < all.length - 1 ? ',' : ''}`;
+  });
+  return ['{', ...members, '}'];
+}
+
+await runMain(import.meta.url, () => {
+  for (const path of Object.keys(MANIFESTS)) {
+    const file = join(ROOT, path);
+    writeFileSync(file, withTypedConfig(path, readFileSync(file, 'utf8')));
+  }
+});

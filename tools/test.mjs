@@ -1,7 +1,10 @@
 // `npm test`: set up, check format and types, run every suite; the last line is `N passed, N failed`.
+// With TEST_ISTIO=1 also `test:istio`, which builds Istio; with TEST_ISTIO=built only where that is done, as CI does.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { ensureIstio, istioIsBuilt } from './istio.mjs';
+import { makePackage } from './package.mjs';
 import { bin, ROOT } from './paths.mjs';
 import { Problem, report } from './problem.mjs';
 import { runNode } from './run.mjs';
@@ -17,7 +20,8 @@ if (await attempt(() => setup(['node', 'packages']))) {
   await attempt(steps.test);
   await check('format', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('lint', bin('tsc'), ['--noEmit']);
-  await runSuites();
+  await runSuites(process.argv.slice(2));
+  await runIstio();
 }
 
 console.log(`${passed} passed, ${failed} failed`);
@@ -47,12 +51,31 @@ async function check(name, script, args) {
   });
 }
 
-async function runSuites() {
+async function runIstio() {
+  const wanted = process.env.TEST_ISTIO;
+  if (wanted === undefined) return;
+  if (wanted !== '1' && !(wanted === 'built' && istioIsBuilt())) {
+    console.log(
+      "\nLEFT OUT: test:istio, the proof on Istio's control plane. It needs Go, and builds Istio for minutes:",
+    );
+    console.log('"npm run test:istio" does both; with TEST_ISTIO=1 this run would have.\n');
+    return;
+  }
+  console.log("\ntest:istio, the proof on Istio's control plane:");
+  await attempt(async () => {
+    await ensureIstio();
+    await makePackage();
+    await runSuites(['--config', join('test', 'istio', 'vitest.config.ts')]);
+  });
+}
+
+/** @param {string[]} options of vitest */
+async function runSuites(options) {
   const dir = mkdtempSync(join(tmpdir(), 'routed-experts-'));
   try {
     const counts = join(dir, 'counts.json');
     const reporters = ['--reporter=default', `--reporter=${join(ROOT, 'tools', 'reporter.mjs')}`];
-    const { code } = await runNode(bin('vitest'), ['run', ...reporters, ...process.argv.slice(2)], {
+    const { code } = await runNode(bin('vitest'), ['run', ...reporters, ...options], {
       live: true,
       env: { COUNT_FILE: counts },
     });

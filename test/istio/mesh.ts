@@ -1,0 +1,114 @@
+/** What a cluster would give Istio around the manifests: services, engines and proxies, as entries of its own API. */
+
+import type { Proxy } from './proxy.ts';
+
+export interface Endpoint {
+  host: string;
+  port: number;
+  targetPort: number;
+}
+
+/** A service of engines on this machine; without mTLS, since nobody hands out certificates. */
+export const service = ({ host, port, targetPort }: Endpoint): string => `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: ${host.split('.')[0]}, namespace: models }
+spec:
+  hosts: [${host}]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{ number: ${port}, name: http, protocol: HTTP, targetPort: ${targetPort} }]
+  endpoints: [{ address: 127.0.0.1 }]
+`;
+
+const GATEWAY_IP = '127.0.0.9';
+
+/** A pod of the gateway that the manifests select. */
+export const gatewayProxy = (runtimeValues: Record<string, string>): Proxy => ({
+  type: 'router',
+  ip: GATEWAY_IP,
+  name: 'gateway',
+  namespace: 'istio-system',
+  labels: { istio: 'ingressgateway' },
+  runtimeValues,
+});
+
+/** The gateway's own service: it makes the listener of the Gateway's port 80 bind to a free one. */
+export const gatewayService = (port: number): string => `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: gateway, namespace: istio-system }
+spec:
+  hosts: [istio-ingressgateway.istio-system.svc.cluster.local]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{ number: 80, name: http, protocol: HTTP, targetPort: ${port} }]
+  workloadSelector: { labels: { istio: ingressgateway } }
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: { name: gateway, namespace: istio-system }
+spec:
+  address: ${GATEWAY_IP}
+  labels: { istio: ingressgateway }
+`;
+
+const DECODE_POD_IP = '127.0.0.8';
+const NOBODY_IP = '127.0.0.7';
+
+/** A decode pod's sidecar, which the manifests select. */
+export const decodeProxy = (runtimeValues: Record<string, string>): Proxy => ({
+  type: 'sidecar',
+  ip: DECODE_POD_IP,
+  name: 'decode-0',
+  namespace: 'models',
+  labels: { app: 'decode' },
+  runtimeValues,
+  // No iptables here: listeners bind to the ports of the Sidecar resource.
+  metadata: { INTERCEPTION_MODE: 'NONE' },
+});
+
+/** Where the sidecar takes requests. */
+export const DECODE_POD = { ip: DECODE_POD_IP, port: 8000 };
+
+/** The decode pod and its service; the engine of the pod listens on `enginePort`. */
+export const decodePod = (enginePort: number): string => `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: decode, namespace: models }
+spec:
+  hosts: [decode.models.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{ number: 8000, name: http, protocol: HTTP }]
+  workloadSelector: { labels: { app: decode } }
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: { name: decode-0, namespace: models }
+spec:
+  address: ${DECODE_POD_IP}
+  labels: { app: decode }
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: decode, namespace: models }
+spec:
+  workloadSelector: { labels: { app: decode } }
+  ingress:
+    - port: { number: 8000, protocol: HTTP, name: http }
+      bind: ${DECODE_POD_IP}
+      captureMode: NONE
+      defaultEndpoint: 127.0.0.1:${enginePort}
+  egress:
+    # Clusters are what is wanted; a listener comes with them, and is put where it is in nobody's way.
+    - port: { number: 8000, protocol: HTTP, name: http-egress }
+      bind: ${NOBODY_IP}
+      hosts: ['./prefill.models.svc.cluster.local']
+---
+# Nobody hands out certificates here.
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: default, namespace: models }
+spec: { mtls: { mode: DISABLE } }
+`;

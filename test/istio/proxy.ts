@@ -1,0 +1,81 @@
+/** A plain Envoy that gets everything from Istio's discovery server, as a gateway or as a sidecar. */
+
+import { launchEnvoy, type Envoy } from '../envoy/launcher.ts';
+
+export interface Proxy {
+  type: 'router' | 'sidecar';
+  /** Differs from the engines' addresses: Istio takes the labels of the endpoint at this one for the proxy's. */
+  ip: string;
+  name: string;
+  namespace: string;
+  labels: Record<string, string>;
+  /** As `proxy.istio.io/config` has them: Istio puts them into the bootstrap as they are. */
+  runtimeValues: Record<string, string>;
+  metadata?: Record<string, unknown>;
+}
+
+export function launchProxy(
+  proxy: Proxy,
+  discoveryPort: number,
+  onOutput?: (text: string) => void,
+): Promise<Envoy> {
+  const { type, ip, name, namespace, labels, runtimeValues, metadata } = proxy;
+  const ads = { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' };
+  return launchEnvoy({
+    config: () => ({
+      node: {
+        id: `${type}~${ip}~${name}.${namespace}~${namespace}.svc.cluster.local`,
+        cluster: `${name}.${namespace}`,
+        metadata: {
+          NAMESPACE: namespace,
+          LABELS: labels,
+          CLUSTER_ID: 'Kubernetes',
+          ISTIO_VERSION: '1.30.0',
+          INSTANCE_IPS: ip,
+          ...metadata,
+        },
+      },
+      admin: { address: { socket_address: { address: '127.0.0.1', port_value: 0 } } },
+      layered_runtime: { layers: [{ name: 'global config', static_layer: runtimeValues }] },
+      dynamic_resources: {
+        lds_config: ads,
+        cds_config: ads,
+        ads_config: {
+          api_type: 'GRPC',
+          transport_api_version: 'V3',
+          grpc_services: [{ envoy_grpc: { cluster_name: 'xds-grpc' } }],
+        },
+      },
+      static_resources: {
+        clusters: [
+          {
+            name: 'xds-grpc',
+            connect_timeout: '2s',
+            load_assignment: {
+              cluster_name: 'xds-grpc',
+              endpoints: [
+                {
+                  lb_endpoints: [
+                    {
+                      endpoint: {
+                        address: { socket_address: { address: '127.0.0.1', port_value: discoveryPort } },
+                      },
+                    },
+                  ],
+                },
+              ],
+            },
+            typed_extension_protocol_options: {
+              'envoy.extensions.upstreams.http.v3.HttpProtocolOptions': {
+                '@type': 'type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions',
+                explicit_http_config: { http2_protocol_options: {} },
+              },
+            },
+          },
+        ],
+      },
+    }),
+    args: ['--file-flush-interval-msec', '5'],
+    onOutput,
+  });
+}

@@ -1,0 +1,86 @@
+// The module from a URL, pushed as an extension configuration, and prefill by DNS name.
+
+import { readFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { DIST } from '../../tools/paths.mjs';
+import { waitFor } from '../envoy/wait.ts';
+import {
+  deploy,
+  edited,
+  expectMerged,
+  freePort,
+  manifest,
+  runtimeValues,
+  type Deployment,
+} from './deployment.ts';
+import { ask, startEngines, type Engines } from './engines.ts';
+import { gatewayProxy, gatewayService, service } from './mesh.ts';
+
+const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };
+
+let engines: Engines;
+let artefacts: Server;
+let fetched: string[] = [];
+let gateway: Deployment | undefined;
+
+beforeAll(async () => {
+  engines = await startEngines();
+  const wasm = readFileSync(join(DIST, 'filter.wasm'));
+  artefacts = createServer((request, response) => {
+    fetched.push(`${request.headers.host}${request.url}`);
+    response.end(wasm);
+  });
+  await new Promise<void>((resolve) => artefacts.listen(0, '127.0.0.1', resolve));
+});
+afterEach(async () => {
+  await gateway?.close();
+  gateway = undefined;
+  fetched = [];
+});
+afterAll(async () => {
+  artefacts?.closeAllConnections();
+  artefacts?.close();
+  await engines?.close();
+});
+
+/** `kubectl apply -f envoyfilter.yaml`, then `-f remote.yaml`: its EnvoyFilter has the same name. */
+async function start(port: number, edits: (text: string) => string = (text) => text): Promise<Deployment> {
+  const remote = edited(manifest('istio/remote.yaml'), {
+    'address: prefill.example.internal, port_value: 8000': `address: localhost, port_value: ${engines.prefillPort}`,
+  });
+  const proxy = gatewayProxy(runtimeValues(manifest('istio/gateway-pod.yaml')));
+  return deploy(proxy, port, [
+    manifest('istio/envoyfilter.yaml'),
+    edits(remote),
+    gatewayService(port),
+    service({ host: 'decode.models.svc.cluster.local', port: 8000, targetPort: engines.decodePort }),
+    service({
+      host: 'artefacts.models.svc.cluster.local',
+      port: 80,
+      targetPort: (artefacts.address() as AddressInfo).port,
+    }),
+  ]);
+}
+
+test('Envoy runs the module of the URL, and prefill is found by its name', async () => {
+  const port = await freePort();
+  gateway = await start(port);
+  await expectMerged(engines, port, REQUEST);
+  expect(fetched[0]).toBe('artefacts.models.svc.cluster.local/filter.wasm');
+  const clusters = await gateway.envoy.admin('/clusters');
+  expect(clusters).toContain('prefill::127.0.0.1:');
+});
+
+test('a module that does not have the sha256 is not run, and no request passes without the filter', async () => {
+  const port = await freePort();
+  const sha256 = readFileSync(join(DIST, 'filter.wasm.sha256'), 'utf8').slice(0, 64);
+  const before = engines.decode.requests.length;
+  gateway = await start(port, (text) => edited(text, { [sha256]: '1'.repeat(64) }));
+  await waitFor('Envoy fetches the module', () => (fetched.length > 0 ? true : undefined));
+  const answer = await ask(port, REQUEST);
+  expect(answer.status).toBeGreaterThanOrEqual(500);
+  expect(engines.decode.requests.length).toBe(before);
+});

@@ -3,7 +3,7 @@
 import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { split } from './engine.ts';
+import { split } from './http.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
 export interface Message {

@@ -1,0 +1,80 @@
+// Readers of a request's fields, as lax and as strict as Pydantic.
+
+import { ApiError } from './call.ts';
+
+export type Json = Record<string, unknown>;
+
+export function bad(message: string, param: string | null = null): ApiError {
+  return new ApiError(400, message, 'BadRequestError', param);
+}
+
+export function parseJson(body: Buffer): unknown {
+  try {
+    return JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(body));
+  } catch {
+    throw bad('JSON decode error');
+  }
+}
+
+export function object(value: unknown, param: string): Json {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw bad('Input should be a valid dictionary', param);
+  }
+  return value as Json;
+}
+
+export function tokenIds(value: unknown, param: string): number[] {
+  if (!Array.isArray(value)) throw bad('Input should be a valid list', param);
+  for (const id of value) {
+    if (!Number.isInteger(id)) throw bad('Input should be a valid integer', param);
+    if (id < 0) throw bad('Input should be greater than or equal to 0', param);
+  }
+  return value;
+}
+
+/** Pydantic's lax integer: also `"5"` and `true`. Null where the value is null, or absent without a default. */
+export function integer(json: Json, key: string, absent: number | null = null): number | null {
+  if (!(key in json)) return absent;
+  const value = json[key];
+  if (value === null) return null;
+  if (typeof value === 'boolean') return Number(value);
+  if (typeof value === 'string' && /^\s*[+-]?\d+\s*$/.test(value)) return Number(value);
+  if (typeof value === 'number' && Number.isInteger(value)) return value;
+  throw bad('Input should be a valid integer', key);
+}
+
+const BOOLEANS: Record<string, boolean> = {
+  ...{ true: true, t: true, yes: true, y: true, on: true, '1': true },
+  ...{ false: false, f: false, no: false, n: false, off: false, '0': false },
+};
+
+/** Pydantic's lax boolean: also 0, 1 and a few words. */
+export function bool(json: Json, key: string): boolean | null {
+  const value = json[key] ?? null;
+  if (value === null || typeof value === 'boolean') return value;
+  const word =
+    typeof value === 'string' || typeof value === 'number'
+      ? BOOLEANS[String(value).toLowerCase()]
+      : undefined;
+  if (word === undefined) throw bad('Input should be a valid boolean', key);
+  return word;
+}
+
+export function required<T>(value: T | null, key: string): T {
+  if (value === null) throw bad('Input should be a valid integer', key);
+  return value;
+}
+
+/** As Python sees it: an empty dictionary is false. */
+export function truthy(value: unknown): boolean {
+  if (typeof value === 'object' && value !== null) return Object.keys(value).length > 0;
+  return Boolean(value);
+}
+
+export function logprobCount(json: Json, key: string): number | null {
+  const value = json[key] ?? null;
+  if (value === null) return null;
+  if (typeof value !== 'number' || !Number.isInteger(value)) throw bad(`\`${key}\` must be an integer.`, key);
+  if (value < -1) throw bad(`\`${key}\` must be a positive value or -1.`, key);
+  return value;
+}

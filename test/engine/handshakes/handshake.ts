@@ -1,0 +1,26 @@
+// What an engine's KV connector has to define: how two engines agree that one has the other's KV.
+
+import { ApiError, type Call } from '../call.ts';
+import type { KvParams } from '../fleet.ts';
+import type { EngineRequest } from '../../scenario.ts';
+import type { Choice } from '../compute.ts';
+
+/** What the engines agreed on for one call. */
+export interface Agreement {
+  /** The tokens whose KV the `p`-th prompt starts on; null where it is forwarded here. */
+  remote(p: number): readonly number[] | null;
+  /** Told what was computed; gives the reply's `kv_transfer_params`. */
+  end?(choices: readonly Choice[], id: string): KvParams | null;
+}
+
+export interface Handshake {
+  /** Before a call is computed; throws an `ApiError`. */
+  begin(call: Call, request: EngineRequest): Agreement;
+}
+
+/** Nothing comes from another engine, nothing goes to one. */
+export const ALONE: Agreement = { remote: () => null };
+
+export function kvError(message: string): ApiError {
+  return new ApiError(400, `kv_transfer_params: ${message}`, 'BadRequestError', 'kv_transfer_params');
+}

@@ -1,0 +1,67 @@
+// What a simulated engine can be told to be.
+
+import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
+import type { Fleet, KvParams } from './fleet.ts';
+import type { NpyOptions } from './npy.ts';
+import type { MoeModel } from './router.ts';
+
+export type Role = 'prefill' | 'decode' | 'oracle';
+export type Connector = 'nixl' | 'shared_storage';
+export type Version = '0.30' | '0.32';
+
+/** What one request gets instead of, or on top of, its answer. */
+export interface Failure {
+  /** Answers with this status and the engine's error body. */
+  status?: number;
+  /** Body of that answer, when it is not an error in the engine's shape. */
+  body?: string | Buffer;
+  headers?: Header[];
+  /** `reset` and `stall` send nothing; the `_body` ones send `keepBytes` of what the answer would have been. */
+  fault?: EngineReply['fault'];
+  /** Default: half of the body. */
+  keepBytes?: number;
+}
+
+export interface EngineOptions {
+  role: Role;
+  connector?: Connector;
+  version?: Version;
+  model?: Partial<MoeModel>;
+  /** Shared by the engines of one deployment. */
+  fleet?: Fleet;
+  /** False: started without routed-experts capture, the field is null. */
+  capture?: boolean;
+  /** What decode returns for prompt tokens it never forwarded: zeros, or an earlier request's rows. */
+  promptRows?: 'zeros' | 'stale';
+  /** Rows returned as all -1 (all bits set): the engine does not know them. */
+  unknownRows?: readonly number[];
+  /** 0.32 that does not look at `routed_experts_prompt_start`. */
+  ignorePromptStart?: boolean;
+  /** 0.30 may lose a stream's array: null on the terminal event. */
+  loseStreamArray?: boolean;
+  npy?: NpyOptions;
+  /** The model ends its answer with its `n`-th token, this one being EOS. */
+  eosAfter?: number;
+  maxModelLen?: number;
+  blockSize?: number;
+  /** Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add. */
+  extraKvParams?: KvParams;
+  /** Failures by number of POST request, from 1 on; or a function of it. */
+  fail?: Record<number, Failure> | ((ordinal: number, request: EngineRequest) => Failure | undefined);
+  /** Size of the pieces in which a body is written. Default: whole, or one per event. */
+  chunkBytes?: number;
+  /** Without `content-length`, as behind a proxy that streams. */
+  omitContentLength?: boolean;
+  trailers?: Header[];
+  /** Milliseconds; fixed unless set. */
+  now?: () => number;
+}
+
+export const DEFAULT_MODEL: MoeModel = {
+  name: 'tiny',
+  layers: 4,
+  topK: 4,
+  experts: 16,
+  dtype: '|u1',
+  vocab: 151_936,
+};

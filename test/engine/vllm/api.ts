@@ -1,0 +1,74 @@
+// vLLM's HTTP API.
+
+import type { Answer, Api } from '../api.ts';
+import type { ApiError, Call, Endpoint } from '../call.ts';
+import type { Fleet } from '../fleet.ts';
+import type { Format } from '../formats/format.ts';
+import type { EngineOptions, Version } from '../options.ts';
+import type { MoeModel } from '../router.ts';
+import { wholeReply } from './reply.ts';
+import { ENDPOINTS, parseCall } from './request.ts';
+import { eventsOf } from './stream.ts';
+
+/** What replies are made with, whatever the request. */
+export interface Context {
+  model: string;
+  version: Version;
+  fingerprint: string;
+  format: Format;
+  loseStreamArray: boolean;
+}
+
+const ID_PREFIX: Record<Endpoint, string> = {
+  completions: 'cmpl-',
+  chat: 'chatcmpl-',
+  generate: 'generate-tokens-',
+};
+
+export class Vllm implements Api {
+  readonly owner = 'vllm';
+  readonly endpoints = ENDPOINTS;
+  readonly #context: Context;
+
+  constructor(
+    private readonly options: EngineOptions,
+    private readonly model: MoeModel,
+    private readonly maxModelLen: number,
+    private readonly fleet: Fleet,
+    format: Format,
+  ) {
+    const version = options.version ?? '0.30';
+    this.#context = {
+      model: model.name,
+      version,
+      fingerprint: `vllm-${version}.0-${fleet.hex(8)}`,
+      format,
+      loseStreamArray: options.loseStreamArray ?? false,
+    };
+  }
+
+  parse(endpoint: Endpoint, contentType: string, body: Buffer): Call {
+    return parseCall(endpoint, contentType, body, {
+      model: this.model.name,
+      vocab: this.model.vocab,
+      maxModelLen: this.maxModelLen,
+      promptStart: this.#context.version === '0.32' && !this.options.ignorePromptStart,
+    });
+  }
+
+  newId(endpoint: Endpoint, requestId: string | undefined): string {
+    return ID_PREFIX[endpoint] + (requestId ?? this.fleet.hex(16));
+  }
+
+  whole(answer: Answer): object {
+    return wholeReply(answer, this.#context);
+  }
+
+  events(answer: Answer): string[] {
+    return eventsOf(answer, this.#context);
+  }
+
+  refusal({ status, message, type, param }: ApiError): object {
+    return { error: { message, type, param, code: status } };
+  }
+}

@@ -42,6 +42,8 @@ export const enum BufferKind {
 export const enum HeaderMapKind {
   RequestHeaders = 0,
   ResponseHeaders = 2,
+  /** Written at the end of a body, they are made. */
+  ResponseTrailers = 3,
   CallResponseHeaders = 6,
 }
 

@@ -55,6 +55,8 @@ export function decodeLeg(
   number: usize,
 ): Rewrite {
   const rewrite = withoutClientParams(body);
+  // Prefill gives them; a decode engine of vLLM 0.30 that is asked for them dies.
+  if (body.present(Field.PromptLogprobs)) rewrite.remove(Field.PromptLogprobs);
   connector.decode(rewrite, params, paramsLen);
   if (promptStart >= 0) rewrite.set(Field.PromptStart, number, writeDecimal(promptStart, number));
   return rewrite;

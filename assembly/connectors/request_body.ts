@@ -44,6 +44,7 @@ export const enum Unfit {
   /** UTF-16, UTF-32 or a byte order mark: Python's `json.loads` would read it, the scanner does not. */
   NotUtf8,
   SeveralPrompts,
+  /** The prompt's logprobs where prefill can't give them: with `echo`, or to a stream. */
   PromptLogprobs,
   /** `max_tokens: 0`. */
   NoOutput,
@@ -244,7 +245,7 @@ export class RequestBody {
     // With `echo`, vLLM computes the prompt's logprobs too; it takes 1 and "true" for true.
     const echo = this.last(Field.Echo);
     const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
-    if (this.present(Field.PromptLogprobs) || echoes) return Unfit.PromptLogprobs;
+    if (echoes || (this.present(Field.PromptLogprobs) && this.streams)) return Unfit.PromptLogprobs;
     if (this.isZero(Field.MaxTokens, ptr) || this.isZero(Field.MaxCompletionTokens, ptr)) {
       return Unfit.NoOutput;
     }
@@ -270,7 +271,14 @@ export class RequestBody {
     return true;
   }
 
-  private present(field: Field): bool {
+  /** Whether the client asks for a stream, or for something that an engine may take for one. */
+  private get streams(): bool {
+    const stream = this.last(Field.Stream);
+    return stream !== null && !stream.isNull && stream.first != 0x66;
+  }
+
+  /** Whether a field has a value that is not null. */
+  present(field: Field): bool {
     const member = this.last(field);
     return member !== null && !member.isNull;
   }

@@ -125,6 +125,8 @@ export class Exchange extends StreamContext {
   private announced: i64 = -1;
   /** Bytes still to come of a body that passes; -1 when its length is not known. */
   private passing: i64 = -1;
+  /** The head went out before the outcome was known: a trailer tells it, where the client gets trailers. */
+  private headless: bool = false;
   /** Arrays become `null`: they can't be merged, and the configuration says so. */
   private nulling: bool = false;
 
@@ -405,7 +407,7 @@ export class Exchange extends StreamContext {
         return this.stream(size, endOfStream);
       case State.Passing:
         this.passing -= min<i64>(size, max<i64>(this.passing, 0));
-        if (endOfStream) this.finish();
+        if (endOfStream) this.endPassing();
         return BodyStatus.Continue;
       default:
         return BodyStatus.Continue;
@@ -422,7 +424,7 @@ export class Exchange extends StreamContext {
       case State.Streaming:
         return this.endStreaming() ? HeadersStatus.Continue : HeadersStatus.StopIteration;
       case State.Passing:
-        this.finish();
+        this.endPassing();
         return HeadersStatus.Continue;
       default:
         return HeadersStatus.Continue;
@@ -452,6 +454,7 @@ export class Exchange extends StreamContext {
       removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
       // With a length a client would take a stream for whole that is cut short and then reset.
       removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+      this.headless = true;
       this.state = State.Streaming;
       return HeadersStatus.Continue;
     }
@@ -689,6 +692,12 @@ export class Exchange extends StreamContext {
     return true;
   }
 
+  /** A body that passes has ended. */
+  private endPassing(): void {
+    if (this.headless) this.setOutcome(HeaderMapKind.ResponseTrailers);
+    this.finish();
+  }
+
   /** The body of a response that was streamed has ended. False when the stream was reset. */
   private endStreaming(): bool {
     if (this.state == State.Streaming) {
@@ -706,6 +715,7 @@ export class Exchange extends StreamContext {
         return false;
       } else if (this.events !== null && response.merged) this.outcome = Outcome.Merged;
     }
+    if (this.headless) this.setOutcome(HeaderMapKind.ResponseTrailers);
     this.finish();
     return true;
   }
@@ -749,8 +759,12 @@ export class Exchange extends StreamContext {
   }
 
   private setOutcomeHeader(): void {
+    this.setOutcome(HeaderMapKind.ResponseHeaders);
+  }
+
+  private setOutcome(map: HeaderMapKind): void {
     const text = String.UTF8.encode(this.outcomeNow());
-    replaceHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS, changetype<usize>(text), text.byteLength);
+    replaceHeader(map, ROUTED_EXPERTS, changetype<usize>(text), text.byteLength);
   }
 
   onLog(): void {

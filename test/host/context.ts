@@ -31,6 +31,7 @@ export interface FilterCallbacks {
   sendLocalReply(status: number, body: Buffer, headers: Header[], details: string): void;
   addDecodedData(data: EnvoyBuffer): void;
   addEncodedData(data: EnvoyBuffer): void;
+  addEncodedTrailers(): HeaderMap;
   decodingBuffer(): EnvoyBuffer;
   encodingBuffer(): EnvoyBuffer;
 }
@@ -191,6 +192,7 @@ export class StreamContext extends Context {
   #responseTrailers: HeaderMap | null = null;
   #requestBody = new BodyPointer();
   #responseBody = new BodyPointer();
+  #responseEnded = false;
   #logged: { request: HeaderMap | null; response: HeaderMap | null; trailers: HeaderMap | null } | null =
     null;
   #streamFailed = false;
@@ -223,6 +225,10 @@ export class StreamContext extends Context {
       case MapType.ResponseHeaders:
         return this.#responseHeaders;
       case MapType.ResponseTrailers:
+        // getMap: the first look at the end of a body makes them.
+        if (this.#responseTrailers === null && this.#responseEnded && this.#responseBody.lent) {
+          this.#responseTrailers = this.callbacks.addEncodedTrailers();
+        }
         return this.#responseTrailers;
       default:
         return null;
@@ -333,6 +339,7 @@ export class StreamContext extends Context {
       this.callbacks.addEncodedData(data);
       if (this.destroyed) return DataStatus.StopIterationAndBuffer;
     }
+    this.#responseEnded = end;
     return this.#responseBody.during(data, () => {
       const size = this.buffer(BufferType.HttpResponseBody)?.length ?? 0;
       return this.#onBody('proxy_on_response_body', size, end);
@@ -436,6 +443,11 @@ class BodyPointer {
   buffering = false;
   #data: EnvoyBuffer | null = null;
   #dangling = false;
+
+  /** The pointer is set. */
+  get lent(): boolean {
+    return this.#data !== null;
+  }
 
   /** decodeData, encodeData: the pointer survives the callback unless the guest said Continue. */
   during(data: EnvoyBuffer, callback: () => number): number {

@@ -345,6 +345,11 @@ export class HttpStream implements FilterCallbacks, Account {
     this.#buffer(this.#encoder, data);
   }
 
+  /** The trailers go out behind the data of this callback, and past the filter. */
+  addEncodedTrailers(): HeaderMap {
+    return (this.#responseTrailers = HeaderMap.from('trailers', []));
+  }
+
   decodingBuffer(): EnvoyBuffer {
     return (this.#decoder.buffered ??= this.#createBuffer(this.#decoder));
   }
@@ -457,11 +462,16 @@ export class HttpStream implements FilterCallbacks, Account {
     if (!direct && (!continuing || encoder.iterateFromCurrent)) {
       if (this.#bufferIfStoppedAll(encoder, data)) return;
       if (encoder.endStream) return;
-      encoder.endStream = end && !this.#responseTrailers;
+      const before = this.#responseTrailers;
+      encoder.endStream = end && !before;
       let status = this.#inside(encoder, () => this.context.encodeData(data, encoder.endStream));
       if (encoder.aborted) status = DataStatus.StopIterationNoBuffer;
       const complete = this.#localComplete && !this.#responseTrailers;
       if (!this.#afterData(encoder, status, data, complete, () => this.continueEncoding())) return;
+      if (before !== this.#responseTrailers) {
+        this.#sendData(data, false);
+        return this.#sendTrailers();
+      }
     }
     if (!this.ended) this.#sendData(data, end);
   }
@@ -477,9 +487,13 @@ export class HttpStream implements FilterCallbacks, Account {
       encoder.endStream = true;
       if (this.ended || !this.#afterTrailers(encoder, status, () => this.continueEncoding())) return;
     }
+    this.#sendTrailers();
+  }
+
+  #sendTrailers(): void {
     if (this.ended) return;
     if (this.#options.downstream === 'http2' || this.#options.http1Trailers) {
-      this.client.trailers = trailers.entries();
+      this.client.trailers = (this.#responseTrailers as HeaderMap).entries();
     }
     this.#endEncode();
   }

@@ -49,10 +49,13 @@ const LOCAL: Local[] = [
   { name: 'several texts', client: at(COMPLETIONS, '{"prompt":["a","b"]}') },
   { name: 'several lists of tokens', client: at(COMPLETIONS, '{"prompt":[[1,2],[3]]}') },
   { name: 'prompt_embeds', client: at(COMPLETIONS, '{"prompt_embeds":"AAAA"}') },
-  { name: 'prompt_logprobs', client: at(COMPLETIONS, '{"prompt":"a","prompt_logprobs":0}') },
   {
-    name: 'prompt_logprobs in sampling_params',
-    client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"prompt_logprobs":1}}'),
+    name: 'prompt_logprobs of a stream',
+    client: at(COMPLETIONS, '{"prompt":"a","prompt_logprobs":0,"stream":true}'),
+  },
+  {
+    name: 'prompt_logprobs of a stream, in sampling_params',
+    client: at(GENERATE, '{"token_ids":[1],"stream":true,"sampling_params":{"prompt_logprobs":1}}'),
   },
   { name: 'echo', client: at(COMPLETIONS, '{"prompt":"a","echo":true}') },
   { name: 'max_tokens: 0', client: at(COMPLETIONS, '{"prompt":"a","max_tokens":0}') },

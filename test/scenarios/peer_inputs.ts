@@ -52,6 +52,8 @@ interface BrokenArray {
   name: string;
   peers: Peers;
   reason: string;
+  /** Where it is another one in decode's response. */
+  decodeReason?: string;
   /** JSON text of the value. */
   value: (of: ArraySpec) => string;
 }
@@ -114,16 +116,23 @@ const ARRAYS: BrokenArray[] = [
   {
     name: 'an object',
     peers: 'silently unmerged',
-    reason: 'format',
+    reason: 'size',
+    decodeReason: 'mixed',
     value: () => '{"data":"AAAA","shape":[5,2,3]}',
   },
-  { name: 'a list', peers: 'silently unmerged', reason: 'format', value: () => '[[[1,2,3],[4,5,6]]]' },
+  {
+    name: 'a list',
+    peers: 'silently unmerged',
+    reason: 'format',
+    decodeReason: 'mixed',
+    value: () => '[[[1,2,3],[4,5,6]]]',
+  },
   { name: 'an empty string', peers: 'no answer', reason: 'size', value: () => '""' },
 ];
 
-const broken: Input[] = ARRAYS.flatMap(({ name, peers, reason, value }): Input[] => [
+const broken: Input[] = ARRAYS.flatMap(({ name, peers, reason, decodeReason = reason, value }): Input[] => [
   { name: `prefill: ${name}`, peers, prefill: prefillBody(value(PROMPT)), gives: { reason } },
-  { name: `decode: ${name}`, peers, decode: decodeBody([value(FULL)]), gives: { reason } },
+  { name: `decode: ${name}`, peers, decode: decodeBody([value(FULL)]), gives: { reason: decodeReason } },
 ]);
 
 // ---- legs that do not fit each other

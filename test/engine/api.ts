@@ -20,10 +20,12 @@ export interface Api {
   /** Throws an `ApiError`. */
   parse(endpoint: Endpoint, contentType: string, body: Buffer): Call;
   /** The reply's id; `requestId` is the client's, from the header. */
-  newId(endpoint: Endpoint, requestId: string | undefined): string;
+  newId(call: Call, requestId: string | undefined): string;
   whole(answer: Answer): object;
   /** Server-sent events, each with its end. */
   events(answer: Answer): string[];
+  /** Events of a stream that has begun and has to end with this. */
+  failure(error: ApiError, call: Call): string[];
   /** Body of the reply to a request that is refused. */
   refusal(error: ApiError, endpoint: Endpoint): object;
 }

@@ -1,6 +1,7 @@
 // A request that an engine has accepted, whatever its API, and the errors it answers with otherwise.
 
-export type Endpoint = 'completions' | 'chat' | 'generate';
+/** `generate` is vLLM's `/inference/v1/generate`, `native` SGLang's `/generate`. */
+export type Endpoint = 'completions' | 'chat' | 'generate' | 'native';
 
 export interface Prompt {
   tokens: readonly number[];
@@ -24,8 +25,32 @@ export interface Call {
   promptLogprobs: number | null;
   echo: boolean;
   kvTransferParams: Record<string, unknown> | null;
+  /** Asked for routing; vLLM returns it unasked. */
+  returnRoutedExperts: boolean;
   /** The array starts with this token. */
   routedExpertsPromptStart: number;
+  /** What only SGLang takes; null on vLLM. */
+  sglang: SglangExtras | null;
+}
+
+export interface SglangExtras {
+  /** As the client wrote it: SGLang repeats any. */
+  model: string;
+  requestId: string | null;
+  bootstrap: Bootstrap | null;
+  /** A list of prompts, even of one. */
+  batch: boolean;
+  /** Chat: `meta_info` in each choice. */
+  returnMetaInfo: boolean;
+  /** Computed for another engine: it ends with the first token, whatever was asked. */
+  prefillOnly: boolean;
+}
+
+/** Where the two engines meet, one of each per prompt. */
+export interface Bootstrap {
+  hosts: string[];
+  ports: number[];
+  rooms: bigint[];
 }
 
 export interface Limits {
@@ -44,5 +69,12 @@ export class ApiError extends Error {
     readonly param: string | null = null,
   ) {
     super(message);
+  }
+}
+
+/** The engine took the request and failed later: a stream has its head by then. */
+export class EngineError extends ApiError {
+  constructor(message: string) {
+    super(500, message, 'InternalServerError');
   }
 }

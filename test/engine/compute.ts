@@ -9,8 +9,10 @@ import { EOS } from './tokenizer.ts';
 /** How a prompt's KV came to be here. */
 export interface PromptState {
   prompt: Prompt;
-  /** Null: forwarded here. Otherwise only the last prompt token was, on top of these tokens' KV. */
+  /** Null: forwarded here. Otherwise at most the last prompt token was, on top of these tokens' KV. */
   remote: readonly number[] | null;
+  /** Not even the last prompt token was forwarded: the first generated one came with the KV. */
+  complete: boolean;
   /** The router's state behind the last prompt token. */
   end: number;
 }
@@ -49,11 +51,11 @@ export class ModelRunner {
   }
 
   /** `prompt` on top of the KV of `remote`; its own where that is null. */
-  prefill(prompt: Prompt, remote: readonly number[] | null): PromptState {
+  prefill(prompt: Prompt, remote: readonly number[] | null, complete = false): PromptState {
     const { tokens } = prompt;
     const known = Math.min(tokens.length - 1, remote?.length ?? Infinity);
     const base = router.prefixStates((remote ?? tokens).slice(0, known)).at(-1) ?? router.EMPTY_PREFIX;
-    return { prompt, remote, end: router.step(base, tokens.at(-1)!) };
+    return { prompt, remote, complete: complete && remote !== null, end: router.step(base, tokens.at(-1)!) };
   }
 
   /** The `choice`-th answer to a prompt, `index` of the reply. */
@@ -71,7 +73,8 @@ export class ModelRunner {
       tokens.push(t + 1 === eosAt ? EOS : router.nextToken(state, choice));
       states[t] = state = router.step(state, tokens[t]!);
     }
-    const routing = this.options.capture === false ? null : this.#capture(call, of, states);
+    const captures = this.options.capture !== false && call.returnRoutedExperts;
+    const routing = captures ? this.#capture(call, of, states) : null;
     return { index, of, tokens, states, finish: length === eosAt ? 'stop' : 'length', routing };
   }
 
@@ -89,12 +92,12 @@ export class ModelRunner {
     return { rows: this.#router.slice(rows, start), start, promptTokens, remote: of.remote !== null };
   }
 
-  #fillPrompt(rows: Rows, { prompt: { tokens }, remote, end }: PromptState): void {
+  #fillPrompt(rows: Rows, { prompt: { tokens }, remote, complete, end }: PromptState): void {
     if (!remote || this.options.promptRows === 'stale') {
       const origin = remote ? router.FOREIGN_PREFIX : router.EMPTY_PREFIX;
       const states = router.prefixStates(tokens, origin);
       for (let i = 0; i < states.length; i++) this.#router.fill(rows, i, states[i]!);
     }
-    this.#router.fill(rows, tokens.length - 1, end);
+    if (!complete) this.#router.fill(rows, tokens.length - 1, end);
   }
 }

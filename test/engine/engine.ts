@@ -1,23 +1,33 @@
 // A simulated engine: its API, its P/D handshake, and the routing it returns, valid or not, as the real one does.
 
 import type { Api } from './api.ts';
-import { ApiError, type Call } from './call.ts';
+import { ApiError, EngineError, type Call } from './call.ts';
 import { ModelRunner } from './compute.ts';
 import { Fleet } from './fleet.ts';
-import { npyFormat } from './formats/npy.ts';
+import { createFormat } from './formats/index.ts';
 import { createHandshake } from './handshakes/index.ts';
 import type { Agreement, Handshake } from './handshakes/handshake.ts';
 import { header, pathOf, split } from './http.ts';
 import { toJson } from './json.ts';
-import { DEFAULT_MODEL, type EngineOptions, type Failure } from './options.ts';
+import {
+  DEFAULT_MODEL,
+  type ApiName,
+  type EngineOptions,
+  type Failure,
+  type FormatName,
+  type SequentialOptions,
+} from './options.ts';
 import type { MoeModel } from './router.ts';
+import { Sglang } from './sglang/api.ts';
 import { Vllm } from './vllm/api.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
 export * from './options.ts';
 
-export interface SimulatedEngine extends Engine {
-  (request: EngineRequest): EngineReply;
+export type Awaitable = EngineReply | Promise<EngineReply>;
+
+export interface SimulatedEngine<Reply extends Awaitable = EngineReply> extends Engine {
+  (request: EngineRequest): Reply;
   readonly options: Readonly<EngineOptions>;
   readonly model: Readonly<MoeModel>;
   readonly fleet: Fleet;
@@ -25,21 +35,31 @@ export interface SimulatedEngine extends Engine {
   readonly requests: EngineRequest[];
   /** The engine process has died; every further request is reset. */
   dead: boolean;
+  /** A new process takes the engine's place: it has another id, and none of the KV. */
+  restart(): void;
 }
 
 const FIXED_NOW = Date.UTC(2026, 10, 23, 9, 42, 38);
 
-/** An engine; engines that exchange KV share `options.fleet`. */
-export function createEngine(options: EngineOptions): SimulatedEngine {
+const APIS = { vllm: Vllm, sglang: Sglang };
+
+/**
+ * An engine; engines that exchange KV share `options.fleet`. One that waits for another engine answers with a promise.
+ */
+export function createEngine(options: EngineOptions & { role: 'oracle' }): SimulatedEngine;
+export function createEngine(options: SequentialOptions): SimulatedEngine;
+export function createEngine(options: EngineOptions): SimulatedEngine<Awaitable>;
+export function createEngine(options: EngineOptions): SimulatedEngine<Awaitable> {
   const core = new Core(options);
-  const engine = (request: EngineRequest): EngineReply => core.handle(request);
+  const engine = (request: EngineRequest): Awaitable => core.handle(request);
   return Object.defineProperties(engine, {
     options: { value: options },
     model: { value: core.runner.model },
     fleet: { value: core.fleet },
     requests: { value: core.requests },
     dead: { get: () => core.dead, set: (dead: boolean) => void (core.dead = dead) },
-  }) as unknown as SimulatedEngine;
+    restart: { value: () => core.restart() },
+  }) as unknown as SimulatedEngine<Awaitable>;
 }
 
 /** The engine process is gone: the client whose request killed it still gets an answer. */
@@ -58,14 +78,28 @@ class Core {
   constructor(options: EngineOptions) {
     this.#options = options;
     this.fleet = options.fleet ?? new Fleet();
+    const { apiName, format } = dialectOf(options);
     const model = { ...DEFAULT_MODEL, ...options.model };
+    // SGLang's rows are int32 however few the experts are.
+    if (format === 'D') model.dtype = '<i4';
     this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, options);
     this.#handshake = createHandshake(options, this.fleet);
-    const format = npyFormat(model, options.npy);
-    this.#api = new Vllm(options, model, this.runner.maxModelLen, this.fleet, format);
+    const { maxModelLen } = this.runner;
+    this.#api = new APIS[apiName](
+      options,
+      model,
+      maxModelLen,
+      this.fleet,
+      createFormat(format, model, options),
+    );
   }
 
-  handle(request: EngineRequest): EngineReply {
+  restart(): void {
+    this.dead = false;
+    this.#handshake.restart?.();
+  }
+
+  handle(request: EngineRequest): Awaitable {
     this.requests.push(request);
     if (this.dead) return { status: 500, headers: [], chunks: [], fault: 'reset' };
     if (request.method !== 'POST') return this.#get(request);
@@ -75,26 +109,32 @@ class Core {
     return failure ? this.#failed(failure, request) : this.#post(request);
   }
 
-  #failed(failure: Failure, request: EngineRequest): EngineReply {
+  #failed(failure: Failure, request: EngineRequest): Awaitable {
     const { status, body, headers, fault, keepBytes } = failure;
     if (fault === 'reset' || fault === 'stall') return { status: 500, headers: [], chunks: [], fault };
-    let reply =
-      status === undefined && body === undefined
-        ? this.#post(request)
-        : body === undefined
-          ? this.#refuse(new ApiError(status!, 'simulated failure', 'InternalServerError'), request)
-          : this.#reply(status ?? 200, 'application/json', [Buffer.from(body)]);
-    if (headers) reply = { ...reply, headers };
-    if (!fault) return reply;
-    const whole = Buffer.concat(reply.chunks);
-    const kept = whole.subarray(0, keepBytes ?? whole.length >> 1);
-    return { ...reply, chunks: this.#pieces([kept]), fault };
+    const damaged = (reply: EngineReply): EngineReply => {
+      const head = headers ? { ...reply, headers } : reply;
+      if (!fault) return head;
+      const whole = Buffer.concat(reply.chunks);
+      const kept = whole.subarray(0, keepBytes ?? whole.length >> 1);
+      return { ...head, chunks: this.#pieces([kept]), fault };
+    };
+    if (body !== undefined) {
+      return damaged(this.#reply(status ?? 200, 'application/json', [Buffer.from(body)]));
+    }
+    if (status !== undefined) {
+      return damaged(this.#refuse(new ApiError(status, 'simulated failure', 'InternalServerError'), request));
+    }
+    const reply = this.#post(request);
+    return reply instanceof Promise ? reply.then(damaged) : damaged(reply);
   }
 
   #get(request: EngineRequest): EngineReply {
     const path = pathOf(request);
     const known = path in this.#api.endpoints;
     if (request.method !== 'GET' || known) return this.#detail(known ? 405 : 404);
+    const own = this.#handshake.get?.(path);
+    if (own) return this.#json(200, own);
     if (path === '/health') return this.#reply(200, null, []);
     if (path !== '/v1/models') return this.#detail(404);
     const created = Math.floor(this.#now() / 1000);
@@ -103,45 +143,69 @@ class Core {
     return this.#json(200, { object: 'list', data: [{ ...card, max_model_len: this.runner.maxModelLen }] });
   }
 
-  #post(request: EngineRequest): EngineReply {
+  #post(request: EngineRequest): Awaitable {
     const endpoint = this.#api.endpoints[pathOf(request)];
     if (!endpoint) return this.#detail(404);
+    let call: Call | null = null;
     try {
-      const call = this.#api.parse(endpoint, header(request, 'content-type') ?? '', request.body);
-      return this.#serve(call, this.#handshake.begin(call, request), request);
+      const accepted = (call = this.#api.parse(
+        endpoint,
+        header(request, 'content-type') ?? '',
+        request.body,
+      ));
+      const agreed = this.#handshake.begin(accepted, request);
+      if (!(agreed instanceof Promise)) return this.#serve(accepted, agreed, request);
+      return agreed
+        .then((it) => this.#serve(accepted, it, request))
+        .catch((error: unknown) => this.#ended(error, accepted, request));
     } catch (error) {
-      if (error instanceof ApiError) return this.#refuse(error, request);
-      if (!(error instanceof EngineDeath)) throw error;
-      this.dead = true;
-      return this.#refuse(new ApiError(500, '', 'InternalServerError'), request);
+      return this.#ended(error, call, request);
     }
   }
 
-  #serve(call: Call, agreed: Agreement, request: EngineRequest): EngineReply {
+  /** The answer to a request that ended with `error`; `call` is null where it was not accepted. */
+  #ended(error: unknown, call: Call | null, request: EngineRequest): EngineReply {
+    if (error instanceof EngineError && call?.stream) return this.#events(this.#api.failure(error, call));
+    if (error instanceof ApiError) return this.#refuse(error, request);
+    if (!(error instanceof EngineDeath)) throw error;
+    this.dead = true;
+    return this.#refuse(new ApiError(500, '', 'InternalServerError'), request);
+  }
+
+  #serve(asked: Call, agreed: Agreement, request: EngineRequest): EngineReply {
+    const call = agreed.prefillOnly ? firstToken(asked) : asked;
     const prompts = call.prompts.map((prompt, p) => {
       const remote = agreed.remote(p);
       if (remote) this.#survive(call, prompt.tokens.length);
-      return this.runner.prefill(prompt, remote);
+      return this.runner.prefill(prompt, remote, agreed.complete);
     });
     const choices = prompts.flatMap((of, p) =>
       Array.from({ length: call.n }, (_, c) => this.runner.generate(call, of, p * call.n + c, c)),
     );
-    const id = this.#api.newId(call.endpoint, header(request, 'x-request-id'));
+    const id = this.#api.newId(call, header(request, 'x-request-id'));
     const created = Math.floor(this.#now() / 1000);
     const kv = agreed.end?.(choices, id) ?? null;
     const answer = { call, choices, id, created, kv };
-    if (!call.stream) return this.#json(200, this.#api.whole(answer));
-    const events = this.#api.events(answer).map((event) => Buffer.from(event));
-    return this.#reply(200, 'text/event-stream; charset=utf-8', events);
+    return call.stream ? this.#events(this.#api.events(answer)) : this.#json(200, this.#api.whole(answer));
   }
 
   /** vLLM's engine process ends when it is asked for what only a forward pass over the prompt can tell. */
   #survive(call: Call, promptTokens: number): void {
     if (call.promptLogprobs !== null) throw new EngineDeath('prompt_logprobs of tokens never forwarded');
-    const capturing = this.#options.capture !== false && this.#options.version === '0.32';
+    const capturing =
+      this.#options.capture !== false && this.#api.owner === 'vllm' && this.#options.version === '0.32';
     if (capturing && call.routedExpertsPromptStart !== promptTokens) {
       throw new EngineDeath('routing of tokens never forwarded');
     }
+  }
+
+  #events(events: string[]): EngineReply {
+    const type = 'text/event-stream; charset=utf-8';
+    return this.#reply(
+      200,
+      type,
+      events.map((event) => Buffer.from(event)),
+    );
   }
 
   #json(status: number, value: object): EngineReply {
@@ -180,4 +244,16 @@ class Core {
   #now(): number {
     return this.#options.now?.() ?? FIXED_NOW;
   }
+}
+
+/** What an engine speaks follows from any of what it is told. */
+function dialectOf({ api, connector, format }: EngineOptions): { apiName: ApiName; format: FormatName } {
+  const apiName = api ?? (connector === 'sglang' || format === 'D' ? 'sglang' : 'vllm');
+  return { apiName, format: format ?? (apiName === 'sglang' ? 'D' : 'A') };
+}
+
+/** `call` as an engine runs it that has to find its first token only. */
+function firstToken(call: Call): Call {
+  const sglang = call.sglang && { ...call.sglang, prefillOnly: true };
+  return { ...call, maxTokens: 1, minTokens: 0, ignoreEos: true, sglang };
 }

@@ -1,8 +1,11 @@
-// What the engines of one deployment share: the blocks that prefill engines have handed out, and the KV store.
+// What the engines of one deployment share: the blocks that prefill engines have handed out, the KV store, and where
+// the two legs of a request meet.
 
 import { createHash } from 'node:crypto';
-import { derive } from './router.ts';
 import { toJson } from './json.ts';
+import { Meeting } from './meeting.ts';
+import type { Address } from './options.ts';
+import { derive } from './router.ts';
 
 export type KvParams = Record<string, unknown>;
 
@@ -13,8 +16,17 @@ export interface Handout {
   consumed: boolean;
 }
 
+/** A prefill engine as decode finds it. */
+export interface PrefillEngine {
+  readonly address: Address;
+  /** By data-parallel rank. */
+  readonly engineIds: readonly string[];
+}
+
 export class Fleet {
   readonly handouts = new Map<string, Handout>();
+  readonly prefills = new Set<PrefillEngine>();
+  readonly #meetings = new Map<string, Meeting>();
   readonly #stored = new Set<string>();
   #serial = 0;
 
@@ -37,6 +49,13 @@ export class Fleet {
     this.handouts.set(requestId, { params, tokens, consumed: false });
   }
 
+  /** The blocks of an engine that is no more. */
+  forget(engineId: string): void {
+    for (const [id, { params }] of this.handouts) {
+      if (params['remote_engine_id'] === engineId) this.handouts.delete(id);
+    }
+  }
+
   /** The handout that `params` name, or why decode cannot have it. */
   claim(params: KvParams, tokens: readonly number[]): Handout | string {
     const id = params['remote_request_id'];
@@ -52,6 +71,17 @@ export class Fleet {
     return handout;
   }
 
+  /** Where the two legs with this key meet. */
+  meeting(key: string): Meeting {
+    let meeting = this.#meetings.get(key);
+    if (!meeting) this.#meetings.set(key, (meeting = new Meeting()));
+    return meeting;
+  }
+
+  prefillAt(host: string, port: number): PrefillEngine | undefined {
+    return [...this.prefills].find(({ address }) => address.host === host && address.port === port);
+  }
+
   store(tokens: readonly number[]): void {
     this.#stored.add(digest(tokens));
   }
@@ -61,7 +91,7 @@ export class Fleet {
   }
 }
 
-function sameTokens(a: readonly number[], b: readonly number[]): boolean {
+export function sameTokens(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((token, i) => token === b[i]);
 }
 

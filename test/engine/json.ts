@@ -16,3 +16,31 @@ export function toJson(value: unknown): string {
   }
   return JSON.stringify(value);
 }
+
+const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
+
+/**
+ * The value of a member of the outermost object as it is written, the last one where a key is repeated: numbers keep
+ * digits that `JSON.parse` rounds. Null: no such member. `text` is valid JSON.
+ */
+export function memberText(text: string, key: string): string | null {
+  let found: string | null = null;
+  let depth = 0;
+  let before = '';
+  let member: string | null = null;
+  let from = 0;
+  for (const { 0: token, index } of text.matchAll(TOKEN)) {
+    const closes = token === '}' || token === ']';
+    if (depth === 1 && member === null && token === ':') {
+      member = JSON.parse(before) as string;
+      from = index + 1;
+    } else if (depth === 1 && member !== null && (token === ',' || closes)) {
+      if (member === key) found = text.slice(from, index).trim();
+      member = null;
+    }
+    if (token === '{' || token === '[') depth++;
+    if (closes) depth--;
+    before = token;
+  }
+  return found;
+}

@@ -1,8 +1,8 @@
 // One engine as a process: `tsx test/engine/main.ts --role prefill [--port 0] [--connector nixl] [--version 0.30]
-// [--http2]`. Engines in other processes share no blocks: P/D needs them in one process, see `serveEngine`.
+// [--format A] [--http2]`. Engines in other processes share no blocks: P/D needs them in one process, see `serveEngine`.
 
 import { parseArgs } from 'node:util';
-import { createEngine, type Connector, type Role, type Version } from './engine.ts';
+import { createEngine, type Connector, type FormatName, type Role, type Version } from './engine.ts';
 import { serveEngine } from './server.ts';
 
 const { values } = parseArgs({
@@ -10,15 +10,18 @@ const { values } = parseArgs({
     role: { type: 'string', default: 'oracle' },
     connector: { type: 'string', default: 'nixl' },
     version: { type: 'string', default: '0.30' },
+    format: { type: 'string' },
     port: { type: 'string', default: '0' },
     http2: { type: 'boolean', default: false },
   },
 });
 
 const role = oneOf<Role>('role', values.role, ['prefill', 'decode', 'oracle']);
-const connector = oneOf<Connector>('connector', values.connector, ['nixl', 'shared_storage']);
+const connectors: Connector[] = ['nixl', 'shared_storage', 'sglang', 'mooncake'];
+const connector = oneOf<Connector>('connector', values.connector, connectors);
 const version = oneOf<Version>('version', values.version, ['0.30', '0.32']);
-const engine = createEngine({ role, connector, version, now: Date.now });
+const format = values.format && { format: oneOf<FormatName>('format', values.format, ['A', 'D']) };
+const engine = createEngine({ role, connector, version, ...format, now: Date.now });
 const { port } = await serveEngine(engine, { port: Number(values.port), http2: values.http2 });
 console.log(port);
 

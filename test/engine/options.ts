@@ -6,8 +6,23 @@ import type { NpyOptions } from './npy.ts';
 import type { MoeModel } from './router.ts';
 
 export type Role = 'prefill' | 'decode' | 'oracle';
-export type Connector = 'nixl' | 'shared_storage';
+/** One leg after the other. */
+export type SequentialConnector = 'nixl' | 'shared_storage';
+/** Both legs at once: an engine waits for the other one's request. */
+export type ConcurrentConnector = 'sglang' | 'mooncake';
+export type Connector = SequentialConnector | ConcurrentConnector;
 export type Version = '0.30' | '0.32';
+export type ApiName = 'vllm' | 'sglang';
+/** How routing is written: A is vLLM's `.npy` in base64, D is SGLang's raw int32. */
+export type FormatName = 'A' | 'D';
+
+export interface Address {
+  host: string;
+  port: number;
+}
+
+/** Milliseconds; or a function that is called when the waiting starts, and whose promise ends it. */
+export type Patience = number | (() => Promise<unknown>);
 
 /** What one request gets instead of, or on top of, its answer. */
 export interface Failure {
@@ -26,6 +41,10 @@ export interface EngineOptions {
   role: Role;
   connector?: Connector;
   version?: Version;
+  /** Default: SGLang's where the connector or the format is. */
+  api?: ApiName;
+  /** Default: the API's own. */
+  format?: FormatName;
   model?: Partial<MoeModel>;
   /** Shared by the engines of one deployment. */
   fleet?: Fleet;
@@ -46,6 +65,14 @@ export interface EngineOptions {
   blockSize?: number;
   /** Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add. */
   extraKvParams?: KvParams;
+  /** Where decode finds this prefill engine. Read when needed: a port may be set after the start. */
+  bootstrap?: Address;
+  /** Data-parallel ranks of a Mooncake prefill engine. */
+  ranks?: number;
+  /** How long one leg waits for the other. Default: the engine's own, of minutes. */
+  patience?: Patience;
+  /** An SGLang whose samples of one prompt have a transfer each. Without, they share a room, and wait forever. */
+  parallelSampling?: boolean;
   /** Failures by number of POST request, from 1 on; or a function of it. */
   fail?: Record<number, Failure> | ((ordinal: number, request: EngineRequest) => Failure | undefined);
   /** Size of the pieces in which a body is written. Default: whole, or one per event. */
@@ -56,6 +83,11 @@ export interface EngineOptions {
   /** Milliseconds; fixed unless set. */
   now?: () => number;
 }
+
+/** Of an engine that answers at once. */
+export type SequentialOptions = EngineOptions & { connector?: SequentialConnector };
+
+export const DEFAULT_BOOTSTRAP: Address = { host: '127.0.0.1', port: 8998 };
 
 export const DEFAULT_MODEL: MoeModel = {
   name: 'tiny',

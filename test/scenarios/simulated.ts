@@ -89,7 +89,7 @@ function caseOf(spec: Spec, name: string): Case {
       },
       client: post(request, { path }),
       prefill,
-      decode: (received) => (sent = decode(received)),
+      decode: async (received) => (sent = await decode(received)),
       downstream,
       upstream,
     };

@@ -7,8 +7,8 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import {
   createEngine,
-  type Connector,
-  type EngineOptions,
+  type SequentialConnector,
+  type SequentialOptions,
   type SimulatedEngine,
   type Version,
 } from '../engine/engine.ts';
@@ -19,8 +19,7 @@ import { EMPTY_PREFIX, Router, type Dtype } from '../engine/router.ts';
 import { serveBoth } from '../engine/server.ts';
 import { Detokenizer, decode, encode } from '../engine/tokenizer.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
-
-type Json = Record<string, any>;
+import { json, ok, post, text, type Json } from './exchanges.ts';
 
 const PREFILL_PARAMS = {
   do_remote_decode: true,
@@ -30,27 +29,6 @@ const PREFILL_PARAMS = {
   remote_host: null,
   remote_port: null,
 };
-
-function post(path: string, body: unknown, headers: Header[] = []): EngineRequest {
-  const bytes = Buffer.isBuffer(body)
-    ? body
-    : Buffer.from(typeof body === 'string' ? body : JSON.stringify(body));
-  return { method: 'POST', path, headers: [['content-type', 'application/json'], ...headers], body: bytes };
-}
-
-function text(reply: EngineReply): string {
-  return Buffer.concat(reply.chunks).toString();
-}
-
-function json(reply: EngineReply): Json {
-  return JSON.parse(text(reply));
-}
-
-function ok(reply: EngineReply): Json {
-  expect(reply.fault).toBeUndefined();
-  expect(reply.status, text(reply)).toBe(200);
-  return json(reply);
-}
 
 function rowsOf(choice: Json) {
   return decodeNpy(Buffer.from(choice['routed_experts'], 'base64'));
@@ -66,7 +44,7 @@ interface Deployment {
   oracle: SimulatedEngine;
 }
 
-function deploy(options: Partial<EngineOptions> = {}): Deployment {
+function deploy(options: Partial<SequentialOptions> = {}): Deployment {
   const fleet = new Fleet();
   return {
     prefill: createEngine({ ...options, role: 'prefill', fleet }),
@@ -98,7 +76,13 @@ function withSampling(body: Json, params: Json): Json {
 }
 
 /** Both legs as a router runs them. */
-function disaggregate(deployment: Deployment, path: string, body: Json, connector: Connector, tail: boolean) {
+function disaggregate(
+  deployment: Deployment,
+  path: string,
+  body: Json,
+  connector: SequentialConnector,
+  tail: boolean,
+) {
   const id: Header[] = [['x-request-id', 'req-1']];
   const nixl = connector === 'nixl';
   const leg = withSampling(body, { max_tokens: 1, n: 1 });
@@ -379,6 +363,16 @@ describe('the handshake', () => {
     expect(decodeStatus(deployment, handedOut(deployment), 'The quick brown dog')).toBe(400);
   });
 
+  test('is refused once the prefill engine has restarted', () => {
+    const deployment = deploy();
+    const before = handedOut(deployment);
+    deployment.prefill.restart();
+    expect(decodeStatus(deployment, before)).toBe(400);
+    const after = handedOut(deployment);
+    expect(after['remote_engine_id']).not.toBe(before['remote_engine_id']);
+    expect(decodeStatus(deployment, after)).toBe(200);
+  });
+
   test('is refused by an engine of another deployment', () => {
     expect(decodeStatus(deploy(), handedOut(deploy()))).toBe(400);
   });
@@ -583,7 +577,7 @@ describe('replies', () => {
 
   test('follow the knobs: pieces, padding, unknown rows, lost arrays, no length', () => {
     const { path, body } = ENDPOINTS['generate']!;
-    const run = (options: Partial<EngineOptions>, more: Json = {}) =>
+    const run = (options: Partial<SequentialOptions>, more: Json = {}) =>
       createEngine({ role: 'oracle', ...options })(post(path, { ...body, ...more }));
     const whole = text(run({}));
     const pieces = run({ chunkBytes: 7 }).chunks;

@@ -11,6 +11,8 @@ export interface Encoded {
   /** Beside `choices`, in front of it and behind it. */
   before: Members;
   after: Members;
+  /** Of SGLang's `meta_info`. */
+  meta: Members;
 }
 
 export interface Format {
@@ -18,7 +20,7 @@ export interface Format {
   encode(routing: Routing | null): Encoded;
 }
 
-export const NOWHERE: Encoded = { choice: {}, before: {}, after: {} };
+export const NOWHERE: Encoded = { choice: {}, before: {}, after: {}, meta: {} };
 
 /** `(rows, layers, top_k)` of `count` rows. */
 export function shapeOf({ layers, topK }: MoeModel, count: number): [number, number, number] {

@@ -1,16 +1,17 @@
 // Format A, vLLM's: a `.npy` file in base64.
 
 import { encodeNpy, type NpyOptions } from '../npy.ts';
+import type { Routing } from '../compute.ts';
 import type { MoeModel } from '../router.ts';
 import { NOWHERE, shapeOf, type Format } from './format.ts';
 
 export function npyFormat(model: MoeModel, options: NpyOptions = {}): Format {
+  const encode = ({ rows: { data, count } }: Routing) =>
+    encodeNpy(data, model.dtype, shapeOf(model, count), options).toString('base64');
   return {
     encode(routing) {
-      if (!routing) return { ...NOWHERE, choice: { routed_experts: null } };
-      const { data, count } = routing.rows;
-      const file = encodeNpy(data, model.dtype, shapeOf(model, count), options);
-      return { ...NOWHERE, choice: { routed_experts: file.toString('base64') } };
+      const members = { routed_experts: routing && encode(routing) };
+      return { ...NOWHERE, choice: members, meta: members };
     },
   };
 }

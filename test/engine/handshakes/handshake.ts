@@ -1,21 +1,29 @@
 // What an engine's KV connector has to define: how two engines agree that one has the other's KV.
 
 import { ApiError, type Call } from '../call.ts';
+import type { Choice } from '../compute.ts';
 import type { KvParams } from '../fleet.ts';
 import type { EngineRequest } from '../../scenario.ts';
-import type { Choice } from '../compute.ts';
 
 /** What the engines agreed on for one call. */
 export interface Agreement {
   /** The tokens whose KV the `p`-th prompt starts on; null where it is forwarded here. */
   remote(p: number): readonly number[] | null;
+  /** With the KV comes the first generated token: not even the last prompt token is forwarded. */
+  complete?: boolean;
+  /** Another engine goes on with the answer: this one ends it with the first token. */
+  prefillOnly?: boolean;
   /** Told what was computed; gives the reply's `kv_transfer_params`. */
   end?(choices: readonly Choice[], id: string): KvParams | null;
 }
 
 export interface Handshake {
-  /** Before a call is computed; throws an `ApiError`. */
-  begin(call: Call, request: EngineRequest): Agreement;
+  /** Before a call is computed. Throws, or is rejected with, an `ApiError`. */
+  begin(call: Call, request: EngineRequest): Agreement | Promise<Agreement>;
+  /** Body of the answer to a GET that belongs to the handshake; null: it has no such path. */
+  get?(path: string): object | null;
+  /** The process is a new one. */
+  restart?(): void;
 }
 
 /** Nothing comes from another engine, nothing goes to one. */

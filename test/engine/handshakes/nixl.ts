@@ -12,7 +12,7 @@ const HANDSHAKE_KEYS = new Set([
 ]);
 
 export class Nixl implements Handshake {
-  readonly #engineId: string;
+  #engineId: string;
   #blocks = 0;
 
   constructor(
@@ -20,6 +20,11 @@ export class Nixl implements Handshake {
     private readonly fleet: Fleet,
   ) {
     this.#engineId = fleet.uuid();
+  }
+
+  restart(): void {
+    this.fleet.forget(this.#engineId);
+    this.#engineId = this.fleet.uuid();
   }
 
   begin(call: Call): Agreement {

@@ -14,8 +14,11 @@ import {
 } from '../fields.ts';
 import { encode, encodeChat } from '../tokenizer.ts';
 
-/** Fields that each engine has its own names for. */
-export type Own = Pick<Call, 'kvTransferParams' | 'routedExpertsPromptStart'>;
+/** What each engine reads in its own way. */
+export type Own = Pick<
+  Call,
+  'kvTransferParams' | 'returnRoutedExperts' | 'routedExpertsPromptStart' | 'sglang'
+>;
 
 /** A call of `/v1/completions` or `/v1/chat/completions`. */
 export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Own): Call {

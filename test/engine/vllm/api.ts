@@ -8,7 +8,7 @@ import type { EngineOptions, Version } from '../options.ts';
 import type { MoeModel } from '../router.ts';
 import { wholeReply } from './reply.ts';
 import { ENDPOINTS, parseCall } from './request.ts';
-import { eventsOf } from './stream.ts';
+import { eventsOf, failureEvents } from './stream.ts';
 
 /** What replies are made with, whatever the request. */
 export interface Context {
@@ -19,7 +19,7 @@ export interface Context {
   loseStreamArray: boolean;
 }
 
-const ID_PREFIX: Record<Endpoint, string> = {
+const ID_PREFIX: Partial<Record<Endpoint, string>> = {
   completions: 'cmpl-',
   chat: 'chatcmpl-',
   generate: 'generate-tokens-',
@@ -56,8 +56,8 @@ export class Vllm implements Api {
     });
   }
 
-  newId(endpoint: Endpoint, requestId: string | undefined): string {
-    return ID_PREFIX[endpoint] + (requestId ?? this.fleet.hex(16));
+  newId({ endpoint }: Call, requestId: string | undefined): string {
+    return ID_PREFIX[endpoint]! + (requestId ?? this.fleet.hex(16));
   }
 
   whole(answer: Answer): object {
@@ -66,6 +66,10 @@ export class Vllm implements Api {
 
   events(answer: Answer): string[] {
     return eventsOf(answer, this.#context);
+  }
+
+  failure(error: ApiError): string[] {
+    return failureEvents(this.refusal(error));
   }
 
   refusal({ status, message, type, param }: ApiError): object {

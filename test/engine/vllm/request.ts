@@ -33,9 +33,11 @@ export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer,
   const call =
     endpoint === 'generate'
       ? generateCall(json, limits)
-      : openAiCall(endpoint, json, {
+      : openAiCall(endpoint as 'completions' | 'chat', json, {
           kvTransferParams: transferParams(json),
+          returnRoutedExperts: true,
           routedExpertsPromptStart: promptStart(json, limits),
+          sglang: null,
         });
 
   if (model !== null && model !== limits.model) {
@@ -67,7 +69,9 @@ function generateCall(json: Json, limits: Limits): Call {
     promptLogprobs: logprobCount(params, 'prompt_logprobs'),
     echo: false,
     kvTransferParams: transferParams(json),
+    returnRoutedExperts: true,
     routedExpertsPromptStart: promptStart(params, limits),
+    sglang: null,
   };
 }
 

@@ -1,22 +1,17 @@
 // vLLM's server-sent events: one token each, choices in turn.
 
 import type { Answer } from '../api.ts';
-import type { Choice } from '../compute.ts';
+import type { Endpoint } from '../call.ts';
 import { toJson } from '../json.ts';
 import { chatLogprobs } from '../openai/logprobs.ts';
-import { Detokenizer } from '../tokenizer.ts';
+import { stepsOf, type Step } from '../steps.ts';
 import type { Context } from './api.ts';
 import { echoed, usageOf } from './reply.ts';
 
-/** One token of one choice. */
-interface Step {
-  choice: Choice;
-  t: number;
-  last: boolean;
-  text: string;
-}
-
-const OBJECTS = { completions: 'text_completion', chat: 'chat.completion.chunk' };
+const OBJECTS: Partial<Record<Endpoint, string>> = {
+  completions: 'text_completion',
+  chat: 'chat.completion.chunk',
+};
 
 export function eventsOf(answer: Answer, context: Context): string[] {
   const { call, choices, id, created } = answer;
@@ -48,20 +43,6 @@ export function eventsOf(answer: Answer, context: Context): string[] {
     events.push({ ...head, choices: [], usage, ...(endpoint === 'generate' ? {} : fingerprint) });
   }
   return [...events.map((event) => `data: ${toJson(event)}\n\n`), 'data: [DONE]\n\n'];
-}
-
-function* stepsOf(choices: readonly Choice[]): Generator<Step> {
-  const texts = choices.map(() => new Detokenizer());
-  const steps = Math.max(...choices.map(({ tokens }) => tokens.length));
-  for (let t = 0; t < steps; t++) {
-    for (const choice of choices) {
-      const token = choice.tokens[t];
-      if (token === undefined) continue;
-      const last = t === choice.tokens.length - 1;
-      const detokenizer = texts[choice.index]!;
-      yield { choice, t, last, text: detokenizer.push(token) + (last ? detokenizer.end() : '') };
-    }
-  }
 }
 
 function generateEvent({ call, id }: Answer, { choice, t, last }: Step, context: Context): object {
@@ -99,4 +80,9 @@ function completionChoice({ call }: Answer, { choice, t, last, text }: Step): ob
     prompt_token_ids: t === 0 && call.returnTokenIds ? choice.of.prompt.tokens : null,
     token_ids: call.returnTokenIds ? [choice.tokens[t]!] : null,
   };
+}
+
+/** The engine gave up on a request whose stream has begun. */
+export function failureEvents(body: object): string[] {
+  return [`data: ${toJson(body)}\n\n`, 'data: [DONE]\n\n'];
 }

@@ -1,0 +1,16 @@
+// The formats by name.
+
+import type { EngineOptions, FormatName } from '../options.ts';
+import type { MoeModel } from '../router.ts';
+import type { Format } from './format.ts';
+import { npyFormat } from './npy.ts';
+import { rawFormat } from './raw.ts';
+
+export function createFormat(name: FormatName, model: MoeModel, options: EngineOptions): Format {
+  switch (name) {
+    case 'A':
+      return npyFormat(model, options.npy);
+    case 'D':
+      return rawFormat();
+  }
+}

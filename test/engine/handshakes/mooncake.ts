@@ -1,0 +1,132 @@
+// vLLM's MooncakeConnector: both legs name one transfer, decode asks prefill's bootstrap server who holds it.
+
+import { ApiError, EngineError, type Call } from '../call.ts';
+import type { Choice } from '../compute.ts';
+import { sameTokens, type Fleet, type KvParams, type PrefillEngine } from '../fleet.ts';
+import { header } from '../http.ts';
+import { never, within } from '../meeting.ts';
+import { DEFAULT_BOOTSTRAP, type Address, type EngineOptions, type Patience } from '../options.ts';
+import type { EngineRequest } from '../../scenario.ts';
+import { ALONE, kvError, type Agreement, type Handshake } from './handshake.ts';
+
+const PATIENCE = 480_000;
+const TO_DECODE = { do_remote_decode: true, do_remote_prefill: false };
+const FROM_PREFILL = { do_remote_decode: false, do_remote_prefill: true };
+const WORKER_PORT = 40_000;
+
+export class Mooncake implements Handshake, PrefillEngine {
+  engineIds: string[];
+
+  constructor(
+    private readonly options: EngineOptions,
+    private readonly fleet: Fleet,
+  ) {
+    this.engineIds = this.#newIds();
+    if (options.role === 'prefill') fleet.prefills.add(this);
+  }
+
+  get address(): Address {
+    return this.options.bootstrap ?? DEFAULT_BOOTSTRAP;
+  }
+
+  restart(): void {
+    this.engineIds = this.#newIds();
+  }
+
+  get(path: string): object | null {
+    if (path !== '/query' || this.options.role !== 'prefill') return null;
+    const worker = (rank: number) => ({ 0: { 0: `tcp://${this.address.host}:${WORKER_PORT + rank}` } });
+    return Object.fromEntries(
+      this.engineIds.map((engine_id, rank) => [rank, { engine_id, worker_addr: worker(rank) }]),
+    );
+  }
+
+  begin(call: Call, request: EngineRequest): Agreement | Promise<Agreement> {
+    const params = call.kvTransferParams;
+    if (!params) return ALONE;
+    // vLLM warns about parameters that it cannot use and never gets the KV: nobody must come to rely on that.
+    if (this.options.role === 'prefill') return this.#offer(params, call, request);
+    return this.#pull(params, call);
+  }
+
+  #newIds(): string[] {
+    return Array.from({ length: this.options.ranks ?? 1 }, () => this.fleet.uuid());
+  }
+
+  #offer(params: KvParams, call: Call, request: EngineRequest): Agreement {
+    const { transfer_id } = textsOf(params, TO_DECODE, ['transfer_id']);
+    if (call.prompts.length > 1 || call.n > 1) throw kvError('one transfer_id for several requests');
+    if (call.maxTokens !== 1) throw kvError('the prefill leg must be capped to one token');
+    const rank = this.#rankOf(request);
+    const meeting = this.fleet.meeting(`transfer ${this.engineIds[rank]} ${transfer_id}`);
+    return {
+      ...ALONE,
+      end: (choices: readonly Choice[]) => {
+        // The blocks are kept only of a request that its cap ended, and until patience ends.
+        if (choices[0]!.finish !== 'length') meeting.prefill.leave();
+        else if (!meeting.prefill.arrive(call.prompts[0]!.tokens)) {
+          throw kvError(`transfer_id ${transfer_id} was used before`);
+        } else {
+          void within(meeting.decode.here, this.#patience).then((met) => met || meeting.prefill.leave());
+        }
+        return null;
+      },
+    };
+  }
+
+  #rankOf(request: EngineRequest): number {
+    const text = header(request, 'x-data-parallel-rank');
+    if (text === undefined) throw new ApiError(400, 'x-data-parallel-rank is missing');
+    const rank = /^\d+$/.test(text) ? Number(text) : NaN;
+    if (rank < this.engineIds.length) return rank;
+    throw new ApiError(400, `data_parallel_rank ${text} is out of range [0, ${this.engineIds.length}).`);
+  }
+
+  async #pull(params: KvParams, call: Call): Promise<Agreement> {
+    const names = ['transfer_id', 'remote_bootstrap_addr', 'remote_engine_id'] as const;
+    const { transfer_id, remote_bootstrap_addr, remote_engine_id } = textsOf(params, FROM_PREFILL, names);
+    const address = /^http:\/\/([^/?#@]+):(\d+)$/.exec(remote_bootstrap_addr);
+    if (!address) throw kvError('remote_bootstrap_addr must be http://host:port');
+    if (call.prompts.length > 1) throw kvError('one transfer_id for several requests');
+    const host = address[1]!.replace(/^\[(.*)\]$/, '$1');
+    const prefill = this.fleet.prefillAt(host, Number(address[2]));
+    if (!prefill?.engineIds.includes(remote_engine_id)) throw loadFailure();
+    const { tokens } = call.prompts[0]!;
+    const meeting = this.fleet.meeting(`transfer ${remote_engine_id} ${transfer_id}`);
+    const first = meeting.decode.arrive(tokens);
+    const met = await within(first ? meeting.prefill.here : never(), this.#patience);
+    if (!met || !sameTokens(met, tokens)) {
+      meeting.decode.leave();
+      throw loadFailure();
+    }
+    return { remote: () => met };
+  }
+
+  get #patience(): Patience {
+    return this.options.patience ?? PATIENCE;
+  }
+}
+
+/** The request ends as one whose KV could not be loaded; vLLM keeps the reason for its log. */
+function loadFailure(): EngineError {
+  return new EngineError('Internal server error');
+}
+
+/** The members `names`, all of them texts, of parameters that have these, `flags`, and no others. */
+function textsOf<K extends string>(
+  params: KvParams,
+  flags: Record<string, boolean>,
+  names: readonly K[],
+): Record<K, string> {
+  for (const [key, value] of Object.entries(flags)) {
+    if (params[key] !== value) throw kvError(`${key} must be ${value} on this leg`);
+  }
+  for (const name of names) {
+    const value = params[name];
+    if (typeof value !== 'string' || value === '') throw kvError(`${name} must be a text`);
+  }
+  for (const key of Object.keys(params)) {
+    if (!(key in flags) && !names.includes(key as K)) throw kvError(`unknown key ${key}`);
+  }
+  return params as Record<K, string>;
+}

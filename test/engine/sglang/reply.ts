@@ -1,0 +1,123 @@
+// SGLang's replies. Routing stands in `meta_info` on `/generate`; on the OpenAI endpoints one array, the first choice's,
+// stands beside `choices`.
+
+import type { Answer } from '../api.ts';
+import type { Call } from '../call.ts';
+import type { Choice } from '../compute.ts';
+import type { Encoded } from '../formats/format.ts';
+import { chatLogprobs, completionLogprobs } from '../openai/logprobs.ts';
+import { EOS, decode } from '../tokenizer.ts';
+import type { Context } from './api.ts';
+
+export const WEIGHT_VERSION = 'default';
+
+export function wholeReply(answer: Answer, context: Context): object {
+  const { call, choices } = answer;
+  const encoded = choices.map(({ routing }) => context.format.encode(routing));
+  if (call.endpoint === 'native') {
+    const items = choices.map((choice, i) => nativeItem(answer, choice, encoded[i]!, context));
+    return isList(call) ? items : items[0]!;
+  }
+  const item = call.endpoint === 'chat' ? chatChoice : completionChoice;
+  return {
+    id: answer.id,
+    object: call.endpoint === 'chat' ? 'chat.completion' : 'text_completion',
+    created: answer.created,
+    ...encoded[0]!.before,
+    model: call.sglang!.model,
+    choices: choices.map((choice, i) => item(answer, choice, encoded[i]!)),
+    usage: usageOf(call, choices),
+    metadata: { weight_version: WEIGHT_VERSION },
+    ...encoded[0]!.after,
+  };
+}
+
+function nativeItem(answer: Answer, choice: Choice, encoded: Encoded, context: Context): object {
+  const id = choice.index === 0 ? answer.id : context.newId();
+  return {
+    text: decode(choice.tokens),
+    output_ids: choice.tokens,
+    meta_info: metaInfo(answer.call, choice, id, encoded),
+  };
+}
+
+function completionChoice({ call }: Answer, choice: Choice, encoded: Encoded): object {
+  return {
+    index: choice.index,
+    text: echoed(call, choice) + decode(choice.tokens),
+    logprobs: completionLogprobs(call, choice),
+    ...ending(choice),
+    ...(call.returnTokenIds ? { token_ids: choice.tokens, prompt_token_ids: choice.of.prompt.tokens } : {}),
+    ...encoded.choice,
+  };
+}
+
+function chatChoice(answer: Answer, choice: Choice, encoded: Encoded): object {
+  const { call, id } = answer;
+  return {
+    index: choice.index,
+    message: {
+      role: 'assistant',
+      content: decode(choice.tokens),
+      reasoning_content: null,
+      tool_calls: null,
+    },
+    logprobs: chatLogprobs(call, choice, 0, choice.tokens.length),
+    ...ending(choice),
+    ...(call.returnTokenIds ? { prompt_token_ids: choice.of.prompt.tokens, token_ids: choice.tokens } : {}),
+    ...(call.sglang!.returnMetaInfo ? { meta_info: metaInfo(call, choice, id, encoded) } : {}),
+    ...encoded.choice,
+  };
+}
+
+/** Of a whole answer; in a stream, of one that has `tokens` so far and goes on. */
+export function metaInfo(
+  call: Call,
+  choice: Choice,
+  id: string,
+  encoded: Encoded,
+  tokens = choice.tokens.length,
+): object {
+  const done = tokens === choice.tokens.length;
+  return {
+    id,
+    finish_reason: done ? finishReason(call, choice) : null,
+    prompt_tokens: choice.of.prompt.tokens.length,
+    weight_version: WEIGHT_VERSION,
+    num_retractions: 0,
+    reasoning_tokens: 0,
+    completion_tokens: tokens,
+    cached_tokens: 0,
+    ...(done ? { ...encoded.meta, e2e_latency: 0.125 } : {}),
+  };
+}
+
+function finishReason(call: Call, { finish, tokens }: Choice): object {
+  if (finish === 'stop') return { type: 'stop', matched: EOS };
+  return { type: 'length', length: call.sglang!.prefillOnly ? 0 : (call.maxTokens ?? tokens.length) };
+}
+
+export function ending({ finish }: Choice) {
+  return { finish_reason: finish, matched_stop: finish === 'stop' ? EOS : null };
+}
+
+/** Whether the native reply is a list. */
+export function isList(call: Call): boolean {
+  return call.sglang!.batch || call.n > 1;
+}
+
+export function echoed(call: Call, { of: { prompt } }: Choice): string {
+  return call.echo ? (prompt.text ?? decode(prompt.tokens)) : '';
+}
+
+export function usageOf(call: Call, choices: readonly Choice[]) {
+  const prompt = call.prompts.reduce((sum, { tokens }) => sum + tokens.length, 0);
+  const completion = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
+  return {
+    prompt_tokens: prompt,
+    total_tokens: prompt + completion,
+    completion_tokens: completion,
+    prompt_tokens_details: null,
+    reasoning_tokens: 0,
+  };
+}

@@ -1,0 +1,538 @@
+// The simulated SGLang: its two engines meet in a room, and its replies carry raw int32 rows.
+
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
+import { Fleet } from '../engine/fleet.ts';
+import { memberText } from '../engine/json.ts';
+import { decodeNpy } from '../engine/npy.ts';
+import type { EngineReply } from '../scenario.ts';
+import { json, ok, post, text, type Json } from './exchanges.ts';
+
+type Concurrent = SimulatedEngine<Awaitable>;
+
+interface Deployment {
+  prefill: Concurrent;
+  decode: Concurrent;
+  oracle: SimulatedEngine;
+  /** Ends everybody's patience. */
+  lose(): void;
+}
+
+const ADDRESS = { host: '127.0.0.1', port: 8998 };
+
+function deploy(options: Partial<EngineOptions> = {}): Deployment {
+  const fleet = new Fleet();
+  let lose!: () => void;
+  const over = new Promise<void>((resolve) => (lose = resolve));
+  const shared = { connector: 'sglang', fleet, patience: () => over, ...options } as const;
+  return {
+    prefill: createEngine({ ...shared, role: 'prefill' }),
+    decode: createEngine({ ...shared, role: 'decode' }),
+    oracle: createEngine({ ...shared, role: 'oracle' }),
+    lose,
+  };
+}
+
+const NATIVE = '/generate';
+const COMPLETIONS = '/v1/completions';
+const CHAT = '/v1/chat/completions';
+
+const BODIES: Record<string, Json> = {
+  [NATIVE]: { text: 'The quick brown fox', sampling_params: { max_new_tokens: 7 } },
+  [COMPLETIONS]: { prompt: 'The quick brown fox', max_tokens: 7 },
+  [CHAT]: { messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 },
+};
+
+/** `body` in a room: its number as it is written, and another address if need be. */
+function inRoom(body: Json, room = '7', more: Json = {}): string {
+  const { host, port } = ADDRESS;
+  const whole = { ...body, bootstrap_host: host, bootstrap_port: port, bootstrap_room: '@', ...more };
+  return JSON.stringify(whole).replace('"@"', room);
+}
+
+async function both({ prefill, decode }: Deployment, path: string, body: string): Promise<[Json, Json]> {
+  const [one, two] = await Promise.all([prefill(post(path, body)), decode(post(path, body))]);
+  return [ok(one), ok(two)];
+}
+
+const bytes = (base64: string): Buffer => Buffer.from(base64, 'base64');
+const int32 = (raw: Buffer): number[] =>
+  Array.from({ length: raw.length / 4 }, (_, i) => raw.readInt32LE(i * 4));
+
+/** The arrays of a reply, wherever they stand. */
+function arraysOf(reply: Json): Buffer[] {
+  const list = Array.isArray(reply) ? reply : [reply];
+  return list.map((item) => bytes(item['meta_info']?.routed_experts ?? item['sglext'].routed_experts));
+}
+
+/** A reply without its arrays and its ids. */
+function rest(reply: Json): unknown {
+  return JSON.parse(
+    JSON.stringify(reply, (key, value) => (['routed_experts', 'id'].includes(key) ? undefined : value)),
+  );
+}
+
+/** Bytes of one row of the default model. */
+const ROW = 4 * 4 * 4;
+
+describe('two engines in one room', () => {
+  test.each([NATIVE, COMPLETIONS, CHAT])('merge to the oracle on %s', async (path) => {
+    for (const [promptRows, generated] of [
+      ['zeros', 7],
+      ['stale', 7],
+      ['stale', 1],
+    ] as const) {
+      const deployment = deploy({ promptRows });
+      const cap =
+        path === NATIVE ? { sampling_params: { max_new_tokens: generated } } : { max_tokens: generated };
+      const asked = { ...BODIES[path], ...cap, return_routed_experts: true };
+      const oracle = ok(deployment.oracle(post(path, asked)));
+      const [prefill, decode] = await both(deployment, path, inRoom(asked));
+      const [ours, mine, truth] = [prefill, decode, oracle].map((reply) => arraysOf(reply)[0]!);
+      const rows = truth!.length / ROW;
+      expect(ours!.length / ROW).toBe(rows - (generated - 1));
+      expect(Buffer.concat([ours!, mine!.subarray(ours!.length)]).equals(truth!)).toBe(true);
+      expect(rest(decode)).toEqual(rest(oracle));
+      // The first token comes with the KV: decode forwards no prompt token, not even the last.
+      for (let at = 0; at < ours!.length; at += ROW) {
+        expect(mine!.subarray(at, at + ROW).equals(ours!.subarray(at, at + ROW))).toBe(false);
+      }
+    }
+  });
+
+  test('return the rows that vLLM would, as int32', () => {
+    const { oracle } = deploy();
+    const reply = ok(oracle(post(COMPLETIONS, { ...BODIES[COMPLETIONS], return_routed_experts: true })));
+    const vllm = ok(createEngine({ role: 'oracle' })(post(COMPLETIONS, BODIES[COMPLETIONS])));
+    const { data } = decodeNpy(bytes(vllm['choices'][0].routed_experts));
+    expect(int32(arraysOf(reply)[0]!)).toEqual([...data]);
+    expect(reply['choices'][0].text).toBe(vllm['choices'][0].text);
+  });
+
+  test.each([NATIVE, COMPLETIONS, CHAT])('prefill stops at the first token on %s', async (path) => {
+    for (const eosAfter of [1, 100]) {
+      const [prefill] = await both(deploy({ eosAfter }), path, inRoom(BODIES[path]!));
+      if (path === NATIVE) {
+        expect(prefill['output_ids']).toHaveLength(1);
+        expect(prefill['meta_info']).toMatchObject({
+          completion_tokens: 1,
+          finish_reason: { type: 'length', length: 0 },
+        });
+      } else {
+        expect(prefill['usage'].completion_tokens).toBe(1);
+        expect(prefill['choices'][0].finish_reason).toBe('length');
+      }
+    }
+  });
+
+  test.each(['prefill', 'decode'] as const)('wait for each other, %s first', async (role) => {
+    const deployment = deploy();
+    const other = role === 'prefill' ? 'decode' : 'prefill';
+    const request = post(COMPLETIONS, inRoom(BODIES[COMPLETIONS]!));
+    let answered = false;
+    const first = Promise.resolve(deployment[role](request)).finally(() => (answered = true));
+    for (let turn = 0; turn < 50; turn++) await nextTurn();
+    expect(answered).toBe(false);
+    ok(await deployment[other](request));
+    ok(await first);
+  });
+
+  test.each<[string, 'prefill' | 'decode', string]>([
+    ['prefill', 'prefill', 'Prefill bootstrap failed'],
+    ['decode', 'decode', 'Decode transfer failed'],
+  ])('a %s that nobody joins fails when its patience ends', async (_name, role, message) => {
+    const deployment = deploy();
+    const other = role === 'prefill' ? 'decode' : 'prefill';
+    for (const [i, path] of [NATIVE, CHAT].entries()) {
+      const request = post(path, inRoom(BODIES[path]!, String(i)));
+      const waiting = deployment[role](request);
+      deployment.lose();
+      const reply = await waiting;
+      expect(reply.status).toBe(500);
+      expect(json(reply)).toMatchObject({ object: 'error', type: '500', param: null, code: 500 });
+      expect(json(reply)['message']).toContain(message);
+      expect(json(reply)['message']).toContain(`KVTransferError(bootstrap_room=${i})`);
+      // Nobody is left in that room.
+      expect((await deployment[other](request)).status).toBe(500);
+    }
+  });
+
+  test('patience may be a time', async () => {
+    const { decode } = deploy({ patience: 1 });
+    expect((await decode(post(COMPLETIONS, inRoom(BODIES[COMPLETIONS]!)))).status).toBe(500);
+  });
+
+  test('a stream ends with the failure', async () => {
+    const deployment = deploy();
+    deployment.lose();
+    const ask = async (path: string) =>
+      eventsOf(await deployment.decode(post(path, inRoom({ ...BODIES[path], stream: true }, '1'))));
+    const { error } = (await ask(COMPLETIONS))[0]!;
+    expect(error).toMatchObject({ object: 'error', type: 'INTERNAL_SERVER_ERROR', code: 500 });
+    const [native] = await ask(NATIVE);
+    expect(native!['meta_info'].finish_reason).toMatchObject({ type: 'abort', status_code: 500 });
+  });
+});
+
+describe('a room', () => {
+  const body = BODIES[COMPLETIONS]!;
+
+  test.each(['0', '9007199254740993', '9223372036854775807'])('may be %s', async (room) => {
+    await both(deploy(), COMPLETIONS, inRoom(body, room));
+  });
+
+  test('is told from its neighbour beyond 2^53', async () => {
+    const { prefill, decode, lose } = deploy();
+    const legs = [
+      prefill(post(COMPLETIONS, inRoom(body, '9007199254740992'))),
+      decode(post(COMPLETIONS, inRoom(body, '9007199254740993'))),
+    ];
+    lose();
+    expect((await Promise.all(legs)).map(({ status }) => status)).toEqual([500, 500]);
+  });
+
+  test.each(['9223372036854775808', '-1', '1.5', '1e3', '"7"', '[7]', 'true', '{}'])(
+    'is not %s',
+    async (room) => {
+      const reply = await deploy().prefill(post(COMPLETIONS, inRoom(body, room)));
+      expect(reply.status).toBe(400);
+      expect(json(reply)).toMatchObject({ object: 'error', code: 400 });
+    },
+  );
+
+  test('is used once', async () => {
+    const deployment = deploy();
+    const request = inRoom(body);
+    await both(deployment, COMPLETIONS, request);
+    for (const role of ['prefill', 'decode'] as const) {
+      const again = await deployment[role](post(COMPLETIONS, request));
+      expect(again.status).toBe(500);
+      expect(json(again)['message']).toContain('used before');
+    }
+  });
+
+  test.each<[string, Json]>([
+    ['another host', { bootstrap_host: '10.0.0.1' }],
+    ['another port', { bootstrap_port: 8999 }],
+  ])('is not found at %s', async (_name, more) => {
+    const deployment = deploy();
+    for (const role of ['prefill', 'decode'] as const) {
+      const reply = await deployment[role](post(COMPLETIONS, inRoom(body, '7', more)));
+      expect(reply.status).toBe(500);
+      expect(json(reply)['message']).toContain('no prefill info');
+    }
+  });
+
+  test('is found where the prefill engine says, at any time', async () => {
+    const bootstrap = { host: 'prefill-3', port: 1 };
+    const deployment = deploy({ bootstrap });
+    bootstrap.port = 4242;
+    await both(
+      deployment,
+      COMPLETIONS,
+      inRoom(body, '7', { bootstrap_host: 'prefill-3', bootstrap_port: 4242 }),
+    );
+  });
+
+  test('is one of its prefill engine, whatever the others have', async () => {
+    const one = deploy();
+    const fleet = one.prefill.fleet;
+    const two = deploy({ fleet, bootstrap: { host: '127.0.0.1', port: 9000 } });
+    const there = inRoom(body, '7', { bootstrap_port: 9000 });
+    expect((await one.prefill(post(COMPLETIONS, there))).status).toBe(500);
+    await both({ ...two, decode: one.decode }, COMPLETIONS, there);
+    await both(one, COMPLETIONS, inRoom(body));
+  });
+
+  test('holds one prompt', async () => {
+    const { prefill, decode } = deploy();
+    const [one, two] = await Promise.all([
+      prefill(post(COMPLETIONS, inRoom(body))),
+      decode(post(COMPLETIONS, inRoom({ ...body, prompt: 'The quick brown dog' }))),
+    ]);
+    ok(one);
+    expect(two.status).toBe(500);
+  });
+
+  test.each<[string, Json]>([
+    ['no room', { bootstrap_room: undefined }],
+    ['a room that is null', { bootstrap_room: null }],
+    ['no host', { bootstrap_host: undefined }],
+    ['an empty host', { bootstrap_host: '' }],
+    ['no port', { bootstrap_port: null }],
+    ['port 0', { bootstrap_port: 0 }],
+    ['a port in a string', { bootstrap_port: '8998' }],
+  ])('is needed: %s', async (_name, more) => {
+    const { prefill, decode } = deploy();
+    for (const engine of [prefill, decode]) {
+      const native = await engine(post(NATIVE, inRoom(BODIES[NATIVE]!, '7', more)));
+      expect(native.status).toBe(400);
+      expect(Object.keys(json(native)['error'])).toEqual(['message']);
+      const openAi = await engine(post(COMPLETIONS, inRoom(body, '7', more)));
+      expect(openAi.status).toBe(400);
+      expect(json(openAi)).toMatchObject({ object: 'error', type: 'BadRequestError', code: 400 });
+    }
+    if ('bootstrap_room' in more) {
+      const reply = await decode(post(COMPLETIONS, body));
+      expect(json(reply)['message']).toContain('without bootstrap room id');
+    }
+  });
+
+  test('is not looked at by an engine without the other side', () => {
+    ok(deploy().oracle(post(COMPLETIONS, inRoom(body, '7', { bootstrap_host: 'elsewhere' }))));
+  });
+});
+
+describe('a batch', () => {
+  const prompts = ['a fox', 'and a dog', '0 1 2 3'];
+  const native = {
+    text: prompts,
+    sampling_params: { max_new_tokens: 3 },
+    return_routed_experts: true,
+  };
+  const three = (value: unknown) => [value, value, value];
+
+  test.each<[string, string, Json]>([
+    ['a room each', '[5, 9223372036854775806 ,0]', {}],
+    ['a first room', '5', {}],
+    [
+      'lists of everything',
+      '[1,2,3]',
+      { bootstrap_host: three('127.0.0.1'), bootstrap_port: three(8998), sampling_params: three({}) },
+    ],
+  ])('meets with %s', async (_name, room, more) => {
+    const deployment = deploy();
+    const [prefill, decode] = await both(deployment, NATIVE, inRoom({ ...native, ...more }, room));
+    const oracle = ok(deployment.oracle(post(NATIVE, { ...native, ...more })));
+    expect(decode.map((item: Json) => item['text'])).toEqual(oracle.map((item: Json) => item['text']));
+    arraysOf(oracle).forEach((truth, i) => {
+      const [ours, mine] = [arraysOf(prefill)[i]!, arraysOf(decode)[i]!];
+      expect(ours.length / ROW).toBe(prompts[i]!.length);
+      expect(Buffer.concat([ours, mine.subarray(ours.length)]).equals(truth)).toBe(true);
+    });
+  });
+
+  test('of one is a list, and has lists', async () => {
+    const one = { input_ids: [[1, 2, 3]], sampling_params: {} };
+    const [prefill, decode] = await both(deploy(), NATIVE, inRoom(one, '[4]'));
+    expect([prefill, decode].every((reply) => Array.isArray(reply) && reply.length === 1)).toBe(true);
+  });
+
+  test('of completions has a list of rooms', async () => {
+    const [, decode] = await both(deploy(), COMPLETIONS, inRoom({ prompt: prompts }, '[1,2,3]'));
+    expect(decode['choices']).toHaveLength(3);
+  });
+
+  test.each<[string, Json, string]>([
+    ['rooms', {}, '[1,2]'],
+    ['no rooms', {}, '[]'],
+    ['hosts', { bootstrap_host: ['127.0.0.1'] }, '1'],
+    ['ports', { bootstrap_port: [8998, 8998] }, '1'],
+    ['rooms without end', {}, '9223372036854775806'],
+    ['sampling_params', { sampling_params: [{}] }, '1'],
+  ])('is refused with other %s', async (_name, more, room) => {
+    expect((await deploy().prefill(post(NATIVE, inRoom(native, room, more)))).status).toBe(400);
+  });
+
+  test('fails as a whole when one room is taken, and leaves the others', async () => {
+    const { prefill, decode, lose } = deploy();
+    const whole = prefill(post(NATIVE, inRoom(native, '[1,2,3]')));
+    expect((await prefill(post(NATIVE, inRoom(native, '[4,5,2]')))).status).toBe(500);
+    expect((await prefill(post(NATIVE, inRoom(native, '[6,6,7]')))).status).toBe(500);
+    const alone = decode(post(NATIVE, inRoom({ text: 'a fox' }, '4')));
+    ok(await decode(post(NATIVE, inRoom(native, '[1,2,3]'))));
+    ok(await whole);
+    lose();
+    expect((await alone).status).toBe(500);
+  });
+});
+
+describe('samples of one prompt', () => {
+  const asked = {
+    text: 'The quick brown fox',
+    sampling_params: { max_new_tokens: 4, n: 3 },
+    return_routed_experts: true,
+  };
+
+  test('share a room, and wait forever', async () => {
+    const { prefill, decode, lose } = deploy();
+    const legs = [prefill, decode].map((engine) => engine(post(NATIVE, inRoom(asked))));
+    lose();
+    expect((await Promise.all(legs)).map(({ status }) => status)).toEqual([500, 500]);
+  });
+
+  test('have a room each where SGLang knows to', async () => {
+    const deployment = deploy({ parallelSampling: true });
+    const [prefill, decode] = await both(deployment, NATIVE, inRoom(asked));
+    const oracle = ok(deployment.oracle(post(NATIVE, asked)));
+    expect(decode).toHaveLength(3);
+    expect(new Set(decode.map((item: Json) => item['text'])).size).toBe(3);
+    arraysOf(oracle).forEach((truth, i) => {
+      const [ours, mine] = [arraysOf(prefill)[i]!, arraysOf(decode)[i]!];
+      expect(Buffer.concat([ours, mine.subarray(ours.length)]).equals(truth)).toBe(true);
+    });
+  });
+});
+
+/** The parsed events of a stream, without the end mark. */
+function eventsOf(reply: EngineReply): Json[] {
+  expect(reply.status, text(reply)).toBe(200);
+  const events = text(reply).split('\n\n');
+  expect(events.pop()).toBe('');
+  expect(events.pop()).toBe('data: [DONE]');
+  return events.map((event) => JSON.parse(event.replace(/^data: /, '')));
+}
+
+describe('replies', () => {
+  const routed = (path: string, more: Json = {}) => ({
+    ...BODIES[path],
+    return_routed_experts: true,
+    ...more,
+  });
+  const oracle = (options: Partial<EngineOptions> = {}) =>
+    createEngine({ format: 'D', ...options, role: 'oracle' });
+
+  test.each([NATIVE, COMPLETIONS, CHAT])('carry rows on %s only when asked', (path) => {
+    expect(text(oracle()(post(path, BODIES[path])))).not.toContain('routed_experts');
+    expect(text(oracle({ capture: false })(post(path, routed(path))))).not.toContain('routed_experts');
+    expect(text(oracle()(post(path, routed(path))))).toContain('"routed_experts":"');
+  });
+
+  test.each([NATIVE, COMPLETIONS, CHAT])('carry rows on %s from routed_experts_start_len on', (path) => {
+    const whole = arraysOf(ok(oracle()(post(path, routed(path)))))[0]!;
+    const tail = arraysOf(ok(oracle()(post(path, routed(path, { routed_experts_start_len: 3 })))))[0]!;
+    expect(tail.equals(whole.subarray(3 * ROW))).toBe(true);
+    const behind = oracle()(post(path, routed(path, { routed_experts_start_len: 500 })));
+    expect(behind.status).toBe(400);
+  });
+
+  test('have the keys of SGLang', () => {
+    const native = ok(oracle()(post(NATIVE, routed(NATIVE))));
+    expect(Object.keys(native)).toEqual(['text', 'output_ids', 'meta_info']);
+    expect(native['meta_info']).toMatchObject({
+      finish_reason: { type: 'length', length: 7 },
+      prompt_tokens: 19,
+      completion_tokens: 7,
+      cached_tokens: 0,
+    });
+    const completions = ok(oracle()(post(COMPLETIONS, { model: 'any', ...routed(COMPLETIONS) })));
+    expect(Object.keys(completions)).toEqual([
+      ...['id', 'object', 'created', 'model', 'choices', 'usage', 'metadata', 'sglext'],
+    ]);
+    expect(completions['model']).toBe('any');
+    const chat = ok(oracle()(post(CHAT, routed(CHAT, { return_meta_info: true }))));
+    expect(chat['choices'][0].meta_info.routed_experts).toBe(chat['sglext'].routed_experts);
+    const stopped = ok(oracle({ eosAfter: 2 })(post(NATIVE, routed(NATIVE))));
+    expect(stopped['meta_info'].finish_reason).toEqual({ type: 'stop', matched: 2 });
+  });
+
+  test('have one array for several choices beside them, one each in a list', () => {
+    const openAi = ok(oracle()(post(COMPLETIONS, routed(COMPLETIONS, { n: 2 }))));
+    expect(openAi['choices']).toHaveLength(2);
+    const sampling_params = { max_new_tokens: 7, n: 2 };
+    const list = ok(oracle()(post(NATIVE, routed(NATIVE, { sampling_params }))));
+    const [first, second] = arraysOf(list);
+    expect(arraysOf(openAi)[0]!.equals(first!)).toBe(true);
+    expect(second!.equals(first!)).toBe(false);
+    expect(new Set(list.map((item: Json) => item['meta_info'].id)).size).toBe(2);
+  });
+
+  test('mark unknown rows with -1', () => {
+    const reply = ok(oracle({ unknownRows: [1] })(post(COMPLETIONS, routed(COMPLETIONS))));
+    const rows = int32(arraysOf(reply)[0]!);
+    expect(new Set(rows.slice(16, 32))).toEqual(new Set([-1]));
+    expect(rows.slice(0, 16).every((expert) => expert >= 0)).toBe(true);
+  });
+
+  test.each([COMPLETIONS, CHAT])('stream the array in an event of its own on %s', (path) => {
+    const asked = routed(path, { n: 2, stream: true, stream_options: { include_usage: true } });
+    const events = eventsOf(oracle()(post(path, asked)));
+    const whole = ok(oracle()(post(path, routed(path, { n: 2 }))));
+    const carrying = events.filter((event) => 'sglext' in event);
+    expect(carrying).toHaveLength(1);
+    expect(carrying[0]).toMatchObject({ choices: [], sglext: whole['sglext'] });
+    expect(events.indexOf(carrying[0]!)).toBe(events.length - 2);
+    expect(events.at(-1)).toMatchObject({ choices: [], usage: { completion_tokens: 14 } });
+    const texts = ['', ''];
+    for (const { choices } of events) {
+      for (const { index, text, delta } of choices) texts[index] += text ?? delta.content;
+    }
+    expect(texts).toEqual(
+      whole['choices'].map((choice: Json) => choice['text'] ?? choice['message'].content),
+    );
+  });
+
+  test('stream on /generate what there is so far, the rows at the end', () => {
+    const asked = routed(NATIVE, { sampling_params: { max_new_tokens: 5, n: 2 }, stream: true });
+    const events = eventsOf(oracle()(post(NATIVE, asked)));
+    expect(events).toHaveLength(10);
+    const whole = ok(oracle()(post(NATIVE, { ...asked, stream: false })));
+    for (const index of [0, 1]) {
+      const mine = events.filter((event) => event['index'] === index);
+      expect(mine.map(({ output_ids }) => output_ids.length)).toEqual([1, 2, 3, 4, 5]);
+      expect(mine.slice(0, -1).every(({ meta_info }) => meta_info.finish_reason === null)).toBe(true);
+      expect(mine.slice(0, -1).some(({ meta_info }) => 'routed_experts' in meta_info)).toBe(false);
+      expect(mine.at(-1)!['text']).toBe(whole[index].text);
+      expect(mine.at(-1)!['meta_info'].routed_experts).toBe(whole[index].meta_info.routed_experts);
+    }
+  });
+
+  test('fail on the request they were told to, waiting or not', async () => {
+    const { prefill } = deploy();
+    const fail = { 1: { status: 503 }, 2: { fault: 'reset_body', keepBytes: 10 } } as const;
+    const decode = createEngine({ role: 'decode', connector: 'sglang', fleet: prefill.fleet, fail });
+    const first = await decode(post(COMPLETIONS, inRoom(BODIES[COMPLETIONS]!, '1')));
+    expect(first.status).toBe(503);
+    expect(json(first)).toMatchObject({ object: 'error', code: 503 });
+    const request = post(COMPLETIONS, inRoom(BODIES[COMPLETIONS]!, '2'));
+    const [, second] = await Promise.all([prefill(request), decode(request)]);
+    expect(second).toMatchObject({ status: 200, fault: 'reset_body' });
+    expect(Buffer.concat(second.chunks)).toHaveLength(10);
+  });
+});
+
+describe('requests', () => {
+  const status = (path: string, body: unknown) =>
+    createEngine({ role: 'oracle', api: 'sglang' })(post(path, body)).status;
+
+  test.each<[string, string, unknown]>([
+    ['no prompt', NATIVE, {}],
+    ['two prompts', NATIVE, { text: 'a', input_ids: [1] }],
+    ['a prompt that is a number', NATIVE, { text: 7 }],
+    ['no prompts', NATIVE, { text: [] }],
+    ['mixed prompts', NATIVE, { text: ['a', 1] }],
+    ['ids that are texts', NATIVE, { input_ids: ['a'] }],
+    ['empty ids', NATIVE, { input_ids: [] }],
+    ['sampling_params that are a text', NATIVE, { text: 'a', sampling_params: 'x' }],
+    ['max_new_tokens 0', NATIVE, { text: 'a', sampling_params: { max_new_tokens: 0 } }],
+    ['max_tokens 0', COMPLETIONS, { prompt: 'a', max_tokens: 0 }],
+    ['a negative start', NATIVE, { text: 'a', routed_experts_start_len: -1 }],
+    ['a model that is a number', COMPLETIONS, { prompt: 'a', model: 1 }],
+    ['JSON without end', NATIVE, '{"text":'],
+  ])('are refused with %s', (_name, path, body) => {
+    expect(status(path, body)).toBe(400);
+  });
+
+  test('know no field of vLLM, and no endpoint', () => {
+    const body = { prompt: 'a', kv_transfer_params: 'x', prompt_logprobs: 'y' };
+    expect(status(COMPLETIONS, body)).toBe(200);
+    expect(status('/inference/v1/generate', { token_ids: [1], sampling_params: {} })).toBe(404);
+    expect(createEngine({ role: 'oracle' })(post(NATIVE, { text: 'a' })).status).toBe(404);
+  });
+});
+
+describe('the text of a member', () => {
+  test.each<[string, string, string | null]>([
+    ['is as it was written', '{"a" : 1.50 ,"k": 9007199254740993 }', '9007199254740993'],
+    ['is the last of several', '{"k":1,"k":[2, {"k":3}]}', '[2, {"k":3}]'],
+    ['is of the outermost object', '{"a":{"k":1},"b":[{"k":2}]}', null],
+    ['has a key that may be escaped', '{"\\u006b":4}', '4'],
+    ['is not what stands in a text', '{"a":"\\",\\"k\\":5","b":6}', null],
+    ['may be a text', '{"k":"a,}\\\\"}', '"a,}\\\\"'],
+    ['is not of a list', '[{"k":1}]', null],
+  ])('%s', (_name, source, expected) => {
+    JSON.parse(source);
+    expect(memberText(source, 'k')).toBe(expected);
+  });
+});

@@ -12,6 +12,8 @@ export interface EngineRequest {
   path: string;
   headers: Header[];
   body: Buffer;
+  /** When there are any. */
+  trailers?: Header[];
 }
 
 /** What an engine does with a request. */
@@ -47,10 +49,15 @@ export interface ClientRequest {
 
 export interface Scenario {
   name: string;
-  /** Plugin configuration as the user writes it; the host fills in `prefill.cluster` when it is absent. */
+  /**
+   * Plugin configuration as the user writes it; the host fills in `prefill.cluster` when it is absent. In it, and in values
+   * of the client's headers, `{prefill:1}` stands for the address (`ip:port`) of the second prefill engine, and
+   * `{prefill:1:port}` for its port.
+   */
   config?: Record<string, unknown>;
   client: ClientRequest;
-  prefill: Engine | 'down';
+  /** One engine, or several with addresses of their own; the cluster leads to the first. */
+  prefill: Engine | 'down' | Engine[];
   decode: Engine | 'down';
   /** Protocol between client and Envoy. Default `http1`. */
   downstream?: Protocol;
@@ -76,6 +83,28 @@ export interface Result {
   counters: Record<string, number>;
   /** `%FILTER_STATE(wasm.routed_experts:PLAIN)%` of the access-log line of this exchange; null when unset. */
   logged: string | null;
+}
+
+/** Prefill engines that a scenario can have. */
+export const PREFILL_ENGINES = 2;
+
+/** The prefill engine of a number; undefined when there is none. */
+export function prefillEngine({ prefill }: Scenario, i: number): Engine | 'down' | undefined {
+  return Array.isArray(prefill) ? prefill[i] : i === 0 ? prefill : undefined;
+}
+
+/** A scenario with addresses where it names engines; `port` tells the port of a prefill engine on 127.0.0.1. */
+export function withAddresses(scenario: Scenario, port: (engine: number) => number): Scenario {
+  const filledIn = (text: string) =>
+    text.replace(/\{prefill:(\d)(:port)?\}/g, (_, engine, alone) =>
+      alone ? String(port(Number(engine))) : `127.0.0.1:${port(Number(engine))}`,
+    );
+  const { config, client } = scenario;
+  return {
+    ...scenario,
+    ...(config ? { config: JSON.parse(filledIn(JSON.stringify(config))) as Record<string, unknown> } : {}),
+    client: { ...client, headers: client.headers.map(([name, value]): Header => [name, filledIn(value)]) },
+  };
 }
 
 export interface Host {

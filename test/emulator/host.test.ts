@@ -563,6 +563,54 @@ describe('callouts', () => {
     }
   });
 
+  it.each<[string, Engine | 'down', string, number, string]>([
+    ['503', reply(['x'], { status: 503 }), 'gateway-error', 3, 'cb 3 1 0'],
+    ['504', reply(['x'], { status: 504 }), 'gateway-error', 3, 'cb 3 1 0'],
+    ['500', reply(['x'], { status: 500 }), 'gateway-error', 1, 'cb 3 1 0'],
+    ['500', reply(['x'], { status: 500 }), '5xx', 3, 'cb 3 1 0'],
+    ['404', reply(['x'], { status: 404 }), '5xx', 1, 'cb 3 1 0'],
+    ['503', reply(['x'], { status: 503 }), 'reset', 1, 'cb 3 1 0'],
+    ['a reset', reply([], { fault: 'reset' }), 'reset', 3, 'cb 3 118 0'],
+    ['a reset', reply([], { fault: 'reset' }), 'gateway-error', 3, 'cb 3 118 0'],
+    ['a reset', reply([], { fault: 'reset' }), 'connect-failure', 1, 'cb 3 95 0'],
+    ['a reset', reply([], { fault: 'reset' }), 'refused-stream', 1, 'cb 3 95 0'],
+    ['a reset in the body', reply(['x'], { fault: 'reset_body' }), 'reset', 1, 'cb 0 0 0'],
+    ['a timeout', reply([], { fault: 'stall' }), 'gateway-error', 1, 'cb 3 24 0'],
+    ['a refused connection', 'down', 'connect-failure', 0, 'cb 3 121 0'],
+    ['a refused connection', 'down', 'reset', 0, 'cb 3 121 0'],
+    ['a refused connection', 'down', 'refused-stream', 0, 'cb 3 98 0'],
+  ])('are tried again by the router: %s, %s', async (_what, prefill, on, tries, callback) => {
+    const call = `${CALL} x-envoy-retry-on ${on} x-envoy-max-retries 2`;
+    const { log, prefillRequests } = await run(`${HOLD(call)}cb:eff,cont 0`, { prefill });
+    expect(log).toContain(callback);
+    expect(prefillRequests.map(({ body }) => body.toString())).toEqual(Array(tries).fill('body'));
+    const names = prefillRequests.flatMap(({ headers }) => headers.map(([name]) => name));
+    expect(names).not.toContain('x-envoy-max-retries');
+  });
+
+  it('are tried once more unless the number of tries is said', async () => {
+    const busy = reply(['x'], { status: 503 });
+    const tries = async (more: string) =>
+      (await run(`${HOLD(`${CALL} ${more}`)}cb:eff,cont 0`, { prefill: busy })).prefillRequests.length;
+    expect(await tries('x-envoy-retry-on gateway-error')).toBe(2);
+    expect(await tries('x-envoy-retry-on gateway-error x-envoy-max-retries 0')).toBe(1);
+    expect(await tries('x-envoy-max-retries 3')).toBe(1);
+  });
+
+  it('to a dynamic forward proxy fail with a body, and wait without one, until the host is looked up', async () => {
+    const call = (body: string, host: string): string =>
+      `call dynamic_forward_proxy_http1 10 ${body} :path /p :method POST :authority ${host}`;
+    const to = (body: string, host: string): string =>
+      `${HOLD(call(body, host))}cb:hget 6 :status,get 4 0 40,${call('b', host)},eff,cont 0`;
+    const found = await run(to('%', 'localhost:20001'));
+    expect(found.log).toContain('cb hget -> 0 200');
+    expect(found.log).toContain('cb call -> 0');
+    expect((await run(to('b', 'localhost:20001'))).log).toContain('rb call -> 10');
+    const missing = await run(to('%', 'nowhere.invalid:1'));
+    expect(missing.log).toContain('cb get -> 0 no healthy upstream');
+    expect(missing.log).toContain('cb call -> 10');
+  });
+
   it('without a timeout wait for ever', async () => {
     const call = CALL.replace('1000', '0');
     const result = await run(HOLD(call), { prefill: reply([], { fault: 'stall' }) });

@@ -63,6 +63,7 @@ function http1Server(engine: Engine): Server {
       path: request.url ?? '',
       headers: pairs(request.rawHeaders),
       body,
+      ...trailing(request.rawTrailers),
     });
     if (reply.fault === 'stall') return;
     if (reply.fault === 'reset') return void response.socket?.resetAndDestroy();
@@ -106,6 +107,8 @@ function http2Server(engine: Engine): Server {
     ) => {
       // The peer may leave at any point; the session reports what matters.
       stream.on('error', () => undefined);
+      let trailers: string[] = [];
+      stream.on('trailers', (_: http2.IncomingHttpHeaders, __: number, raw: string[]) => (trailers = raw));
       const body = await collect(stream);
       if (!body) return;
       const reply = await answer(engine, {
@@ -113,6 +116,7 @@ function http2Server(engine: Engine): Server {
         path: String(head[':path']),
         headers: pairs(rawHeaders),
         body,
+        ...trailing(trailers),
       });
       if (reply.fault === 'stall' || stream.destroyed) return;
       if (reply.fault === 'reset') return void stream.destroy(new Error('reset'));
@@ -204,6 +208,9 @@ function pairs(raw: string[]): Header[] {
   }
   return headers;
 }
+
+const trailing = (raw: string[]): Pick<EngineRequest, 'trailers'> =>
+  raw.length > 0 ? { trailers: pairs(raw) } : {};
 
 function append(headers: http2.OutgoingHttpHeaders, name: string, value: string): void {
   const known = headers[name];

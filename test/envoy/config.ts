@@ -1,6 +1,6 @@
 /** The configuration of the Envoy that scenarios run on: a bootstrap, and one listener per filter configuration. */
 
-import type { Protocol } from '../scenario.ts';
+import { PREFILL_ENGINES, type Protocol } from '../scenario.ts';
 
 export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 export const STAT_PREFIX = 'ingress';
@@ -11,6 +11,14 @@ export const clusterOf = (leg: Leg, protocol: Protocol) => `${leg}_${protocol}`;
 export const CLUSTER_DOWN = 'down';
 /** The endpoint is named by the header `x-envoy-original-dst-host` of the call. */
 export const originalDstCluster = (protocol: Protocol) => `original_dst_${protocol}`;
+/** The endpoint is named by `:authority` of the call. */
+export const forwardProxyCluster = (protocol: Protocol) => `dynamic_forward_proxy_${protocol}`;
+
+/** Engines that the host serves: a port each, and for each protocol. */
+export const ENGINES = ['decode', ...Array.from({ length: PREFILL_ENGINES }, (_, i) => prefillName(i))];
+export function prefillName(i: number): string {
+  return `prefill:${i}`;
+}
 
 /** Reserved (tcpmux), and outside of the ports that the system gives to anyone. */
 const CLOSED_PORT = 1;
@@ -36,7 +44,8 @@ export interface Files {
   accessLog: string;
 }
 
-export type Ports = Record<Leg, Record<Protocol, number>>;
+/** By the engine's name. */
+export type Ports = Map<string, Record<Protocol, number>>;
 
 export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): object {
   const limit = options.asyncResponseLimit;
@@ -55,13 +64,29 @@ export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): ob
     static_resources: {
       clusters: [
         ...PROTOCOLS.flatMap((protocol) => [
-          staticCluster(clusterOf('prefill', protocol), protocol, ports.prefill[protocol]),
-          staticCluster(clusterOf('decode', protocol), protocol, ports.decode[protocol]),
+          staticCluster(clusterOf('prefill', protocol), protocol, ports.get(prefillName(0))![protocol]),
+          staticCluster(clusterOf('decode', protocol), protocol, ports.get('decode')![protocol]),
           {
             ...cluster(originalDstCluster(protocol), protocol),
             type: 'ORIGINAL_DST',
             lb_policy: 'CLUSTER_PROVIDED',
             original_dst_lb_config: { use_http_header: true },
+          },
+          {
+            // Envoy insists on them for a cluster of any host.
+            ...cluster(forwardProxyCluster(protocol), protocol, {
+              auto_sni: true,
+              auto_san_validation: true,
+            }),
+            lb_policy: 'CLUSTER_PROVIDED',
+            cluster_type: {
+              name: 'envoy.clusters.dynamic_forward_proxy',
+              typed_config: {
+                '@type':
+                  'type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig',
+                dns_cache_config: { name: `dns_${protocol}`, dns_lookup_family: 'V4_ONLY' },
+              },
+            },
           },
         ]),
         staticCluster(CLUSTER_DOWN, 'http1', CLOSED_PORT),
@@ -72,7 +97,7 @@ export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): ob
 
 const socketAddress = (port: number) => ({ socket_address: { address: '127.0.0.1', port_value: port } });
 
-function cluster(name: string, protocol: Protocol) {
+function cluster(name: string, protocol: Protocol, upstreamOptions?: object) {
   const http =
     protocol === 'http1'
       ? { http_protocol_options: { enable_trailers: true } }
@@ -86,6 +111,7 @@ function cluster(name: string, protocol: Protocol) {
         // Shorter than Node's 5 s keep-alive, so that no request meets a connection that is being closed.
         common_http_protocol_options: { idle_timeout: '2s' },
         explicit_http_config: http,
+        ...(upstreamOptions ? { upstream_http_protocol_options: upstreamOptions } : {}),
       },
     },
   };

@@ -6,21 +6,33 @@ import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { FILTER_WASM } from '../../tools/paths.mjs';
 import { serveEngine } from '../engine/server.ts';
-import type { Engine, EngineRequest, Host, Protocol, Result, Scenario } from '../scenario.ts';
+import {
+  prefillEngine,
+  withAddresses,
+  type Engine,
+  type EngineRequest,
+  type Host,
+  type Protocol,
+  type Result,
+  type Scenario,
+} from '../scenario.ts';
 import { sendHttp1 } from './http1.ts';
 import { sendHttp2 } from './http2.ts';
 import {
   bootstrap,
   CLUSTER_DOWN,
   clusterOf,
+  ENGINES,
   type EnvoyOptions,
   type Files,
+  forwardProxyCluster,
   type Leg,
   listener,
   type ListenerSpec,
   type LogLine,
   originalDstCluster,
   type Ports,
+  prefillName,
   PROTOCOLS,
   STAT_PREFIX,
 } from './config.ts';
@@ -39,8 +51,6 @@ export interface EnvoyHost extends Host {
   readonly pid: number;
   readonly adminUrl: string;
   run(scenario: Scenario): Promise<EnvoyResult>;
-  /** `ip:port` of an engine, as `endpoint_header` names it. */
-  address(leg: Leg, protocol?: Protocol): string;
   /** Envoy's counters and gauges whose names match the regular expression. */
   stats(filter: string): Promise<Record<string, number>>;
   /** A gauge of the filter, without the `wasmcustom.` prefix; undefined when it was never defined. */
@@ -76,23 +86,25 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
 
   // Engines outlive scenarios: they serve whichever one is running.
   let running: Run | undefined;
-  const serve = (leg: Leg): Engine => {
+  const serve = (name: string): Engine => {
     return (request) => {
-      const engine = running?.scenario[leg];
+      const engine = running && engineOf(running.scenario, name);
       // Left over from an exchange that has ended.
       if (!running || typeof engine !== 'function') return { status: 503, headers: [], chunks: [] };
-      running.requests[leg].push(request);
+      running.requests[name === 'decode' ? 'decode' : 'prefill'].push(request);
       return engine(request);
     };
   };
   const engines: { close(): Promise<void> }[] = [];
-  const ports: Ports = { prefill: { http1: 0, http2: 0 }, decode: { http1: 0, http2: 0 } };
-  for (const leg of ['prefill', 'decode'] as const) {
+  const ports: Ports = new Map();
+  for (const name of ENGINES) {
+    const served = { http1: 0, http2: 0 };
     for (const protocol of PROTOCOLS) {
-      const engine = await serveEngine(serve(leg), { http2: protocol === 'http2' });
-      ports[leg][protocol] = engine.port;
+      const engine = await serveEngine(serve(name), { http2: protocol === 'http2' });
+      served[protocol] = engine.port;
       engines.push(engine);
     }
+    ports.set(name, served);
   }
   const closeEngines = () => Promise.all(engines.map((engine) => engine.close()));
 
@@ -258,15 +270,16 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     pid: envoy.pid,
     adminUrl: envoy.adminUrl,
     run(scenario) {
+      const { upstream = 'http1' } = scenario;
+      const placed = withAddresses(scenario, (engine) => ports.get(prefillName(engine))![upstream]);
       const result = last.then(() =>
-        runScenario(scenario).catch((error) => {
+        runScenario(placed).catch((error) => {
           throw error instanceof ConfigRejected ? error : explain(error);
         }),
       );
       last = result.catch(() => undefined);
       return result;
     },
-    address: (leg, protocol = 'http1') => `127.0.0.1:${ports[leg][protocol]}`,
     stats: (filter) => stats(filter),
     gauge: (name) => stat(METRICS + name),
     logs: () => envoy.logs(),
@@ -281,6 +294,11 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       await closeEngines();
     },
   };
+}
+
+function engineOf(scenario: Scenario, name: string): Engine | 'down' | undefined {
+  if (name === 'decode') return scenario.decode;
+  return prefillEngine(scenario, Number(name.slice(name.indexOf(':') + 1)));
 }
 
 /** What Envoy and the filter say about the VM; the rejection itself gives no reason. */
@@ -306,7 +324,8 @@ function withCluster({ config = {}, prefill }: Scenario, upstream: Protocol): Re
   const written = config.prefill ?? {};
   if (typeof written !== 'object' || Array.isArray(written)) return config;
   let cluster = clusterOf('prefill', upstream);
-  if ('endpoint_header' in written) cluster = originalDstCluster(upstream);
+  const proxy = 'cluster_type' in written && written.cluster_type === 'dynamic_forward_proxy';
+  if ('endpoint_header' in written) cluster = (proxy ? forwardProxyCluster : originalDstCluster)(upstream);
   else if (prefill === 'down') cluster = CLUSTER_DOWN;
   return { ...config, prefill: { cluster, ...written } };
 }

@@ -17,6 +17,16 @@ export interface ClusterSpec {
   noHosts?: boolean;
   /** ORIGINAL_DST with use_http_header: without an `ip:port` in `x-envoy-original-dst-host` there is no host. */
   originalDst?: boolean;
+  /** Dynamic forward proxy: the host is `:authority`, a name that is `localhost` or an IPv4 address. */
+  forwardProxy?: boolean;
+}
+
+/** What the router tries again, and how often (retry_state_impl.cc). */
+export interface RetryPolicy {
+  on: string[];
+  left: number;
+  /** Tries were made beside the first. */
+  used: boolean;
 }
 
 /** What the guest is told: an answer, or `reset` (no headers, no body). */
@@ -32,6 +42,9 @@ export interface PendingCallout {
   readonly body: Buffer;
   /** 0: none. */
   readonly timeoutMs: number;
+  readonly retry: RetryPolicy;
+  /** No address was found for it: whatever the answer, it is that. */
+  readonly hostless: boolean;
   readonly account: Account | null;
   readonly root: RootContext;
 }
@@ -40,6 +53,8 @@ export class Callouts {
   readonly clusters = new Map<string, ClusterSpec>();
   readonly responseLimit: number;
   readonly #pending: PendingCallout[] = [];
+  /** DNS caches of dynamic forward proxies, `cluster host:port`: whether there is an address. */
+  readonly #lookedUp = new Map<string, boolean>();
 
   constructor(clusters: Record<string, ClusterSpec>, responseLimit: number) {
     for (const [name, spec] of Object.entries(clusters)) this.clusters.set(name, spec);
@@ -71,10 +86,15 @@ export class Callouts {
     ) {
       return refuse(WasmResult.InternalFailure);
     }
+    const found = cluster.forwardProxy
+      ? this.#lookUp(call.cluster, headers.get(':authority') ?? '', call.body.length > 0)
+      : true;
+    if (found === null) return refuse(WasmResult.InternalFailure);
     if (call.body.length > 0) headers.put('content-length', String(call.body.length));
     // async_client_impl.cc AsyncStreamImpl; router.cc tells the other side of the timeout.
     headers.put('x-envoy-internal', 'true');
     const timeoutMs = Number(headers.get('x-envoy-upstream-rq-timeout-ms') ?? call.timeoutMs);
+    const retry = retryPolicy(headers);
     for (const name of ROUTER_OWN) headers.remove(name);
     if (timeoutMs > 0) headers.put('x-envoy-expected-rq-timeout-ms', String(timeoutMs));
     this.#pending.push({
@@ -83,10 +103,25 @@ export class Callouts {
       headers,
       body: call.body,
       timeoutMs,
+      retry,
+      hostless: !found,
       account: vm.process.account,
       root,
     });
     return { result: WasmResult.Ok, token };
+  }
+
+  /**
+   * Whether there is an address; null: the call fails at once. Asynchronous host selection: a call without a body waits
+   * for the address, one with a body is refused (async_client_impl.cc). An address that can't be had is remembered, too.
+   */
+  #lookUp(cluster: string, authority: string, hasBody: boolean): boolean | null {
+    const key = `${cluster} ${authority}`;
+    const known = this.#lookedUp.get(key);
+    if (known !== undefined) return known || null;
+    const found = /^(localhost|\d+(\.\d+){3})(:\d+)?$/.test(authority);
+    queueMicrotask(() => this.#lookedUp.set(key, found));
+    return hasBody ? null : found;
   }
 
   /** Takes the call out of the pending ones and tells the guest; a stream that is gone does not matter. */
@@ -94,14 +129,21 @@ export class Callouts {
     const at = this.#pending.indexOf(call);
     if (at < 0) throw new Error(`callout ${call.token} is not pending`);
     this.#pending.splice(at, 1);
-    call.root.onCallout(call.token, this.#outcome(reply, protocol));
+    // What is told as a timeout comes when the time is over.
+    if (reply !== 'refused' && reply.fault?.startsWith('stall')) {
+      call.root.vm.process.now += BigInt(call.timeoutMs) * 1_000_000n;
+    }
+    const outcome = call.hostless
+      ? synthetic({ status: 503, text: 'no healthy upstream' })
+      : this.#outcome(reply, protocol, call.retry.used);
+    call.root.onCallout(call.token, outcome);
   }
 
-  #outcome(reply: CalloutReply, protocol: Protocol): CalloutOutcome {
-    if (reply === 'refused') return synthetic(upstreamError('remote connection failure'));
+  #outcome(reply: CalloutReply, protocol: Protocol, retried: boolean): CalloutOutcome {
+    if (reply === 'refused') return synthetic(upstreamError('remote connection failure', retried));
     switch (reply.fault) {
       case 'reset':
-        return synthetic(upstreamError(resetReason(protocol)));
+        return synthetic(upstreamError(resetReason(protocol), retried));
       case 'stall':
         return synthetic({ status: 504, text: 'upstream request timeout' });
       case 'reset_body':
@@ -115,6 +157,38 @@ export class Callouts {
     headers.put('x-envoy-upstream-service-time', '1');
     return { headers, trailers: reply.trailers ? HeaderMap.from('trailers', reply.trailers) : null, body };
   }
+}
+
+/** Whether the router sends the call once more instead of telling of this reply; the whole request is sent again. */
+export function triesAgain({ retry, hostless }: PendingCallout, reply: CalloutReply): boolean {
+  if (hostless || retry.left === 0 || !retry.on.some((condition) => holds(condition, reply))) return false;
+  retry.left--;
+  return (retry.used = true);
+}
+
+/** wouldRetryFromHeaders, wouldRetryFromReset: nothing is retried once a head has come, nor when the time is over. */
+function holds(condition: string, reply: CalloutReply): boolean {
+  const reset = reply === 'refused' || reply.fault === 'reset';
+  const status = reply === 'refused' || reply.fault?.startsWith('stall') ? 0 : reply.status;
+  switch (condition) {
+    case '5xx':
+      return reset || (status >= 500 && status < 600);
+    case 'gateway-error':
+      return reset || (status >= 502 && status <= 504);
+    case 'reset':
+      return reset;
+    case 'connect-failure':
+      return reply === 'refused';
+    default:
+      // refused-stream: no engine of ours sends REFUSED_STREAM.
+      return false;
+  }
+}
+
+function retryPolicy(headers: HeaderMap): RetryPolicy {
+  const on = (headers.get('x-envoy-retry-on') ?? '').split(',').filter((condition) => condition !== '');
+  const left = Number(headers.get('x-envoy-max-retries') ?? 1);
+  return { on, left: on.length > 0 ? left : 0, used: false };
 }
 
 /** The call as the other side receives it. */

@@ -4,14 +4,24 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
-import type { Engine, EngineReply, EngineRequest, Header, Protocol, Result, Scenario } from '../scenario.ts';
-import { calloutRequest, type CalloutReply, type PendingCallout } from './callouts.ts';
+import {
+  PREFILL_ENGINES,
+  prefillEngine,
+  type Engine,
+  type EngineReply,
+  type EngineRequest,
+  type Header,
+  type Protocol,
+  type Result,
+  type Scenario,
+} from '../scenario.ts';
+import { calloutRequest, triesAgain, type CalloutReply, type PendingCallout } from './callouts.ts';
 import type { HttpStream } from './stream.ts';
 import { received, resetBodyReason, resetReason } from './upstream.ts';
 
 /** Where the engines stand, for requests that name an endpoint. */
-export const ADDRESSES = { prefill: '127.0.0.1:20001', decode: '127.0.0.1:20000' };
-export type Leg = keyof typeof ADDRESSES;
+const DECODE_PORT = 20000;
+export const prefillPort = (engine: number): number => DECODE_PORT + 1 + engine;
 
 /** What an exchange needs of the emulator. */
 interface Callouts {
@@ -126,12 +136,15 @@ export class Exchange {
   }
 
   async #answer(call: PendingCallout): Promise<Step> {
-    const leg = legOf(call);
-    const engine = leg === null ? 'down' : this.#scenario[leg];
+    const port = portOf(call);
+    const engine = port === null ? 'down' : engineAt(this.#scenario, port);
+    const seen = port === DECODE_PORT ? this.#decodeRequests : this.#prefillRequests;
     let reply: CalloutReply = 'refused';
-    if (engine !== 'down') {
-      const seen = leg === 'decode' ? this.#decodeRequests : this.#prefillRequests;
+    do {
+      if (engine === 'down') continue;
       reply = await ask(engine, calloutRequest(call, this.#upstream), seen);
+    } while (triesAgain(call, reply));
+    if (reply !== 'refused') {
       // Without a timeout this call has no end.
       if (reply.fault?.startsWith('stall') && call.timeoutMs === 0) return () => undefined;
       // A client that is to leave does so first.
@@ -160,7 +173,11 @@ export class Exchange {
     } else if (body.length < length) {
       return []; // the engine waits for the rest
     }
-    const request = received(upstream.headers, body.subarray(0, length), upstream.headOnly, this.#upstream);
+    const { headers, headOnly, trailers } = upstream;
+    const request = {
+      ...received(headers, body.subarray(0, length), headOnly, this.#upstream),
+      ...(trailers && trailers.size > 0 ? { trailers: trailers.entries() } : {}),
+    };
     const hostless = this.#upstream === 'http1' && !upstream.headers.has(':authority');
     const reply = hostless ? STALLED : await ask(decode, request, this.#decodeRequests);
     if (hostless || body.length > length) {
@@ -262,14 +279,27 @@ function valueOf(headers: Header[], wanted: string): string | undefined {
   return headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
 }
 
-/** Which engine a callout reaches; null: nobody listens there. */
-function legOf({ cluster, headers }: PendingCallout): Leg | null {
-  if (cluster.startsWith('original_dst')) {
-    const address = headers.get('x-envoy-original-dst-host');
-    return address === ADDRESSES.prefill ? 'prefill' : address === ADDRESSES.decode ? 'decode' : null;
+/** The port that a callout reaches; null: nobody listens there. */
+function portOf({ cluster, headers }: PendingCallout): number | null {
+  const byHeader = cluster.startsWith('original_dst')
+    ? 'x-envoy-original-dst-host'
+    : cluster.startsWith('dynamic_forward_proxy')
+      ? ':authority'
+      : null;
+  if (byHeader !== null) {
+    const port = /^(?:127\.0\.0\.1|localhost):(\d+)$/.exec(headers.get(byHeader) ?? '')?.[1];
+    return port === undefined ? null : Number(port);
   }
   if (cluster === 'down') return null;
-  return cluster.startsWith('decode') ? 'decode' : 'prefill';
+  return cluster.startsWith('decode') ? DECODE_PORT : prefillPort(0);
+}
+
+function engineAt(scenario: Scenario, port: number): Engine | 'down' {
+  if (port === DECODE_PORT) return scenario.decode;
+  for (let i = 0; i < PREFILL_ENGINES; i++) {
+    if (port === prefillPort(i)) return prefillEngine(scenario, i) ?? 'down';
+  }
+  return 'down';
 }
 
 async function ask(engine: Engine, request: EngineRequest, seen: EngineRequest[]): Promise<EngineReply> {

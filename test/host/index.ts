@@ -4,7 +4,7 @@
  */
 
 import { readFile } from 'node:fs/promises';
-import type { Host, Protocol, Result, Scenario } from '../scenario.ts';
+import { withAddresses, type Host, type Protocol, type Result, type Scenario } from '../scenario.ts';
 import { LoadError } from './abi.ts';
 import {
   ASYNC_RESPONSE_LIMIT,
@@ -14,7 +14,7 @@ import {
   type PendingCallout,
 } from './callouts.ts';
 import type { RootContext } from './context.ts';
-import { ADDRESSES, Exchange, type Leg } from './exchange.ts';
+import { Exchange, prefillPort } from './exchange.ts';
 import { MetricStore } from './metrics.ts';
 import { SharedData, SharedQueues } from './shared.ts';
 import { HttpStream, type AccessLogEntry } from './stream.ts';
@@ -64,8 +64,6 @@ export interface EmulatorExtras {
   readonly name: 'emulator';
   /** A new stream of the plugin with this configuration, to be driven step by step. */
   openStream(config?: Record<string, unknown>, settings?: StreamSettings): HttpStream;
-  /** `ip:port` of an engine, as `endpoint_header` names it. */
-  address(leg: Leg, protocol?: Protocol): string;
   /** Runs on_tick of the plugin with this configuration in every worker. */
   tick(config?: Record<string, unknown>): void;
   /** Moves the virtual clock. */
@@ -99,6 +97,7 @@ const RELOAD_WINDOW_NS = 1_000_000_000n;
 const PLUGIN = 'routed_experts';
 
 const originalDst: ClusterSpec = { originalDst: true };
+const forwardProxy: ClusterSpec = { forwardProxy: true };
 /** By the names that the Envoy of `test/envoy` gives them, and without the protocol. */
 const CLUSTERS: Record<string, ClusterSpec> = {
   prefill: {},
@@ -111,6 +110,8 @@ const CLUSTERS: Record<string, ClusterSpec> = {
   original_dst: originalDst,
   original_dst_http1: originalDst,
   original_dst_http2: originalDst,
+  dynamic_forward_proxy_http1: forwardProxy,
+  dynamic_forward_proxy_http2: forwardProxy,
 };
 
 export async function createEmulator(options: EmulatorOptions): Promise<Emulator> {
@@ -190,17 +191,13 @@ class EnvoyEmulator implements Host, EmulatorExtras {
     const limit = http2 ? HTTP2_STREAM_WINDOW : (this.#options.bufferLimit ?? LISTENER_BUFFER_LIMIT);
     return new HttpStream({
       id,
-      root: this.#workers[id % this.#workers.length].root(configurationOf(config)),
+      root: this.#workers[id % this.#workers.length].root(configurationOf(config, settings.upstream)),
       bufferLimit: Math.max(limit, this.#options.requestBodyBufferLimit ?? 0),
       downstream: settings.downstream ?? 'http1',
       upstream: settings.upstream ?? 'http1',
       http1Trailers: this.#options.http1Trailers ?? true,
       onLog: (entry) => this.accessLog.push(entry),
     });
-  }
-
-  address(leg: Leg): string {
-    return ADDRESSES[leg];
   }
 
   tick(config: Record<string, unknown> = {}): void {
@@ -260,8 +257,9 @@ class EnvoyEmulator implements Host, EmulatorExtras {
   }
 
   async run(scenario: Scenario): Promise<Result> {
-    const stream = this.openStream(scenario.config, scenario);
-    const exchange = new Exchange(this, stream, scenario, this.#options.mergeEndOfStream ?? false);
+    const placed = withAddresses(scenario, prefillPort);
+    const stream = this.openStream(placed.config, placed);
+    const exchange = new Exchange(this, stream, placed, this.#options.mergeEndOfStream ?? false);
     return exchange.run();
   }
 
@@ -269,9 +267,14 @@ class EnvoyEmulator implements Host, EmulatorExtras {
 }
 
 /** `prefill.cluster` is filled in when it is absent (contract of `Scenario.config`). */
-function configurationOf(config: Record<string, unknown>): string {
+function configurationOf(config: Record<string, unknown>, upstream: Protocol = 'http1'): string {
   const prefill = config.prefill ?? {};
   if (typeof prefill !== 'object' || Array.isArray(prefill)) return JSON.stringify(config);
-  const cluster = 'endpoint_header' in prefill ? 'original_dst' : 'prefill';
+  const proxy = 'cluster_type' in prefill && prefill.cluster_type === 'dynamic_forward_proxy';
+  const cluster = !('endpoint_header' in prefill)
+    ? 'prefill'
+    : proxy
+      ? `dynamic_forward_proxy_${upstream}`
+      : 'original_dst';
   return JSON.stringify({ ...config, prefill: { cluster, ...prefill } });
 }

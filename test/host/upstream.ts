@@ -28,10 +28,12 @@ export const resetReason = (protocol: Protocol): ResetReason =>
 export const resetBodyReason = (protocol: Protocol): ResetReason =>
   protocol === 'http1' ? 'protocol error' : 'remote reset';
 
-export function upstreamError(reason: ResetReason): { status: number; text: string } {
+/** `retried`: this was not the first try. */
+export function upstreamError(reason: ResetReason, retried = false): { status: number; text: string } {
+  const which = retried ? 'retried and the latest reset reason' : 'reset reason';
   return {
     status: reason === 'protocol error' ? 502 : 503,
-    text: `upstream connect error or disconnect/reset before headers. reset reason: ${reason}`,
+    text: `upstream connect error or disconnect/reset before headers. ${which}: ${reason}`,
   };
 }
 

@@ -49,11 +49,12 @@ export interface Comparable {
 export function comparable(of: Case, result: Result): Comparable {
   const id = of.ownId ? ownIdOf(result) : undefined;
   const same = (text: string) => (id ? text.replaceAll(id, '<id>') : text);
-  const request = ({ method, path, headers, body }: EngineRequest) => ({
+  const request = ({ method, path, headers, body, trailers = [] }: EngineRequest) => ({
     method,
     path,
     headers: ordered(headers, same),
     body: same(body.toString('latin1')),
+    trailers,
   });
   const headers = ordered(result.headers, same);
   return {
@@ -86,10 +87,16 @@ function shown(value: unknown): unknown {
 }
 
 function ordered(headers: Header[], same: (text: string) => string): Header[] {
-  return headers
-    .filter(([name]) => !ENVOYS_OWN.test(name))
-    .map(([name, value]): Header => [name, same(value)])
-    .sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+  return (
+    headers
+      .filter(([name]) => !ENVOYS_OWN.test(name))
+      // Each host has ports of its own.
+      .map(([name, value]): Header => [
+        name,
+        name === 'host' ? value.replace(/:\d+$/, ':<port>') : same(value),
+      ])
+      .sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0))
+  );
 }
 
 function withoutCut([name, value]: Header): Header[] {

@@ -8,6 +8,7 @@ import { Connector, NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } f
 import { connectorNamed } from './connectors/table';
 import { Api, RequestBody } from './connectors/request_body';
 import { Rewrite } from './connectors/rewrite';
+import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/endpoints';
 import { Paths } from './json/paths';
 import { Event, Scanner } from './json/scanner';
 import { plainEnd as findPlainEnd } from './json/strings';
@@ -629,4 +630,36 @@ function written(leg: Rewrite): bool {
   const same = block.len == len && memory.compare(block.ptr, output.ptr + before, len) == 0;
   block.free();
   return same && leg.lengthOf(requestPtr, requestLen) == len;
+}
+
+// ---- endpoints
+
+const endpoint = new Endpoint();
+let endpoints = new Endpoints();
+
+/** Reads an endpoint, borrowed until the next one. */
+export function endpointRead(ptr: usize, len: usize): bool {
+  return endpoint.read(ptr, len);
+}
+
+/** Writes what was read into the output; returns the length of its host. */
+export function endpointWrite(): usize {
+  const block = Block.alloc(ENDPOINT_BYTES);
+  output.write(block.ptr, endpoint.write(block.ptr));
+  block.free();
+  return endpoint.hostLen;
+}
+
+export function endpointsClear(): void {
+  endpoints = new Endpoints();
+}
+
+/** Adds an entry to the list; returns an `Entry`. */
+export function endpointsAdd(ptr: usize, len: usize, names: bool): i32 {
+  return endpoints.add(String.UTF8.decodeUnsafe(ptr, len), names);
+}
+
+/** Whether the list allows what was read. */
+export function endpointsAllow(): bool {
+  return endpoints.allow(endpoint);
 }

@@ -41,6 +41,7 @@ export const enum BufferKind {
 
 export const enum HeaderMapKind {
   RequestHeaders = 0,
+  RequestTrailers = 1,
   ResponseHeaders = 2,
   /** Written at the end of a body, they are made. */
   ResponseTrailers = 3,

@@ -10,6 +10,8 @@ import { Nixl } from '../connectors/nixl';
 import { Api } from '../connectors/request_body';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
+import { Endpoints, Entry } from './endpoints';
+import { isReserved } from './names';
 
 export const enum OnPrefillFailure {
   Decode,
@@ -20,6 +22,14 @@ export const enum OnUnmergeable {
   Reject,
   Null,
   Forward,
+}
+
+/** What kind of cluster takes the endpoint that a request names, and so how the call tells it. */
+export const enum ClusterType {
+  /** `x-envoy-original-dst-host`. */
+  OriginalDst,
+  /** `:authority`. */
+  DynamicForwardProxy,
 }
 
 const MAX_TIMEOUT_MS: i64 = 86400000;
@@ -34,6 +44,11 @@ const MAX_PARKED_BYTES: i64 = 1 << 40;
 @final
 export class Config {
   cluster: Ascii = new Ascii('');
+  /** Header in which a request names its prefill endpoint; null: the cluster chooses. */
+  endpointHeader: Ascii | null = null;
+  /** Endpoints that a request may name. */
+  endpoints: Endpoints = new Endpoints();
+  clusterType: ClusterType = ClusterType.OriginalDst;
   timeoutMs: u32 = 600000;
   retries: i32 = 1;
   connector: Connector = new Nixl();
@@ -96,10 +111,13 @@ export class Config {
     const named = connectorNamed(connector);
     if (named === null) this.wrong('connector', 'one of ' + CONNECTOR_NAMES);
     else this.connector = named;
-    this.tail = this.choice(root, 'decode_rows', ['full', 'tail']) == 1;
+    this.tail = this.choice(root, 'decode_rows', 'decode_rows', ['full', 'tail']) == 1;
     this.readPaths(root);
-    this.onPrefillFailure = this.choice(root, 'on_prefill_failure', ['decode', 'reject']);
-    this.onUnmergeable = this.choice(root, 'on_unmergeable', ['reject', 'null', 'forward']);
+    this.onPrefillFailure = this.choice(root, 'on_prefill_failure', 'on_prefill_failure', [
+      'decode',
+      'reject',
+    ]);
+    this.onUnmergeable = this.choice(root, 'on_unmergeable', 'on_unmergeable', ['reject', 'null', 'forward']);
     this.holdBytes = this.integer(root, 'hold_bytes', 'hold_bytes', 0, MAX_HOLD_BYTES, this.holdBytes);
     const most = max<u64>(this.maxHoldBytes, this.holdBytes);
     this.maxHoldBytes = this.integer(root, 'max_hold_bytes', 'max_hold_bytes', 0, MAX_HOLD_BYTES, most);
@@ -123,7 +141,14 @@ export class Config {
   }
 
   private readPrefill(prefill: JSON.Obj): void {
-    this.only(prefill, 'prefill.', ['cluster', 'timeout_ms', 'retries']);
+    this.only(prefill, 'prefill.', [
+      'cluster',
+      'endpoint_header',
+      'allowed_endpoints',
+      'cluster_type',
+      'timeout_ms',
+      'retries',
+    ]);
     const cluster = this.text(prefill, 'cluster', 'prefill.cluster', '');
     if (cluster.length == 0) this.wrong('prefill.cluster', 'the name of a cluster');
     this.cluster = new Ascii(cluster);
@@ -137,6 +162,46 @@ export class Config {
     );
     this.timeoutMs = <u32>timeout;
     this.retries = <i32>this.integer(prefill, 'retries', 'prefill.retries', 0, MAX_RETRIES, this.retries);
+    this.readEndpoints(prefill);
+  }
+
+  private readEndpoints(prefill: JSON.Obj): void {
+    const allowed = prefill.get('allowed_endpoints');
+    const types = ['original_dst', 'dynamic_forward_proxy'];
+    this.clusterType = this.choice(prefill, 'cluster_type', 'prefill.cluster_type', types);
+    if (prefill.get('endpoint_header') === null) {
+      if (allowed !== null) this.wrong('prefill.allowed_endpoints', 'endpoint_header beside it');
+      if (prefill.get('cluster_type') !== null)
+        this.wrong('prefill.cluster_type', 'endpoint_header beside it');
+      return;
+    }
+    const name = new Ascii(this.text(prefill, 'endpoint_header', 'prefill.endpoint_header', ''));
+    if (!isToken(name) || isReserved(name.ptr, name.len)) {
+      this.wrong('prefill.endpoint_header', 'the name of a header in lower case, without another meaning');
+    }
+    this.endpointHeader = name;
+    if (allowed === null || allowed.type != JSON.Types.Array || allowed.get<JSON.Arr>().length == 0) {
+      return this.wrong('prefill.allowed_endpoints', 'an array of endpoints, not empty');
+    }
+    const list = allowed.get<JSON.Arr>();
+    for (let i = 0; i < list.length; i++) this.readEndpoint(list.at(i), i);
+  }
+
+  private readEndpoint(value: JSON.Value, i: i32): void {
+    const path = 'prefill.allowed_endpoints[' + i.toString() + ']';
+    const names = this.clusterType == ClusterType.DynamicForwardProxy;
+    const text = value.type == JSON.Types.String ? value.get<string>() : '';
+    const entry = this.endpoints.add(text, names);
+    if (entry == Entry.Malformed) {
+      this.wrong(
+        path,
+        'host:port, where host is an address, a CIDR block (IPv6 in brackets) or a name, and port may be a range',
+      );
+    } else if (entry == Entry.Bits) {
+      this.wrong(path, 'no bits behind the prefix of a CIDR block');
+    } else if (entry == Entry.Name) {
+      this.wrong(path, 'an address; a name needs cluster_type dynamic_forward_proxy');
+    }
   }
 
   private readPaths(root: JSON.Obj): void {
@@ -180,9 +245,9 @@ export class Config {
     return standard;
   }
 
-  private choice(object: JSON.Obj, key: string, names: string[]): i32 {
-    const at = names.indexOf(this.text(object, key, key, names[0]));
-    if (at < 0) this.wrong(key, 'one of ' + names.join(', '));
+  private choice(object: JSON.Obj, key: string, path: string, names: string[]): i32 {
+    const at = names.indexOf(this.text(object, key, path, names[0]));
+    if (at < 0) this.wrong(path, 'one of ' + names.join(', '));
     return max(at, 0);
   }
 
@@ -215,6 +280,16 @@ function apiOfPath(path: string): Api {
   if (path.endsWith('/chat/completions')) return Api.Chat;
   if (path.endsWith('/completions')) return Api.Completions;
   return path.endsWith('/inference/v1/generate') ? Api.Generate : Api.None;
+}
+
+/** Whether a text is a header's name in lower case (RFC 9110, section 5.1). */
+function isToken(text: Ascii): bool {
+  for (let i: usize = 0; i < text.len; i++) {
+    const c = load<u8>(text.ptr + i);
+    const plain = c - 0x61 < 26 || c - 0x30 < 10 || c == 0x2d || c == 0x5f;
+    if (!plain) return false;
+  }
+  return text.len > 0;
 }
 
 function isObject(text: Block): bool {

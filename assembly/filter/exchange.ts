@@ -2,14 +2,15 @@
 //
 //   Start ─┬─▶ Local ────────────────────────────────────┬▶ Passing ─▶ Ended
 //          └─▶ Collecting ─┬─▶ Local                     │
-//                          └─▶ Prefilling ─┬─▶ Local     │
-//                                ▲ retry ──┤             │
+//                 ┌────────┴─▶ Prefilling ─┬─▶ Local     │
+//                 └▶ Resolving ─▶┘ ▲ retry ┤             │
 //                                          └─▶ Decoding ─┼▶ Holding ─┬─▶ Streaming ─▶ Ended
 //                                                        │           └─▶ Passing
 //                                                        └▶ Streaming (events)
 //
 //   Start       nothing has been seen
 //   Collecting  the request head is held, Envoy buffers the body
+//   Resolving   a dynamic forward proxy looks the endpoint up; Envoy holds the request
 //   Prefilling  the prefill call is in flight; Envoy holds the request
 //   Local       the request goes to decode, which serves it alone
 //   Decoding    the decode leg went out; its response is awaited
@@ -52,19 +53,28 @@ import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_res
 import { EventStream } from '../routing/event_stream';
 import { Reason, reasonText } from '../routing/reason';
 import { BodySink } from './body_sink';
-import { Config, OnPrefillFailure, OnUnmergeable } from './config';
-import { countOutcome, countPrefillFailure, countSpliced, recordPrefill, reportHeld } from './metrics';
+import { ClusterType, Config, OnPrefillFailure, OnUnmergeable } from './config';
+import { ENDPOINT_BYTES, Endpoint } from './endpoints';
+import {
+  countEndpointRefused,
+  countOutcome,
+  countPrefillFailure,
+  countSpliced,
+  recordPrefill,
+  reportHeld,
+} from './metrics';
 import { ACCEPT_ENCODING, CONTENT_LENGTH, OUTCOME_PROPERTY, REQUEST_ID, ROUTED_EXPERTS } from './names';
 import { Outcome, outcomeText } from './outcome';
 import { RequestHead, ResponseHead } from './heads';
 import { Capture, Captured, capture } from './capture';
-import { newRequestId, startPrefill } from './prefill_call';
+import { isRetriedByEnvoy, newRequestId, startLookup, startPrefill } from './prefill_call';
 import { replyError, replyPrefill } from './replies';
 import { Kept, Room } from './room';
 
 const enum State {
   Start,
   Collecting,
+  Resolving,
   Prefilling,
   Local,
   Decoding,
@@ -81,7 +91,9 @@ const enum Failure {
   /** It was reset, or its reply was larger than Envoy takes. */
   Reset,
   Timeout,
-  /** A status that is neither 2xx nor 4xx. */
+  /** 502 or 503, which Envoy also makes of a connection that fails: it has tried again. */
+  Unavailable,
+  /** Another status that is neither 2xx nor 4xx. */
   Status,
   /** The reply is not JSON. */
   Unreadable,
@@ -110,6 +122,8 @@ export class Exchange extends StreamContext {
   private requestSize: u32 = 0;
   /** Id for both legs where the client's request has none. */
   private requestId: Block | null = null;
+  /** The prefill endpoint that the request names, in our words. */
+  private endpoint: Block | null = null;
   private tries: i32 = 0;
   private callStarted: u64 = 0;
   private brought: Captured = new Captured();
@@ -145,13 +159,32 @@ export class Exchange extends StreamContext {
       this.head = head;
       if (head !== null) this.api = head.api;
     }
+    const endpointHeader = this.config.endpointHeader;
+    if (endpointHeader !== null) removeHeader(HeaderMapKind.RequestHeaders, endpointHeader);
     if (this.api == Api.None) {
       this.releaseHead();
       this.state = State.Local;
       return HeadersStatus.Continue;
     }
     this.state = State.Collecting;
+    if (endpointHeader !== null) this.takeEndpoint();
     return HeadersStatus.StopIteration;
+  }
+
+  /** The endpoint that the request names, if it is allowed: Collecting ─▶ Collecting or Ended. */
+  private takeEndpoint(): void {
+    const head = this.head!;
+    if (head.endpointPtr == 0) return;
+    const endpoint = new Endpoint();
+    const read = endpoint.read(head.endpointPtr, head.endpointLen);
+    if (!read || !this.config.endpoints.allow(endpoint)) {
+      countEndpointRefused();
+      const what = read ? 'is not allowed' : 'is not an address or a name with a port';
+      return this.answer(403, 'the prefill endpoint ' + what, Reason.None);
+    }
+    const text = Block.alloc(ENDPOINT_BYTES);
+    text.truncate(endpoint.write(text.ptr));
+    this.endpoint = text;
   }
 
   onRequestBody(size: u32, endOfStream: bool): i32 {
@@ -162,6 +195,7 @@ export class Exchange extends StreamContext {
         if (!endOfStream) return BodyStatus.StopIterationAndBuffer;
         this.startExchange();
         break;
+      case State.Resolving:
       case State.Prefilling:
         break;
       default:
@@ -171,12 +205,15 @@ export class Exchange extends StreamContext {
   }
 
   onRequestTrailers(): i32 {
+    const endpointHeader = this.config.endpointHeader;
+    if (endpointHeader !== null) removeHeader(HeaderMapKind.RequestTrailers, endpointHeader);
     if (this.state == State.Collecting) this.startExchange();
     return this.requestWaits ? HeadersStatus.StopIteration : HeadersStatus.Continue;
   }
 
   private get requestWaits(): bool {
-    return this.state == State.Prefilling || this.state == State.Ended;
+    const state = this.state;
+    return state == State.Resolving || state == State.Prefilling || state == State.Ended;
   }
 
   /** The whole body is in Envoy's buffer: Collecting ─▶ Prefilling, Local or Ended. */
@@ -196,10 +233,10 @@ export class Exchange extends StreamContext {
     else if (unfit == Unfit.NotObject) this.state = State.Local;
     else {
       this.request = request;
-      if (unfit == Unfit.No) {
+      const endless = this.config.endpointHeader !== null && this.endpoint === null;
+      if (unfit == Unfit.No && !endless) {
         if (!this.head!.hasRequestId) this.requestId = newRequestId();
-        const status = this.call(body);
-        if (status != Status.Ok) this.prefillFailed(Failure.NoHost);
+        if (this.call(body) != Status.Ok && !this.resolve()) this.prefillFailed(Failure.NoHost);
       } else this.goLocal();
     }
     body.free();
@@ -218,13 +255,9 @@ export class Exchange extends StreamContext {
   private call(body: Block): Status {
     const rewrite = prefillLeg(this.request!, this.config.connector);
     const leg = rewrite.toBlock(body.ptr, body.len);
-    const status = startPrefill(
-      this.config.cluster,
-      this.head!.pairs,
-      leg,
-      this.requestId,
-      this.config.timeoutMs,
-    );
+    // Tries of ours and of Envoy's together are bounded.
+    const retries = this.config.retries - this.tries;
+    const status = startPrefill(this.config, this.head!.pairs, leg, this.requestId, this.endpoint, retries);
     leg.free();
     if (status == Status.Ok) {
       expectCall(startedCall(), this.id);
@@ -235,20 +268,35 @@ export class Exchange extends StreamContext {
     return status;
   }
 
+  /** Has the endpoint looked up, where that may be what was missing. Collecting ─▶ Resolving */
+  private resolve(): bool {
+    const endpoint = this.endpoint;
+    if (endpoint === null || this.config.clusterType != ClusterType.DynamicForwardProxy) return false;
+    if (startLookup(this.config, endpoint) != Status.Ok) return false;
+    expectCall(startedCall(), this.id);
+    this.state = State.Resolving;
+    return true;
+  }
+
   onCallResponse(headers: u32, bodySize: u32): void {
-    if (this.state != State.Prefilling) return;
-    this.takeReply(headers, bodySize);
+    if (this.state == State.Resolving) {
+      // Whatever the answer is: the address is known now, or it can't be.
+      if (!this.repeat()) this.prefillFailed(Failure.NoHost);
+    } else if (this.state == State.Prefilling) this.takeReply(headers, bodySize);
+    else return;
     // The exchange may have ended in it, with its last callback.
     reportHeld(this.state == State.Ended);
   }
 
   private takeReply(headers: u32, bodySize: u32): void {
     recordPrefill((now() - this.callStarted) / 1000000);
-    if (headers == 0) return this.prefillFailed(Failure.Reset);
+    // Envoy says of a call that it broke off in the body only that it did.
+    if (headers == 0) return this.prefillFailed(this.outOfTime ? Failure.Timeout : Failure.Reset);
     const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
     const status = head.status;
     if (status >= 400 && status < 500) return this.passPrefillReply(status, bodySize);
     if (status == 504) return this.prefillFailed(Failure.Timeout);
+    if (isRetriedByEnvoy(status)) return this.prefillFailed(Failure.Unavailable);
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
     if (head.encoded) return this.prefillFailed(Failure.Unreadable);
     const lists = !this.config.connector.needsParams;
@@ -265,6 +313,12 @@ export class Exchange extends StreamContext {
     this.startDecode();
   }
 
+  /** Whether the call has used up its time, but for what the clocks of VM and event loop may differ by. */
+  private get outOfTime(): bool {
+    const timeout = <u64>this.config.timeoutMs;
+    return (now() - this.callStarted) / 1000000 + timeout / 10 >= timeout;
+  }
+
   /** The prefill leg has failed: another try, or what the configuration says. */
   private prefillFailed(failure: Failure): void {
     countPrefillFailure();
@@ -272,10 +326,8 @@ export class Exchange extends StreamContext {
       log(LogLevel.Warn, 'prefill failed (' + failureText(failure) + '), try ' + this.tries.toString());
     }
     this.releaseCapture();
-    const again =
-      failure != Failure.NoHost && failure < Failure.TooLarge && this.tries <= this.config.retries;
-    if (again && this.retry()) return;
-    const waited = this.state == State.Prefilling;
+    if (isWorthARepeat(failure) && this.tries <= this.config.retries && this.repeat()) return;
+    const waited = this.requestWaits;
     if (this.config.onPrefillFailure == OnPrefillFailure.Decode) {
       this.goLocal();
       if (waited) this.continueRequest();
@@ -285,7 +337,8 @@ export class Exchange extends StreamContext {
     this.answer(code, 'prefill failed: ' + failureText(failure), Reason.None);
   }
 
-  private retry(): bool {
+  /** Sends the prefill leg again, or late: Resolving or Prefilling ─▶ Prefilling. False when it can't be sent. */
+  private repeat(): bool {
     const body = this.readRequest();
     if (body === null) return false;
     const status = this.call(body);
@@ -793,6 +846,9 @@ export class Exchange extends StreamContext {
     const id = this.requestId;
     if (id !== null) id.free();
     this.requestId = null;
+    const endpoint = this.endpoint;
+    if (endpoint !== null) endpoint.free();
+    this.endpoint = null;
     this.request = null;
     reportHeld(true);
   }
@@ -833,6 +889,11 @@ export class Exchange extends StreamContext {
   }
 }
 
+/** Whether the filter repeats a call that failed so: Envoy can't, and more than time was missing. */
+function isWorthARepeat(failure: Failure): bool {
+  return failure == Failure.Reset || failure == Failure.Status || failure == Failure.Unreadable;
+}
+
 function failureText(failure: Failure): string {
   switch (failure) {
     case Failure.NoHost:
@@ -841,6 +902,8 @@ function failureText(failure: Failure): string {
       return 'connection reset, or reply too large';
     case Failure.Timeout:
       return 'timeout';
+    case Failure.Unavailable:
+      return 'no connection, or status 502 or 503';
     case Failure.Status:
       return 'error status';
     case Failure.Unreadable:

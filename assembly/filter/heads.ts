@@ -29,6 +29,9 @@ export class RequestHead {
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
+  /** The first endpoint that the endpoint header names, without white space around it; 0 when it names none. */
+  endpointPtr: usize = 0;
+  endpointLen: usize = 0;
 
   /** Takes over the pairs: the prefill leg is sent with them. */
   private constructor(readonly pairs: Block) {}
@@ -39,9 +42,14 @@ export class RequestHead {
     if (pairs === null) return null;
     const head = new RequestHead(pairs);
     const reader = new PairReader(pairs);
+    const endpointHeader = config.endpointHeader;
     let post = false;
+    let named = false;
     while (reader.next()) {
-      if (reader.is(METHOD)) post = POST.equals(reader.valuePtr, reader.valueLen);
+      if (endpointHeader !== null && reader.is(endpointHeader)) {
+        if (!named) head.takeEndpoint(reader.valuePtr, reader.valueLen);
+        named = true;
+      } else if (reader.is(METHOD)) post = POST.equals(reader.valuePtr, reader.valueLen);
       else if (reader.is(PATH)) head.api = config.apiOf(reader.valuePtr, reader.valueLen);
       else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
       else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
@@ -49,6 +57,16 @@ export class RequestHead {
     }
     if (!post) head.api = Api.None;
     return head;
+  }
+
+  /** The first item of a list. */
+  private takeEndpoint(ptr: usize, len: usize): void {
+    let end = ptr;
+    while (end < ptr + len && load<u8>(end) != 0x2c) end++;
+    while (ptr < end && isSpace(load<u8>(ptr))) ptr++;
+    while (ptr < end && isSpace(load<u8>(end - 1))) end--;
+    this.endpointLen = end - ptr;
+    this.endpointPtr = this.endpointLen > 0 ? ptr : 0;
   }
 
   free(): void {
@@ -87,4 +105,9 @@ export class ResponseHead {
     pairs.free();
     return head;
   }
+}
+
+/** Optional white space of a header's value (RFC 9110, section 5.6.3). */
+function isSpace(c: u8): bool {
+  return c == 0x20 || c == 0x09;
 }

@@ -12,6 +12,7 @@ const PREFIX = 'routed_experts.';
 const outcomes = new StaticArray<u32>(Outcome.Count);
 const reasons = new StaticArray<u32>(Reason.Count);
 let prefillFailures: u32 = 0;
+let endpointsRefused: u32 = 0;
 let splicedBytes: u32 = 0;
 let prefillMs: u32 = 0;
 let held: u32 = 0;
@@ -30,6 +31,7 @@ export function defineMetrics(): void {
     reasons[reason] = defineMetric(MetricKind.Counter, PREFIX + 'unmerged.' + reasonToken(reason));
   }
   prefillFailures = defineMetric(MetricKind.Counter, PREFIX + 'prefill_failures');
+  endpointsRefused = defineMetric(MetricKind.Counter, PREFIX + 'endpoints_refused');
   splicedBytes = defineMetric(MetricKind.Counter, PREFIX + 'spliced_bytes');
   prefillMs = defineMetric(MetricKind.Histogram, PREFIX + 'prefill_ms');
   held = defineMetric(MetricKind.Gauge, PREFIX + 'held_bytes');
@@ -43,6 +45,11 @@ export function countOutcome(outcome: Outcome, reason: Reason): void {
 
 export function countPrefillFailure(): void {
   increment(prefillFailures, 1);
+}
+
+/** A request named an endpoint that is not allowed. */
+export function countEndpointRefused(): void {
+  increment(endpointsRefused, 1);
 }
 
 export function countSpliced(bytes: u64): void {

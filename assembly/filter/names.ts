@@ -1,7 +1,8 @@
 // Header names and values, as bytes.
 
-import { Ascii } from '../bytes/ascii';
+import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
 
+export const AUTHORITY = new Ascii(':authority');
 export const METHOD = new Ascii(':method');
 export const PATH = new Ascii(':path');
 export const STATUS = new Ascii(':status');
@@ -11,12 +12,18 @@ export const CONTENT_LENGTH = new Ascii('content-length');
 export const CONTENT_TYPE = new Ascii('content-type');
 export const REQUEST_ID = new Ascii('x-request-id');
 export const ENVOY_PREFIX = new Ascii('x-envoy-');
+export const MAX_RETRIES = new Ascii('x-envoy-max-retries');
+export const ORIGINAL_DST_HOST = new Ascii('x-envoy-original-dst-host');
+export const RETRY_ON = new Ascii('x-envoy-retry-on');
 /** The outcome header. */
 export const ROUTED_EXPERTS = new Ascii('x-routed-experts');
 /** The property with the outcome: filter state `wasm.routed_experts`. */
 export const OUTCOME_PROPERTY = new Ascii('routed_experts');
 
+export const GET = new Ascii('GET');
 export const POST = new Ascii('POST');
+/** A path that every engine answers without work. */
+export const HEALTH = new Ascii('/health');
 export const EVENT_STREAM = new Ascii('text/event-stream');
 export const IDENTITY = new Ascii('identity');
 export const APPLICATION_JSON = new Ascii('application/json');
@@ -38,8 +45,23 @@ const ONE_HOP: Ascii[] = [
   new Ascii('upgrade'),
 ];
 
+/** Headers that the legs need for something else. */
+const OURS: Ascii[] = [
+  CONTENT_ENCODING,
+  CONTENT_TYPE,
+  REQUEST_ID,
+  ROUTED_EXPERTS,
+  new Ascii('authorization'),
+];
+
 /** Whether a header (name in lower case, as Envoy has it) stays with its hop. */
 export function isOneHop(ptr: usize, len: usize): bool {
   for (let i = 0; i < ONE_HOP.length; i++) if (ONE_HOP[i].equals(ptr, len)) return true;
   return false;
+}
+
+/** Whether a header (name in lower case) has a meaning already. */
+export function isReserved(ptr: usize, len: usize): bool {
+  for (let i = 0; i < OURS.length; i++) if (OURS[i].equals(ptr, len)) return true;
+  return isOneHop(ptr, len) || startsWithIgnoreCase(ptr, len, ENVOY_PREFIX);
 }

@@ -13,6 +13,8 @@ function typeOf(code: i32): string {
   switch (code) {
     case 400:
       return 'BadRequestError';
+    case 403:
+      return 'ForbiddenError';
     case 503:
       return 'ServiceUnavailableError';
     case 504:

@@ -28,16 +28,20 @@ const KNOWN =
   'max_capture_bytes, max_parked_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
-/** A rule between keys, which JSON Schema can't say: `envoy/config.schema.json` takes these. */
-export const BETWEEN_KEYS = 'between keys';
+const ENDPOINT =
+  'expected host:port, where host is an address, a CIDR block (IPv6 in brackets) or a name, and port may be a range';
+
+/** A rule that JSON Schema can't say: `envoy/config.schema.json` takes these. */
+export const BEYOND_SCHEMA = 'beyond the schema';
 
 /** `prefill.cluster` is filled in. Also run through the JSON Schema, which must refuse and take the same. */
-export const REFUSED: [Config, string, typeof BETWEEN_KEYS?][] = [
+export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ no_such_key: 1 }, `no_such_key: expected no such key; known are ${KNOWN}`],
   [{ Connector: 'nixl' }, `Connector: expected no such key; known are ${KNOWN}`],
   [
     prefill({ clusters: 'x' }),
-    'prefill.clusters: expected no such key; known are cluster, timeout_ms, retries',
+    'prefill.clusters: expected no such key; known are cluster, endpoint_header, allowed_endpoints, ' +
+      'cluster_type, timeout_ms, retries',
   ],
   [{ prefill: 'x' }, 'prefill: expected an object with the member cluster'],
   [{ prefill: [] }, 'prefill: expected an object with the member cluster'],
@@ -54,6 +58,60 @@ export const REFUSED: [Config, string, typeof BETWEEN_KEYS?][] = [
   [prefill({ retries: 11 }), `prefill.retries: ${integer(0, 10)}`],
   [prefill({ retries: true }), `prefill.retries: ${integer(0, 10)}`],
   [prefill({ retries: [1] }), `prefill.retries: ${integer(0, 10)}`],
+  ...[
+    '',
+    'a b',
+    'a:b',
+    ':path',
+    'X-To',
+    'a\u00e9',
+    'host',
+    'authorization',
+    'x-request-id',
+    'x-envoy-to',
+  ].map((endpoint_header): [Config, string] => [
+    prefill({ endpoint_header, allowed_endpoints: ['10.0.0.1:80'] }),
+    'prefill.endpoint_header: expected the name of a header in lower case, without another meaning',
+  ]),
+  [prefill({ endpoint_header: 1, allowed_endpoints: [] }), 'prefill.endpoint_header: expected a string'],
+  ...[undefined, [], 'x', {}, null].map((allowed_endpoints): [Config, string] => [
+    prefill({ endpoint_header: 'x-to', allowed_endpoints }),
+    'prefill.allowed_endpoints: expected an array of endpoints, not empty',
+  ]),
+  ...[
+    '10.0.0.1',
+    1,
+    '10.0.0.0/8',
+    '10.0.0.256:80',
+    '10.0.0.0/33:80',
+    '10.0.0.1:65536',
+    '[fd00::]',
+    'fd00::1:80',
+    'x',
+    'a..b:80',
+    null,
+  ].map((entry): [Config, string] => [
+    prefill({ endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.1:80', entry] }),
+    `prefill.allowed_endpoints[1]: ${ENDPOINT}`,
+  ]),
+  ...['10.0.0.1/8:80', '[fd00::1/8]:80'].map((entry): [Config, string, typeof BEYOND_SCHEMA] => [
+    prefill({ endpoint_header: 'x-to', allowed_endpoints: [entry] }),
+    'prefill.allowed_endpoints[0]: expected no bits behind the prefix of a CIDR block',
+    BEYOND_SCHEMA,
+  ]),
+  [
+    prefill({ endpoint_header: 'x-to', allowed_endpoints: ['prefill:80'] }),
+    'prefill.allowed_endpoints[0]: expected an address; a name needs cluster_type dynamic_forward_proxy',
+  ],
+  [
+    prefill({ endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.1:80'], cluster_type: 'static' }),
+    'prefill.cluster_type: expected one of original_dst, dynamic_forward_proxy',
+  ],
+  [
+    prefill({ allowed_endpoints: ['10.0.0.1:80'] }),
+    'prefill.allowed_endpoints: expected endpoint_header beside it',
+  ],
+  [prefill({ cluster_type: 'original_dst' }), 'prefill.cluster_type: expected endpoint_header beside it'],
   [{ connector: 'sglang' }, 'connector: expected one of nixl, shared_storage'],
   [{ connector: 'Nixl' }, 'connector: expected one of nixl, shared_storage'],
   [{ connector: '' }, 'connector: expected one of nixl, shared_storage'],
@@ -72,8 +130,8 @@ export const REFUSED: [Config, string, typeof BETWEEN_KEYS?][] = [
   [{ hold_bytes: 256 * MIB + 1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ hold_bytes: {} }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ max_hold_bytes: 256 * MIB + 1 }, `max_hold_bytes: ${integer(0, 256 * MIB)}`],
-  [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BETWEEN_KEYS],
-  [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BETWEEN_KEYS],
+  [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BEYOND_SCHEMA],
+  [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BEYOND_SCHEMA],
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],

@@ -31,10 +31,9 @@ interface Failing {
   prefill: Engine | 'down';
   /** As the error's message names it. */
   text: string;
-  /** With `retries: 2`. */
-  tries: number;
-  /** Requests that reach the engine; as many as `tries` unless it is not there. */
-  reached?: number;
+  /** With `retries: 2`: calls that the filter sees fail, and requests that reach the engine. */
+  calls: number;
+  reached: number;
   status?: 502 | 504;
   config?: Record<string, unknown>;
   prefillConfig?: Record<string, unknown>;
@@ -49,40 +48,53 @@ const failing = (
   name,
   text,
   prefill,
-  tries: 3,
+  calls: 3,
+  reached: 3,
   ...more,
 });
+
+/** Envoy itself tries again. */
+const RETRIED = { calls: 1 };
+/** Nobody does. */
+const ONCE = { calls: 1, reached: 1 };
 
 const fault = (of: EngineReply['fault']): Engine => answering(GOOD_PREFILL, { fault: of });
 const status = (code: number, body = '{"error":{}}'): Engine => answering(body, { status: code });
 
+const UNAVAILABLE = 'no connection, or status 502 or 503';
 const RESET = 'connection reset, or reply too large';
 const UNREADABLE = 'the reply is not JSON';
 const TOO_LARGE = 'the prompt rows exceed max_capture_bytes';
 
 const FAILING: Failing[] = [
-  failing('prefill is down', 'error status', 'down', { reached: 0 }),
+  failing('prefill is down', UNAVAILABLE, 'down', { calls: 1, reached: 0 }),
   failing('no such cluster', 'no healthy host', 'down', {
-    tries: 1,
+    calls: 1,
     reached: 0,
     prefillConfig: { cluster: 'nowhere' },
   }),
-  failing('prefill resets', 'error status', fault('reset')),
+  failing('prefill resets', UNAVAILABLE, fault('reset'), RETRIED),
   failing(
     'prefill resets inside its reply',
     RESET,
     answering(GOOD_PREFILL, { fault: 'reset_body', pieces: [Buffer.from(GOOD_PREFILL).subarray(0, 100)] }),
   ),
-  failing('prefill is silent', 'timeout', fault('stall'), { status: 504, prefillConfig: { timeout_ms: 80 } }),
+  failing('prefill is silent', 'timeout', fault('stall'), {
+    ...ONCE,
+    status: 504,
+    prefillConfig: { timeout_ms: 80 },
+  }),
   failing(
     'prefill falls silent',
-    RESET,
+    'timeout',
     answering(GOOD_PREFILL, { fault: 'stall_body', pieces: [Buffer.from(GOOD_PREFILL).subarray(0, 100)] }),
-    { prefillConfig: { timeout_ms: 80 } },
+    { ...ONCE, status: 504, prefillConfig: { timeout_ms: 400 } },
   ),
   failing('500', 'error status', status(500)),
-  failing('503', 'error status', status(503)),
-  failing('504', 'timeout', status(504), { status: 504 }),
+  failing('501', 'error status', status(501)),
+  failing('502', UNAVAILABLE, status(502), RETRIED),
+  failing('503', UNAVAILABLE, status(503), RETRIED),
+  failing('504', 'timeout', status(504), { ...RETRIED, status: 504 }),
   failing('302', 'error status', answering('', { status: 302, headers: [['location', '/elsewhere']] })),
   failing('not JSON', UNREADABLE, answering('<html>busy</html>')),
   failing('an empty reply', UNREADABLE, answering('')),
@@ -101,14 +113,14 @@ const FAILING: Failing[] = [
     answering(GOOD_PREFILL.replace(PARAMS, `{"x":"${'y'.repeat(1 << 20)}"}`)),
   ),
   failing('rows over max_capture_bytes', TOO_LARGE, answering(GOOD_PREFILL), {
-    tries: 1,
+    ...ONCE,
     config: { max_capture_bytes: 10, max_parked_bytes: 10 },
   }),
   failing(
     'no length of the prompt, for a tail',
     'the reply does not tell the length of the prompt',
     answering(prefillBody(null, null)),
-    { tries: 1, config: { decode_rows: 'tail' } },
+    { ...ONCE, config: { decode_rows: 'tail' } },
   ),
 ];
 
@@ -139,7 +151,7 @@ function expectLocal(result: Result, request: string | Buffer, failures: number)
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 
 const prefillFailures: Case[] = FAILING.flatMap((of) => {
-  const reached = of.reached ?? of.tries;
+  const { calls, reached } = of;
   return [
     ...PROTOCOLS.map((protocol): Case => ({
       name: `${of.name}: decode, ${protocol}`,
@@ -148,7 +160,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
       check(result) {
         // A reset stream says less than a closed connection: no status at all.
         expect(result.prefillRequests).toHaveLength(reached);
-        expectLocal(result, REQUEST, of.tries);
+        expectLocal(result, REQUEST, calls);
       },
     })),
     {
@@ -162,7 +174,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
         expect(result.prefillRequests).toHaveLength(reached);
         expect(result.decodeRequests).toEqual([]);
         expect(header(result.headers, 'x-routed-experts')).toBe('rejected');
-        expectOutcome(result, 'rejected', { [FAILURES]: of.tries });
+        expectOutcome(result, 'rejected', { [FAILURES]: calls });
       },
     },
     {
@@ -175,7 +187,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
         return scenarioOf({ ...of, prefill: recovering }, { on_prefill_failure: 'reject' });
       },
       check(result) {
-        if (of.tries < 3 || of.prefill === 'down') {
+        if (reached < 3) {
           expect(result.status).toBe(of.status ?? 502);
           expect(result.prefillRequests).toHaveLength(reached);
           return;
@@ -186,7 +198,8 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
         // Each try is the same request.
         const [first, ...others] = result.prefillRequests.map(({ body }) => body.toString());
         expect(others).toEqual([first, first]);
-        expectOutcome(result, 'merged; rows=5; choices=1', { ...MERGED, [FAILURES]: 2 });
+        const failures: Record<string, number> = calls === 1 ? {} : { [FAILURES]: 2 };
+        expectOutcome(result, 'merged; rows=5; choices=1', { ...MERGED, ...failures });
       },
     },
   ];
@@ -423,9 +436,40 @@ const decodeAnswers: Case[] = DECODE.flatMap(({ name, engine, check, protocols =
   })),
 );
 
+/** Tries of Envoy's and of the filter's add up to no more than `retries`. */
+const mixed: Case = {
+  name: 'failures of all kinds, one after the other',
+  scenario: () => {
+    let tries = 0;
+    const kinds = [503, 500, 502, 500, 503];
+    return scenarioOf(
+      { name: 'mixed', prefill: (request) => status(kinds[tries++] ?? 500)(request) as EngineReply },
+      { on_prefill_failure: 'reject' },
+    );
+  },
+  check(result) {
+    expectError(result, 502, 'BadGatewayError', `prefill failed: ${UNAVAILABLE}`);
+    // 503 500 | 502 500 | 503: the last call has no tries left for Envoy.
+    expect(result.prefillRequests).toHaveLength(5);
+    expectOutcome(result, 'rejected', { [FAILURES]: 3 });
+  },
+};
+
+const never: Case = {
+  name: 'retries: 0',
+  scenario: () => ({
+    ...scenarioOf({ name: 'never', prefill: status(503) }, {}),
+    config: { prefill: { retries: 0 } },
+  }),
+  check(result) {
+    expect(result.prefillRequests).toHaveLength(1);
+    expectLocal(result, REQUEST, 1);
+  },
+};
+
 export const failures: Suite = {
   name: 'a leg that fails',
-  cases: [...prefillFailures, ...noParams, parked, sharedStorage, ...passed, ...decodeAnswers],
+  cases: [...prefillFailures, mixed, never, ...noParams, parked, sharedStorage, ...passed, ...decodeAnswers],
 };
 
 const LONG = prefillBody(quoted(encoded({ ...PROMPT, rows: 2000 })), 2000);

@@ -346,7 +346,7 @@ const local: Case = {
   check(result) {
     expect(result.body.toString()).toBe(GOOD);
     expect(header(result.headers, 'x-routed-experts')).toBe('local');
-    expectOutcome(result, 'local', { 'routed_experts.prefill_failures': 2 });
+    expectOutcome(result, 'local', { 'routed_experts.prefill_failures': 1 });
   },
 };
 

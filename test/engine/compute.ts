@@ -2,6 +2,7 @@
 
 import type { Call, Prompt } from './call.ts';
 import type { EngineOptions } from './options.ts';
+import { PrefixCache } from './prefix_cache.ts';
 import * as router from './router.ts';
 import type { MoeModel, Rows } from './router.ts';
 import { EOS } from './tokenizer.ts';
@@ -13,6 +14,8 @@ export interface PromptState {
   remote: readonly number[] | null;
   /** Not even the last prompt token was forwarded: the first generated one came with the KV. */
   complete: boolean;
+  /** Prompt tokens that were not computed for this call; null: not known. */
+  cached: number | null;
   /** The router's state behind the last prompt token. */
   end: number;
 }
@@ -41,13 +44,20 @@ const UNKNOWN_EXPERT = -1;
 
 export class ModelRunner {
   readonly #router: router.Router;
+  readonly #cache: PrefixCache;
 
   constructor(
     readonly model: MoeModel,
     readonly maxModelLen: number,
+    blockSize: number,
     private readonly options: EngineOptions,
   ) {
     this.#router = new router.Router(model);
+    this.#cache = new PrefixCache(blockSize);
+  }
+
+  restart(): void {
+    this.#cache.clear();
   }
 
   /** `prompt` on top of the KV of `remote`; its own where that is null. */
@@ -55,7 +65,16 @@ export class ModelRunner {
     const { tokens } = prompt;
     const known = Math.min(tokens.length - 1, remote?.length ?? Infinity);
     const base = router.prefixStates((remote ?? tokens).slice(0, known)).at(-1) ?? router.EMPTY_PREFIX;
-    return { prompt, remote, complete: complete && remote !== null, end: router.step(base, tokens.at(-1)!) };
+    const hits = this.#cache.add(tokens);
+    const cached = remote ? this.#cachedRemotely(tokens.length) : hits;
+    const end = router.step(base, tokens.at(-1)!);
+    return { prompt, remote, complete: complete && remote !== null, cached, end };
+  }
+
+  #cachedRemotely(promptTokens: number): number | null {
+    const { remote = 'all but one' } = this.options.cachedTokens ?? {};
+    if (remote === 'null') return null;
+    return remote === 'all' ? promptTokens : promptTokens - 1;
   }
 
   /** The `choice`-th answer to a prompt, `index` of the reply. */

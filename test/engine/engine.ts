@@ -11,6 +11,7 @@ import { header, pathOf, split } from './http.ts';
 import { toJson } from './json.ts';
 import {
   DEFAULT_MODEL,
+  versionOf,
   type ApiName,
   type EngineOptions,
   type Failure,
@@ -82,7 +83,8 @@ class Core {
     const model = { ...DEFAULT_MODEL, ...options.model };
     // SGLang's rows are int32 however few the experts are.
     if (format === 'D') model.dtype = '<i4';
-    this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, options);
+    const blockSize = options.blockSize ?? (apiName === 'sglang' ? 1 : 128);
+    this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, blockSize, options);
     this.#handshake = createHandshake(options, this.fleet);
     const { maxModelLen } = this.runner;
     this.#api = new APIS[apiName](
@@ -96,6 +98,7 @@ class Core {
 
   restart(): void {
     this.dead = false;
+    this.runner.restart();
     this.#handshake.restart?.();
   }
 
@@ -193,7 +196,7 @@ class Core {
   #survive(call: Call, promptTokens: number): void {
     if (call.promptLogprobs !== null) throw new EngineDeath('prompt_logprobs of tokens never forwarded');
     const capturing =
-      this.#options.capture !== false && this.#api.owner === 'vllm' && this.#options.version === '0.32';
+      this.#options.capture !== false && this.#api.owner === 'vllm' && versionOf(this.#options) === '0.32';
     if (capturing && call.routedExpertsPromptStart !== promptTokens) {
       throw new EngineDeath('routing of tokens never forwarded');
     }

@@ -9,7 +9,7 @@ const { values } = parseArgs({
   options: {
     role: { type: 'string', default: 'oracle' },
     connector: { type: 'string', default: 'nixl' },
-    version: { type: 'string', default: '0.30' },
+    version: { type: 'string' },
     format: { type: 'string' },
     port: { type: 'string', default: '0' },
     http2: { type: 'boolean', default: false },
@@ -19,9 +19,10 @@ const { values } = parseArgs({
 const role = oneOf<Role>('role', values.role, ['prefill', 'decode', 'oracle']);
 const connectors: Connector[] = ['nixl', 'shared_storage', 'sglang', 'mooncake'];
 const connector = oneOf<Connector>('connector', values.connector, connectors);
-const version = oneOf<Version>('version', values.version, ['0.30', '0.32']);
-const format = values.format && { format: oneOf<FormatName>('format', values.format, ['A', 'D']) };
-const engine = createEngine({ role, connector, version, ...format, now: Date.now });
+const versions: Version[] = ['0.21', '0.30', '0.32'];
+const version = values.version && { version: oneOf<Version>('version', values.version, versions) };
+const format = values.format && { format: oneOf<FormatName>('format', values.format, ['A', 'B', 'C', 'D']) };
+const engine = createEngine({ role, connector, ...version, ...format, now: Date.now });
 const { port } = await serveEngine(engine, { port: Number(values.port), http2: values.http2 });
 console.log(port);
 

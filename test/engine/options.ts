@@ -11,10 +11,30 @@ export type SequentialConnector = 'nixl' | 'shared_storage';
 /** Both legs at once: an engine waits for the other one's request. */
 export type ConcurrentConnector = 'sglang' | 'mooncake';
 export type Connector = SequentialConnector | ConcurrentConnector;
-export type Version = '0.30' | '0.32';
+export type Version = '0.21' | '0.30' | '0.32';
 export type ApiName = 'vllm' | 'sglang';
-/** How routing is written: A is vLLM's `.npy` in base64, D is SGLang's raw int32. */
-export type FormatName = 'A' | 'D';
+/**
+ * How routing is written. A: vLLM's `.npy` in base64; B: an object with shape and start; C: vLLM 0.21's prompt rows
+ * apart from the generated ones; D: SGLang's raw int32.
+ */
+export type FormatName = 'A' | 'B' | 'C' | 'D';
+
+/** Of format B. */
+export interface ObjectOptions {
+  /** The object's keys, in order. Without `dtype` it is uint8. */
+  keys?: readonly ('data' | 'shape' | 'start' | 'dtype')[];
+  /** The first token whose row is sent, or the first generated one. */
+  start?: number | 'generated';
+}
+
+/** Of format C. */
+export interface SplitOptions {
+  encoding?: 'nested' | 'base64';
+  /** Where `prompt_routed_experts` stands: beside `choices`, or in each of them. */
+  place?: 'top' | 'choice';
+  /** What decode says of prompt rows it doesn't have: rows nonetheless, null, or nothing. */
+  remotePrompt?: 'invalid' | 'null' | 'missing';
+}
 
 export interface Address {
   host: string;
@@ -37,14 +57,27 @@ export interface Failure {
   keepBytes?: number;
 }
 
+/** Of an engine that was started to report them. */
+export interface CachedTokens {
+  /** What decode says of a prompt whose KV came from prefill. Default: all but the last token, which it forwards. */
+  remote?: 'all' | 'all but one' | 'null';
+  /** No hit is an object that says 0, or null. */
+  zero?: 'object' | 'null';
+}
+
 export interface EngineOptions {
   role: Role;
   connector?: Connector;
+  /** Default: 0.21 for format C, else 0.30. */
   version?: Version;
   /** Default: SGLang's where the connector or the format is. */
   api?: ApiName;
   /** Default: the API's own. */
   format?: FormatName;
+  object?: ObjectOptions;
+  split?: SplitOptions;
+  /** Every stream carries routing, on the last event of each choice. Default: those that do in the real engine. */
+  streamArrays?: boolean;
   model?: Partial<MoeModel>;
   /** Shared by the engines of one deployment. */
   fleet?: Fleet;
@@ -62,7 +95,10 @@ export interface EngineOptions {
   /** The model ends its answer with its `n`-th token, this one being EOS. */
   eosAfter?: number;
   maxModelLen?: number;
+  /** Tokens of a KV block. Default: 128; of SGLang 1. */
   blockSize?: number;
+  /** `usage.prompt_tokens_details.cached_tokens`; without, the details are null. */
+  cachedTokens?: CachedTokens;
   /** Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add. */
   extraKvParams?: KvParams;
   /** Where decode finds this prefill engine. Read when needed: a port may be set after the start. */
@@ -82,6 +118,10 @@ export interface EngineOptions {
   trailers?: Header[];
   /** Milliseconds; fixed unless set. */
   now?: () => number;
+}
+
+export function versionOf({ version, format }: EngineOptions): Version {
+  return version ?? (format === 'C' ? '0.21' : '0.30');
 }
 
 /** Of an engine that answers at once. */

@@ -19,16 +19,7 @@ import { EMPTY_PREFIX, Router, type Dtype } from '../engine/router.ts';
 import { serveBoth } from '../engine/server.ts';
 import { Detokenizer, decode, encode } from '../engine/tokenizer.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
-import { json, ok, post, text, type Json } from './exchanges.ts';
-
-const PREFILL_PARAMS = {
-  do_remote_decode: true,
-  do_remote_prefill: false,
-  remote_engine_id: null,
-  remote_block_ids: null,
-  remote_host: null,
-  remote_port: null,
-};
+import { NIXL_PREFILL, json, ok, post, text, withSampling, type Json } from './exchanges.ts';
 
 function rowsOf(choice: Json) {
   return decodeNpy(Buffer.from(choice['routed_experts'], 'base64'));
@@ -68,13 +59,6 @@ const ENDPOINTS: Record<string, { path: string; body: Json }> = {
   },
 };
 
-/** `body` with sampling parameters where its endpoint has them. */
-function withSampling(body: Json, params: Json): Json {
-  return 'sampling_params' in body
-    ? { ...body, sampling_params: { ...body['sampling_params'], ...params } }
-    : { ...body, ...params };
-}
-
 /** Both legs as a router runs them. */
 function disaggregate(
   deployment: Deployment,
@@ -87,7 +71,7 @@ function disaggregate(
   const nixl = connector === 'nixl';
   const leg = withSampling(body, { max_tokens: 1, n: 1 });
   const prefill = ok(
-    deployment.prefill(post(path, nixl ? { ...leg, kv_transfer_params: PREFILL_PARAMS } : leg, id)),
+    deployment.prefill(post(path, nixl ? { ...leg, kv_transfer_params: NIXL_PREFILL } : leg, id)),
   );
   const promptTokens = prefill['usage'].prompt_tokens;
   let second = nixl ? { ...body, kv_transfer_params: prefill['kv_transfer_params'] } : body;
@@ -305,7 +289,7 @@ describe('prefill and decode', () => {
   test('prefill hands out nothing when the first token ends the answer', () => {
     const deployment = deploy({ eosAfter: 1 });
     const { path, body } = ENDPOINTS['completions']!;
-    const reply = ok(deployment.prefill(post(path, { ...body, kv_transfer_params: PREFILL_PARAMS })));
+    const reply = ok(deployment.prefill(post(path, { ...body, kv_transfer_params: NIXL_PREFILL })));
     expect(reply['choices'][0].finish_reason).toBe('stop');
     expect(reply['choices'][0].text).toBe('');
     expect(reply['kv_transfer_params']).toBeNull();
@@ -321,7 +305,7 @@ describe('the handshake', () => {
   const { path, body } = ENDPOINTS['completions']!;
 
   function handedOut(deployment: Deployment): Json {
-    const request = post(path, { ...body, max_tokens: 1, kv_transfer_params: PREFILL_PARAMS }, [
+    const request = post(path, { ...body, max_tokens: 1, kv_transfer_params: NIXL_PREFILL }, [
       ['x-request-id', 'r'],
     ]);
     return ok(deployment.prefill(request))['kv_transfer_params'];
@@ -382,7 +366,7 @@ describe('the handshake', () => {
     ['a remote host', { remote_host: 'evil' }],
     ['both directions', { do_remote_prefill: true }],
   ])('is refused by prefill with %s', (_name, change) => {
-    const params = { ...PREFILL_PARAMS, ...change };
+    const params = { ...NIXL_PREFILL, ...change };
     expect(deploy().prefill(post(path, { ...body, kv_transfer_params: params })).status).toBe(400);
   });
 
@@ -390,7 +374,7 @@ describe('the handshake', () => {
     const deployment = deploy();
     const params = handedOut(deployment);
     expect(deployment.prefill(post(path, { ...body, kv_transfer_params: params })).status).toBe(400);
-    expect(deployment.decode(post(path, { ...body, kv_transfer_params: PREFILL_PARAMS })).status).toBe(400);
+    expect(deployment.decode(post(path, { ...body, kv_transfer_params: NIXL_PREFILL })).status).toBe(400);
   });
 });
 

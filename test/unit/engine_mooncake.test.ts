@@ -6,7 +6,7 @@ import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine 
 import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
-import { json, ok, post, text, type Json } from './exchanges.ts';
+import { json, ok, post, text, withSampling, type Json } from './exchanges.ts';
 
 type Concurrent = SimulatedEngine<Awaitable>;
 
@@ -39,12 +39,6 @@ const BODIES: Record<string, Json> = {
   '/v1/chat/completions': { messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 5 },
   '/inference/v1/generate': { token_ids: [61, 62, 63], sampling_params: { max_tokens: 5 } },
 };
-
-function withSampling(body: Json, params: Json): Json {
-  return 'sampling_params' in body
-    ? { ...body, sampling_params: { ...body['sampling_params'], ...params } }
-    : { ...body, ...params };
-}
 
 async function query(engine: Concurrent): Promise<EngineReply> {
   return engine({ method: 'GET', path: '/query', headers: [], body: Buffer.alloc(0) });

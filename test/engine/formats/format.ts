@@ -1,7 +1,7 @@
 // How an engine writes captured routing into its replies.
 
 import type { Routing } from '../compute.ts';
-import type { MoeModel } from '../router.ts';
+import type { Dtype, MoeModel, Rows } from '../router.ts';
 
 export type Members = Record<string, unknown>;
 
@@ -28,6 +28,21 @@ export function shapeOf({ layers, topK }: MoeModel, count: number): [number, num
 }
 
 /** The rows' memory, little-endian. */
-export function bytesOf({ rows: { data } }: Routing): Buffer {
+export function bytesOf({ data }: Rows): Buffer {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 }
+
+/** What there is from token `first` on; shares its memory. */
+export function from(routing: Routing, first: number, { layers, topK }: MoeModel): Routing {
+  const { data, count } = routing.rows;
+  const skipped = Math.min(Math.max(first - routing.start, 0), count);
+  const rows = { data: data.subarray(skipped * layers * topK), count: count - skipped };
+  return { ...routing, rows, start: routing.start + skipped };
+}
+
+export const DTYPES: Record<Dtype, string> = {
+  '|u1': 'uint8',
+  '<u2': 'uint16',
+  '<i2': 'int16',
+  '<i4': 'int32',
+};

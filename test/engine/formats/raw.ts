@@ -7,7 +7,7 @@ export function rawFormat(): Format {
   return {
     encode(routing) {
       if (!routing) return NOWHERE;
-      const members = { routed_experts: bytesOf(routing).toString('base64') };
+      const members = { routed_experts: bytesOf(routing.rows).toString('base64') };
       return { ...NOWHERE, after: { sglext: members }, meta: members };
     },
   };

@@ -4,7 +4,7 @@ import type { Answer, Api } from '../api.ts';
 import type { ApiError, Call, Endpoint } from '../call.ts';
 import type { Fleet } from '../fleet.ts';
 import type { Format } from '../formats/format.ts';
-import type { EngineOptions } from '../options.ts';
+import type { CachedTokens, EngineOptions } from '../options.ts';
 import type { MoeModel } from '../router.ts';
 import { wholeReply } from './reply.ts';
 import { ENDPOINTS, parseCall } from './request.ts';
@@ -13,6 +13,8 @@ import { eventsOf, failureEvents } from './stream.ts';
 /** What replies are made with, whatever the request. */
 export interface Context {
   format: Format;
+  cachedTokens: CachedTokens | undefined;
+  streamArrays: boolean;
   /** The id of another element of a reply that is a list. */
   newId(): string;
 }
@@ -23,13 +25,18 @@ export class Sglang implements Api {
   readonly #context: Context;
 
   constructor(
-    _options: EngineOptions,
+    options: EngineOptions,
     private readonly model: MoeModel,
     private readonly maxModelLen: number,
     private readonly fleet: Fleet,
     format: Format,
   ) {
-    this.#context = { format, newId: () => fleet.hex(32) };
+    this.#context = {
+      format,
+      cachedTokens: options.cachedTokens,
+      streamArrays: options.streamArrays ?? false,
+      newId: () => fleet.hex(32),
+    };
   }
 
   parse(endpoint: Endpoint, contentType: string, body: Buffer): Call {

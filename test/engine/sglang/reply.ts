@@ -6,6 +6,7 @@ import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
 import type { Encoded } from '../formats/format.ts';
 import { chatLogprobs, completionLogprobs } from '../openai/logprobs.ts';
+import { countsOf, detailsOf } from '../openai/usage.ts';
 import { EOS, decode } from '../tokenizer.ts';
 import type { Context } from './api.ts';
 
@@ -26,7 +27,7 @@ export function wholeReply(answer: Answer, context: Context): object {
     ...encoded[0]!.before,
     model: call.sglang!.model,
     choices: choices.map((choice, i) => item(answer, choice, encoded[i]!)),
-    usage: usageOf(call, choices),
+    usage: usageOf(answer, context),
     metadata: { weight_version: WEIGHT_VERSION },
     ...encoded[0]!.after,
   };
@@ -87,7 +88,7 @@ export function metaInfo(
     num_retractions: 0,
     reasoning_tokens: 0,
     completion_tokens: tokens,
-    cached_tokens: 0,
+    cached_tokens: choice.of.cached ?? 0,
     ...(done ? { ...encoded.meta, e2e_latency: 0.125 } : {}),
   };
 }
@@ -110,14 +111,10 @@ export function echoed(call: Call, { of: { prompt } }: Choice): string {
   return call.echo ? (prompt.text ?? decode(prompt.tokens)) : '';
 }
 
-export function usageOf(call: Call, choices: readonly Choice[]) {
-  const prompt = call.prompts.reduce((sum, { tokens }) => sum + tokens.length, 0);
-  const completion = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
+export function usageOf({ call, choices }: Answer, { cachedTokens }: Context) {
   return {
-    prompt_tokens: prompt,
-    total_tokens: prompt + completion,
-    completion_tokens: completion,
-    prompt_tokens_details: null,
+    ...countsOf(call, choices),
+    prompt_tokens_details: detailsOf(call, choices, cachedTokens),
     reasoning_tokens: 0,
   };
 }

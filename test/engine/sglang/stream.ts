@@ -3,6 +3,7 @@
 import type { Answer } from '../api.ts';
 import type { ApiError, Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
+import { NOWHERE } from '../formats/format.ts';
 import { toJson } from '../json.ts';
 import { stepsOf, type Step } from '../steps.ts';
 import type { Context } from './api.ts';
@@ -35,8 +36,9 @@ function openAi(answer: Answer, context: Context): object[] {
   const { call, choices, id, created } = answer;
   const chat = call.endpoint === 'chat';
   const head = { id, object: chat ? 'chat.completion.chunk' : 'text_completion', created };
-  const chunk = (list: object[], more: object = {}) => ({
+  const chunk = (list: object[], more: object = {}, before: object = {}) => ({
     ...head,
+    ...before,
     model: call.sglang!.model,
     choices: list,
     usage: null,
@@ -44,13 +46,16 @@ function openAi(answer: Answer, context: Context): object[] {
   });
   const events: object[] = chat ? choices.map((choice) => chunk([opening(choice)])) : [];
   for (const step of stepsOf(choices)) {
-    events.push(chunk([chat ? chatChoice(step) : completionChoice(call, step)]));
+    const encoded = step.last && context.streamArrays ? context.format.encode(step.choice.routing) : NOWHERE;
+    const item = chat ? chatChoice(step) : completionChoice(call, step);
+    events.push(chunk([{ ...item, ...encoded.choice }], encoded.after, encoded.before));
   }
-  const { after } = context.format.encode(choices[0]!.routing);
+  const { after } = context.streamArrays ? NOWHERE : context.format.encode(choices[0]!.routing);
   if (Object.keys(after).length > 0) events.push(chunk([], after));
   if (call.includeUsage) {
-    const { prompt_tokens, total_tokens, completion_tokens, reasoning_tokens } = usageOf(call, choices);
-    events.push(chunk([], { usage: { prompt_tokens, total_tokens, completion_tokens, reasoning_tokens } }));
+    const { prompt_tokens_details: details, ...counts } = usageOf(answer, context);
+    const usage = { ...counts, ...(details && { prompt_tokens_details: details }) };
+    events.push(chunk([], { usage }));
   }
   return events;
 }

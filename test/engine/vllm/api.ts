@@ -4,7 +4,7 @@ import type { Answer, Api } from '../api.ts';
 import type { ApiError, Call, Endpoint } from '../call.ts';
 import type { Fleet } from '../fleet.ts';
 import type { Format } from '../formats/format.ts';
-import type { EngineOptions, Version } from '../options.ts';
+import { versionOf, type CachedTokens, type EngineOptions, type Version } from '../options.ts';
 import type { MoeModel } from '../router.ts';
 import { wholeReply } from './reply.ts';
 import { ENDPOINTS, parseCall } from './request.ts';
@@ -16,6 +16,8 @@ export interface Context {
   version: Version;
   fingerprint: string;
   format: Format;
+  cachedTokens: CachedTokens | undefined;
+  streamArrays: boolean;
   loseStreamArray: boolean;
 }
 
@@ -37,12 +39,14 @@ export class Vllm implements Api {
     private readonly fleet: Fleet,
     format: Format,
   ) {
-    const version = options.version ?? '0.30';
+    const version = versionOf(options);
     this.#context = {
       model: model.name,
       version,
       fingerprint: `vllm-${version}.0-${fleet.hex(8)}`,
       format,
+      cachedTokens: options.cachedTokens,
+      streamArrays: options.streamArrays ?? false,
       loseStreamArray: options.loseStreamArray ?? false,
     };
   }

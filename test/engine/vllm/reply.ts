@@ -4,6 +4,7 @@ import type { Answer } from '../api.ts';
 import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
 import { chatLogprobs, completionLogprobs, promptLogprobsOf } from '../openai/logprobs.ts';
+import { countsOf, detailsOf } from '../openai/usage.ts';
 import { decode } from '../tokenizer.ts';
 import type { Context } from './api.ts';
 
@@ -34,8 +35,8 @@ function completionReply(answer: Answer, context: Context): object {
     model: context.model,
     choices: list,
     ...stamp(answer, context),
-    ...transfer(answer),
-    metrics: null,
+    ...transfer(answer, context),
+    ...(context.version === '0.21' ? {} : { metrics: null }),
     ...encoded[0]!.after,
   };
 }
@@ -71,8 +72,8 @@ function chatReply(answer: Answer, context: Context): object {
     prompt_logprobs: promptLogprobsOf(call, choices[0]!.of.prompt),
     prompt_token_ids: call.returnTokenIds ? choices[0]!.of.prompt.tokens : null,
     prompt_text: null,
-    ...transfer(answer),
-    metrics: null,
+    ...transfer(answer, context),
+    ...(context.version === '0.21' ? {} : { metrics: null }),
     ...encoded[0]!.after,
   };
 }
@@ -90,7 +91,7 @@ function generateReply(answer: Answer, context: Context): object {
   }));
   const { before, after } = encoded[0]!;
   const first = { request_id: answer.id, model: context.model, created: answer.created, ...before };
-  const usage = usageOf(call, choices);
+  const usage = usageOf(answer, context);
   const prompt = {
     prompt_logprobs: promptLogprobsOf(call, choices[0]!.of.prompt),
     prompt_token_ids: null,
@@ -98,16 +99,17 @@ function generateReply(answer: Answer, context: Context): object {
   };
   // 0.32 writes the large field last.
   return context.version === '0.32'
-    ? { ...first, usage, ...prompt, ...transfer(answer), choices: list, ...after }
-    : { ...first, choices: list, usage, ...prompt, ...transfer(answer), ...after };
+    ? { ...first, usage, ...prompt, ...transfer(answer, context), choices: list, ...after }
+    : { ...first, choices: list, usage, ...prompt, ...transfer(answer, context), ...after };
 }
 
-function stamp({ call, choices }: Answer, { fingerprint }: Context): object {
-  return { service_tier: null, system_fingerprint: fingerprint, usage: usageOf(call, choices) };
+function stamp(answer: Answer, context: Context): object {
+  const { fingerprint } = context;
+  return { service_tier: null, system_fingerprint: fingerprint, usage: usageOf(answer, context) };
 }
 
-function transfer({ kv }: Answer): object {
-  return { kv_transfer_params: kv, ec_transfer_params: null };
+function transfer({ kv }: Answer, { version }: Context): object {
+  return { kv_transfer_params: kv, ...(version === '0.21' ? {} : { ec_transfer_params: null }) };
 }
 
 /** The prompt as `echo` repeats it. */
@@ -116,14 +118,10 @@ export function echoed(call: Call, { of: { prompt } }: Choice): string {
   return prompt.text ?? decode(prompt.tokens);
 }
 
-export function usageOf(call: Call, choices: readonly Choice[]) {
-  const prompt = call.prompts.reduce((sum, { tokens }) => sum + tokens.length, 0);
-  const completion = choices.reduce((sum, { tokens }) => sum + tokens.length, 0);
+export function usageOf({ call, choices }: Answer, { cachedTokens }: Context) {
   return {
-    prompt_tokens: prompt,
-    total_tokens: prompt + completion,
-    completion_tokens: completion,
-    prompt_tokens_details: null,
+    ...countsOf(call, choices),
+    prompt_tokens_details: detailsOf(call, choices, cachedTokens),
     completion_tokens_details: null,
   };
 }

@@ -2,11 +2,13 @@
 
 import type { Answer } from '../api.ts';
 import type { Endpoint } from '../call.ts';
+import { NOWHERE, type Encoded, type Members } from '../formats/format.ts';
 import { toJson } from '../json.ts';
 import { chatLogprobs } from '../openai/logprobs.ts';
+import { countsOf, detailsOf } from '../openai/usage.ts';
 import { stepsOf, type Step } from '../steps.ts';
 import type { Context } from './api.ts';
-import { echoed, usageOf } from './reply.ts';
+import { echoed } from './reply.ts';
 
 const OBJECTS: Partial<Record<Endpoint, string>> = {
   completions: 'text_completion',
@@ -16,10 +18,11 @@ const OBJECTS: Partial<Record<Endpoint, string>> = {
 export function eventsOf(answer: Answer, context: Context): string[] {
   const { call, choices, id, created } = answer;
   const { endpoint } = call;
-  const head =
+  const headOf = ({ before }: Encoded) =>
     endpoint === 'generate'
-      ? { request_id: id }
-      : { id, object: OBJECTS[endpoint], created, model: context.model };
+      ? { request_id: id, ...before }
+      : { id, object: OBJECTS[endpoint], created, ...before, model: context.model };
+  const head = headOf(NOWHERE);
   const fingerprint = { system_fingerprint: context.fingerprint };
   const events: object[] = [];
   if (endpoint === 'chat') {
@@ -30,32 +33,41 @@ export function eventsOf(answer: Answer, context: Context): string[] {
     }
   }
   for (const step of stepsOf(choices)) {
+    const { choice, last } = step;
+    const shows = last && (endpoint === 'generate' || context.streamArrays);
+    const captured = context.loseStreamArray ? null : choice.routing;
+    const encoded = shows ? context.format.encode(captured) : NOWHERE;
     if (endpoint === 'generate') {
-      events.push(generateEvent(answer, step, context));
+      const members = shows ? encoded.choice : context.format.encode(null).choice;
+      const item = generateChoice(answer, step, members);
+      events.push({ ...headOf(encoded), choices: [item], usage: null, ...encoded.after });
       continue;
     }
-    const choice = endpoint === 'chat' ? chatChoice(answer, step) : completionChoice(answer, step);
-    events.push({ ...head, choices: [choice], ...(step.last && !call.includeUsage ? fingerprint : {}) });
+    const item = endpoint === 'chat' ? chatChoice(answer, step) : completionChoice(answer, step);
+    events.push({
+      ...headOf(encoded),
+      choices: [{ ...item, ...encoded.choice }],
+      ...(last && !call.includeUsage ? fingerprint : {}),
+      ...encoded.after,
+    });
   }
   if (call.includeUsage) {
-    const { prompt_tokens, total_tokens, completion_tokens } = usageOf(call, choices);
-    const usage = { prompt_tokens, total_tokens, completion_tokens };
+    const details = detailsOf(call, choices, context.cachedTokens);
+    const usage = { ...countsOf(call, choices), ...(details && { prompt_tokens_details: details }) };
     events.push({ ...head, choices: [], usage, ...(endpoint === 'generate' ? {} : fingerprint) });
   }
   return [...events.map((event) => `data: ${toJson(event)}\n\n`), 'data: [DONE]\n\n'];
 }
 
-function generateEvent({ call, id }: Answer, { choice, t, last }: Step, context: Context): object {
-  const encoded = context.format.encode(last && !context.loseStreamArray ? choice.routing : null);
-  const item = {
+function generateChoice({ call }: Answer, { choice, t, last }: Step, routing: Members): object {
+  return {
     index: choice.index,
     logprobs: chatLogprobs(call, choice, t, t + 1),
     finish_reason: last ? choice.finish : null,
     token_ids: [choice.tokens[t]!],
-    ...encoded.choice,
+    ...routing,
     sampling_mask: null,
   };
-  return { request_id: id, choices: [item], usage: null };
 }
 
 function chatChoice({ call }: Answer, { choice, t, last, text }: Step): object {

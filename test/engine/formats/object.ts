@@ -1,0 +1,31 @@
+// Format B, prime-rl's and Dynamo's: an object with the raw bytes in base64, their shape, and the token they start with.
+
+import type { Routing } from '../compute.ts';
+import type { ObjectOptions } from '../options.ts';
+import type { MoeModel } from '../router.ts';
+import { DTYPES, NOWHERE, from, bytesOf, shapeOf, type Format } from './format.ts';
+
+const KEYS = ['data', 'shape', 'start', 'dtype'] as const;
+
+/** Throws a `RangeError` where rows without a dtype would be read as another. */
+export function objectFormat(model: MoeModel, options: ObjectOptions = {}): Format {
+  const keys = options.keys ?? KEYS;
+  if (!keys.includes('dtype') && model.dtype !== '|u1') throw new RangeError('only uint8 goes without dtype');
+  const encode = (routing: Routing) => {
+    const first = options.start === 'generated' ? routing.promptTokens : (options.start ?? 0);
+    const sent = from(routing, first, model);
+    const members = {
+      data: bytesOf(sent.rows).toString('base64'),
+      shape: shapeOf(model, sent.rows.count),
+      start: sent.start,
+      dtype: DTYPES[model.dtype],
+    };
+    return Object.fromEntries(keys.map((key) => [key, members[key]]));
+  };
+  return {
+    encode(routing) {
+      const members = { routed_experts: routing && encode(routing) };
+      return { ...NOWHERE, choice: members, meta: members };
+    },
+  };
+}

@@ -1,6 +1,6 @@
 /** Simulated engines of one deployment behind real ports, and what the engine that does both would have answered. */
 
-import { createEngine, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
+import { createEngine, type SequentialOptions, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
 import { serveEngine } from '../engine/server.ts';
 import type { EngineReply, EngineRequest } from '../scenario.ts';
@@ -28,7 +28,7 @@ export interface Answer {
 
 const MODEL = { layers: 48, topK: 8, experts: 128 };
 
-export async function startEngines(options: Partial<EngineOptions> = {}): Promise<Engines> {
+export async function startEngines(options: Partial<SequentialOptions> = {}): Promise<Engines> {
   const fleet = new Fleet();
   const shared = { fleet, model: MODEL, ...options };
   const prefill = createEngine({ ...shared, role: 'prefill' });

@@ -86,7 +86,10 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     renameSync(`${files.lds}.new`, files.lds);
   };
   const leg = (of: number) => ({ http1: of, http2: of });
-  const ports = { prefill: leg(options.prefillPort), decode: leg(options.decodePort) };
+  const ports = new Map([
+    ['prefill', leg(options.prefillPort)],
+    ['decode', leg(options.decodePort)],
+  ]);
   const envoy = await launchEnvoy({
     config: (dir) => {
       files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };

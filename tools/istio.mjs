@@ -15,10 +15,17 @@ const PROGRAMS = {
   istioctl: 'istio.io/istio/istioctl/cmd/istioctl',
   discovery: './discovery',
   pull: './pull',
+  promql: './promql',
 };
 
 /** @param {string} name */
 export const tool = (name) => join(BIN, name);
+
+/** Istio's own sources, as Go keeps them. */
+export function istioSource() {
+  const [, version] = /istio\.io\/istio (v\S+)/.exec(readFileSync(join(MODULE, 'go.mod'), 'utf8')) ?? [];
+  return join(DIR, 'mod', 'istio.io', `istio@${version}`);
+}
 
 /** True when every program is there and was built from these sources. */
 export function istioIsBuilt() {
@@ -49,7 +56,7 @@ export async function ensureIstio() {
 /** A digest of what the programs are built from. */
 function sources() {
   const files = ['go.mod', 'go.sum'];
-  for (const name of ['discovery', 'pull'])
+  for (const name of ['discovery', 'pull', 'promql'])
     for (const file of readdirSync(join(MODULE, name))) files.push(join(name, file));
   const hash = createHash('sha256');
   for (const file of files) hash.update(readFileSync(join(MODULE, file)));

@@ -30,16 +30,6 @@ export const MOUNTED = {
   'filename: /var/lib/filter/plugin.wasm': `filename: ${join(DIST, 'filter.wasm')}`,
 };
 
-/** `runtimeValues` of the proxy configuration in an annotation. */
-export function runtimeValues(text: string): Record<string, string> {
-  const values = [...text.matchAll(/^[ #]+(http\.[a-z_]+): "(\d+)"$/gm)].map(([, name, value]) => [
-    name!,
-    value!,
-  ]);
-  expect(values).toHaveLength(1);
-  return Object.fromEntries(values) as Record<string, string>;
-}
-
 export interface Deployment {
   readonly controlPlane: ControlPlane;
   readonly envoy: Envoy;

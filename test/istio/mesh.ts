@@ -23,14 +23,14 @@ spec:
 
 const GATEWAY_IP = '127.0.0.9';
 
-/** A pod of the gateway that the manifests select. */
-export const gatewayProxy = (runtimeValues: Record<string, string>): Proxy => ({
+/** A pod of the gateway that the manifests select; `patch` is what they make of it. */
+export const gatewayProxy = (patch: string): Proxy => ({
   type: 'router',
   ip: GATEWAY_IP,
   name: 'gateway',
   namespace: 'istio-system',
   labels: { istio: 'ingressgateway' },
-  runtimeValues,
+  ...proxyConfig(patch),
 });
 
 /** The gateway's own service: it makes the listener of the Gateway's port 80 bind to a free one. */
@@ -56,17 +56,24 @@ spec:
 const DECODE_POD_IP = '127.0.0.8';
 const NOBODY_IP = '127.0.0.7';
 
-/** A decode pod's sidecar, which the manifests select. */
-export const decodeProxy = (runtimeValues: Record<string, string>): Proxy => ({
+/** A decode pod's sidecar, which the manifests select; `annotated` has its annotation. */
+export const decodeProxy = (annotated: string): Proxy => ({
   type: 'sidecar',
   ip: DECODE_POD_IP,
   name: 'decode-0',
   namespace: 'models',
   labels: { app: 'decode' },
-  runtimeValues,
+  ...proxyConfig(annotated),
   // No iptables here: listeners bind to the ports of the Sidecar resource.
   metadata: { INTERCEPTION_MODE: 'NONE' },
 });
+
+/** What the annotation `proxy.istio.io/config` says. */
+function proxyConfig(text: string): Pick<Proxy, 'runtimeValues' | 'inclusionPrefixes'> {
+  const [, name, value] = /^[ #]+(http\.[a-z_]+): "(\d+)"$/m.exec(text)!;
+  const [, prefixes] = /^[ #]+inclusionPrefixes: \[(.*)\]$/m.exec(text)!;
+  return { runtimeValues: { [name!]: value! }, inclusionPrefixes: prefixes!.split(', ') };
+}
 
 /** Where the sidecar takes requests. */
 export const DECODE_POD = { ip: DECODE_POD_IP, port: 8000 };

@@ -1,5 +1,8 @@
 /** A plain Envoy that gets everything from Istio's discovery server, as a gateway or as a sidecar. */
 
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { istioSource } from '../../tools/istio.mjs';
 import { launchEnvoy, type Envoy } from '../envoy/launcher.ts';
 
 export interface Proxy {
@@ -11,6 +14,8 @@ export interface Proxy {
   labels: Record<string, string>;
   /** As `proxy.istio.io/config` has them: Istio puts them into the bootstrap as they are. */
   runtimeValues: Record<string, string>;
+  /** `proxyStatsMatcher.inclusionPrefixes` of it. */
+  inclusionPrefixes: string[];
   metadata?: Record<string, unknown>;
 }
 
@@ -19,7 +24,7 @@ export function launchProxy(
   discoveryPort: number,
   onOutput?: (text: string) => void,
 ): Promise<Envoy> {
-  const { type, ip, name, namespace, labels, runtimeValues, metadata } = proxy;
+  const { type, ip, name, namespace, labels, runtimeValues, inclusionPrefixes, metadata } = proxy;
   const ads = { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' };
   return launchEnvoy({
     config: () => ({
@@ -35,6 +40,7 @@ export function launchProxy(
           ...metadata,
         },
       },
+      stats_config: statsConfig(inclusionPrefixes),
       admin: { address: { socket_address: { address: '127.0.0.1', port_value: 0 } } },
       layered_runtime: { layers: [{ name: 'global config', static_layer: runtimeValues }] },
       dynamic_resources: {
@@ -78,4 +84,21 @@ export function launchProxy(
     args: ['--file-flush-interval-msec', '5'],
     onOutput,
   });
+}
+
+/** Which statistics there are, and with which labels: as in the bootstrap that Istio's agent writes. */
+function statsConfig(inclusionPrefixes: string[]): object {
+  const read = (path: string) => readFileSync(join(istioSource(), path), 'utf8');
+  const template = read('tools/packaging/common/envoy_bootstrap.json');
+  const [, tags] = /"stats_tags": (\[[^]*?\n {4}\])/.exec(template)!;
+  const go = read('pkg/bootstrap/config.go');
+  const constant = (name: string) => new RegExp(`${name} += ["\`](.*)["\`]`).exec(go)![1]!;
+  const prefixes = constant('requiredEnvoyStatsMatcherInclusionPrefixes').split(',');
+  return {
+    use_all_default_tags: false,
+    stats_tags: JSON.parse(tags!.replace(/\{\{- range[^]*?\{\{- end \}\}/g, '')),
+    stats_matcher: {
+      inclusion_list: { patterns: [...prefixes, ...inclusionPrefixes].map((prefix) => ({ prefix })) },
+    },
+  };
 }

@@ -7,15 +7,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { DIST } from '../../tools/paths.mjs';
 import { waitFor } from '../envoy/wait.ts';
-import {
-  deploy,
-  edited,
-  expectMerged,
-  freePort,
-  manifest,
-  runtimeValues,
-  type Deployment,
-} from './deployment.ts';
+import { deploy, edited, expectMerged, freePort, manifest, type Deployment } from './deployment.ts';
 import { ask, startEngines, type Engines } from './engines.ts';
 import { gatewayProxy, gatewayService, service } from './mesh.ts';
 
@@ -51,7 +43,7 @@ async function start(port: number, edits: (text: string) => string = (text) => t
   const remote = edited(manifest('istio/remote.yaml'), {
     'address: prefill.example.internal, port_value: 8000': `address: localhost, port_value: ${engines.prefillPort}`,
   });
-  const proxy = gatewayProxy(runtimeValues(manifest('istio/gateway-pod.yaml')));
+  const proxy = gatewayProxy(manifest('istio/gateway-pod.yaml'));
   return deploy(proxy, port, [
     manifest('istio/envoyfilter.yaml'),
     edits(remote),

@@ -1,15 +1,7 @@
 // The filter in the decode pod's sidecar, pushed by Istio to a real Envoy.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import {
-  deploy,
-  edited,
-  expectMerged,
-  manifest,
-  MOUNTED,
-  runtimeValues,
-  type Deployment,
-} from './deployment.ts';
+import { deploy, edited, expectMerged, manifest, MOUNTED, type Deployment } from './deployment.ts';
 import { ask, startEngines, type Engines } from './engines.ts';
 import { DECODE_POD, decodePod, decodeProxy, service } from './mesh.ts';
 
@@ -22,7 +14,7 @@ let sidecar: Deployment;
 beforeAll(async () => {
   engines = await startEngines();
   const text = manifest('istio/sidecar.yaml');
-  sidecar = await deploy(decodeProxy(runtimeValues(text)), port, [
+  sidecar = await deploy(decodeProxy(text), port, [
     edited(text, MOUNTED),
     decodePod(engines.decodePort),
     service({ host: 'prefill.models.svc.cluster.local', port: 8000, targetPort: engines.prefillPort }),

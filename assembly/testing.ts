@@ -248,9 +248,10 @@ export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK:
 let reply: PrefillReply | null = null;
 let prompt: Prompt = new Prompt();
 
-export function replyStart(size: f64): void {
+/** A reply of `size` bytes; rows were asked for from token `start` on. */
+export function replyStart(size: f64, start: f64): void {
   replyFree();
-  reply = new PrefillReply(<u64>size);
+  reply = new PrefillReply(<u64>size, <u64>start);
 }
 
 export function replyPush(ptr: usize, len: usize): bool {

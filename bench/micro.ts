@@ -230,7 +230,7 @@ function merges(): Group[] {
 function capture(ptr: number, len: number): void {
   wasm['responseFree']!();
   wasm['freeRows']!();
-  wasm['replyStart']!(len);
+  wasm['replyStart']!(len, 0);
   let window = FIRST_WINDOW;
   while (wasm['replyOffset']!() < len) {
     const at = wasm['replyOffset']!();

@@ -43,9 +43,12 @@ export const enum Capture {
   TooLarge,
 }
 
-/** Reads the call's answer of `size` bytes; `lists`: it may be a list of elements. */
-export function capture(size: u32, lists: bool, room: Room, into: Captured): Capture {
-  const reply = new PrefillReply(size);
+/**
+ * Reads the call's answer of `size` bytes; `lists`: it may be a list of elements; `start`: the token
+ * whose row was asked for first.
+ */
+export function capture(size: u32, lists: bool, start: u64, room: Room, into: Captured): Capture {
+  const reply = new PrefillReply(size, start);
   const result = read(reply, size, lists, room, into);
   reply.free();
   if (result != Capture.Ok) into.free();

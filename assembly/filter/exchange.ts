@@ -300,7 +300,7 @@ export class Exchange extends StreamContext {
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
     if (head.encoded) return this.prefillFailed(Failure.Unreadable);
     const lists = !this.config.connector.needsParams;
-    const result = capture(bodySize, lists, new Room(this.config), this.brought);
+    const result = capture(bodySize, lists, 0, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     this.kept.count(this.brought.prompt);

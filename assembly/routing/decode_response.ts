@@ -73,6 +73,7 @@ export class DecodeResponse extends Site {
   private arrays: i32 = 0;
   private arraysInChoice: i32 = 0;
   private arraysInElement: i32 = 0;
+  private rawInChoice: i32 = 0;
   private choicesInDocument: i32 = 0;
   /** Kinds of values that the choice, and the document, have had: a bit each. */
   private valuesInChoice: i32 = 0;
@@ -232,6 +233,7 @@ export class DecodeResponse extends Site {
       case Place.Choice:
         this.choicesInDocument++;
         this.arraysInChoice = 0;
+        this.rawInChoice = 0;
         this.valuesInChoice = 0;
         this.tokens = -1;
         break;
@@ -240,6 +242,9 @@ export class DecodeResponse extends Site {
         break;
       case Place.Raw:
         this.onArray(++this.arraysInElement > 1);
+        break;
+      case Place.ChoiceRaw:
+        this.onArray(++this.rawInChoice > 1);
         break;
       case Place.Data:
       case Place.Shape:
@@ -282,7 +287,7 @@ export class DecodeResponse extends Site {
     }
     if (duplicate) return this.refuseValue(Reason.Duplicate);
     if (first == 0x6e) return;
-    const raw = scanner.id == Place.Raw;
+    const raw = scanner.id == Place.Raw || scanner.id == Place.ChoiceRaw;
     if (!raw && ++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
     if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
     const format = raw
@@ -383,6 +388,7 @@ export class DecodeResponse extends Site {
         break;
       case Place.Array:
       case Place.Raw:
+      case Place.ChoiceRaw:
         if (array !== null) this.endArray(array);
         break;
       case Place.Data:
@@ -460,10 +466,11 @@ export class DecodeResponse extends Site {
     if (rows == 0 || this.treatment == Treatment.Null) return;
     const prompt = this.expected.prompt.rowsOf(max(this.element, 0));
     const tokens = this.promptTokens;
-    if (prompt !== null && tokens >= 0 && <u64>tokens != prompt.rows) return this.refuse(Reason.Prompt);
+    if (prompt !== null && tokens >= 0 && <u64>tokens != prompt.end) return this.refuse(Reason.Prompt);
     const single = this.list || this.expected.choices == 1;
     const generated = this.completionTokens;
-    if (single && tokens >= 0 && generated >= 1 && rows != <u64>(tokens + generated - 1)) {
+    const start = prompt === null ? 0 : prompt.start;
+    if (single && tokens >= 0 && generated >= 1 && rows + start != <u64>(tokens + generated - 1)) {
       this.refuse(Reason.Rows);
     }
   }
@@ -557,6 +564,7 @@ function isDroppable(place: Place): bool {
   switch (place) {
     case Place.Array:
     case Place.Raw:
+    case Place.ChoiceRaw:
     case Place.PromptExperts:
     case Place.ChoicePromptExperts:
     case Place.PromptLogprobs:

@@ -19,8 +19,9 @@ export const enum Place {
   Dimension,
   Start,
   Dtype,
-  /** `routed_experts` of SGLang's own members. */
+  /** `routed_experts` of SGLang's own members; of those in a choice. */
   Raw,
+  ChoiceRaw,
   PromptExperts,
   ChoicePromptExperts,
   PromptLogprobs,
@@ -54,8 +55,7 @@ export function replyPaths(): Paths {
     .add('choices.*.prompt_routed_experts', Place.ChoicePromptExperts)
     .add('choices.*.prompt_logprobs', Place.ChoicePromptLogprobs)
     .add('choices.*.token_ids', Place.TokenIds)
-    .add('choices.*.meta_info.routed_experts', Place.Raw)
-    .add('choices.*.sglext.routed_experts', Place.Raw)
+    .add('choices.*.meta_info.routed_experts', Place.ChoiceRaw)
     .add('prompt_routed_experts', Place.PromptExperts)
     .add('prompt_logprobs', Place.PromptLogprobs)
     .add('kv_transfer_params', Place.KvTransferParams)

@@ -66,7 +66,11 @@ export class PrefillReply {
   private spans: StaticArray<Span | null> = new StaticArray<Span | null>(Kind.Count);
 
   /** `size`: bytes of the whole body. */
-  constructor(private size: u64) {}
+  constructor(
+    private size: u64,
+    /** First token whose row was asked for, of formats that do not say. */
+    private start: u64,
+  ) {}
 
   /** Offset of the next byte that is wanted. */
   get offset(): u64 {
@@ -202,8 +206,11 @@ export class PrefillReply {
       case Place.Raw:
         if (++this.arraysInElement > 1) this.refuse(Reason.Duplicate);
         if (scanner.first == 0x6e) break;
-        if (scanner.first != 0x22) this.refuse(Reason.Format);
-        else this.begin(new RawPrefill());
+        this.onRaw();
+        break;
+      case Place.ChoiceRaw:
+        // The same rows once more.
+        if (this.choices == 1 && scanner.first != 0x6e) this.onRaw();
         break;
       case Place.Data:
       case Place.Shape:
@@ -253,6 +260,14 @@ export class PrefillReply {
     if (first == 0x22) this.begin(new NpyPrefill(this.size));
     else if (first == 0x7b) this.begin(new ObjectPrefill());
     else this.refuse(Reason.Format);
+  }
+
+  private onRaw(): void {
+    const last = this.arrays.length - 1;
+    const known = last >= 0 && this.arrayElements[last] == this.elements;
+    if (known && this.format == Format.Raw) return;
+    if (this.scanner.first != 0x22) this.refuse(Reason.Format);
+    else this.begin(new RawPrefill(this.start));
   }
 
   private begin(array: PrefillArray): void {

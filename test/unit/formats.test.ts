@@ -253,6 +253,35 @@ describe('D, int32 without a header', () => {
     });
   });
 
+  test('is overlaid in both places of a chat', () => {
+    const both = (rows: number, generated: number, value = text(rows)) =>
+      `{"choices":[{"meta_info":{"routed_experts":"${value}"}}],"usage":{"prompt_tokens":4,` +
+      `"completion_tokens":${generated}},"sglext":{"routed_experts":"${value}"}}`;
+    expect(readReply(Buffer.from(both(4, 1)))).toMatchObject({ reason: Reason.None, rows: true });
+    const stale = Buffer.alloc(7 * 8, 7)
+      .fill(3, 0, 32)
+      .toString('base64');
+    expectMerged(both(7, 4, stale), both(7, 4), {}, 2);
+  });
+
+  test('is overlaid from the token on that was asked for', () => {
+    const rows = Buffer.from(Array.from({ length: 9 * 8 }, (_, i) => i));
+    const of = (from: number, to: number, generated: number) =>
+      native(
+        `{"prompt_tokens":6,"completion_tokens":${generated},` +
+          `"routed_experts":"${rows.subarray(from * 8, to * 8).toString('base64')}"}`,
+      );
+    expect(readReply(Buffer.from(of(2, 6, 1)), { start: 2 })).toMatchObject({ reason: Reason.None });
+    const stale = of(2, 9, 4).replace(
+      /"[^"]*"}}$/,
+      `"${Buffer.concat([Buffer.alloc(32), rows.subarray(48)]).toString('base64')}"}}`,
+    );
+    expectMerged(stale, of(2, 9, 4), {}, 1);
+    expectRefused(of(0, 9, 4), Reason.Rows);
+    wasm['freeRows']!();
+    expect(readReply(Buffer.from(of(6, 6, 1)), { start: 6 })).toMatchObject({ reason: Reason.Prompt });
+  });
+
   const text = (rows: number) => Buffer.alloc(rows * 8, 7).toString('base64');
   const meta = (rows: number, prompt: number, generated: number) =>
     native(`{"prompt_tokens":${prompt},"completion_tokens":${generated},"routed_experts":"${text(rows)}"}`);

@@ -122,6 +122,8 @@ export interface Reply {
 export interface ReplyOptions {
   /** Bytes of the windows in turn; the last one for all that follow. */
   windows?: readonly number[];
+  /** First token whose row was asked for. */
+  start?: number;
   /** Rows are parked, so many in a piece. */
   park?: number;
 }
@@ -130,7 +132,7 @@ export interface ReplyOptions {
 export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
   const { windows = [body.length], park } = options;
   wasm['freeRows']!();
-  wasm['replyStart']!(body.length);
+  wasm['replyStart']!(body.length, options.start ?? 0);
   let json = true;
   for (let i = 0; json && wasm['replyOffset']!() < body.length; i++) {
     const at = wasm['replyOffset']!();

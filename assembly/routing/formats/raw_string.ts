@@ -24,6 +24,11 @@ export class RawPrefill extends PrefillArray {
   private chars: RowChars | null = null;
   private asked: bool = false;
 
+  /** `start`: the first token whose row was asked for. */
+  constructor(private start: u64) {
+    super();
+  }
+
   get format(): Format {
     return Format.Raw;
   }
@@ -59,13 +64,15 @@ export class RawPrefill extends PrefillArray {
     const chars = this.chars;
     if (chars === null || this.reason != Reason.None) return null;
     const bytes = this.run.bytes;
-    const held = promptTokens + max<i64>(completionTokens, 1) - 1;
+    const start = <i64>this.start;
+    const held = promptTokens - start + max<i64>(completionTokens, 1) - 1;
     if (bytes < 0) this.reason = Reason.Size;
-    else if (bytes == 0 || promptTokens <= 0) this.reason = Reason.Prompt;
+    else if (bytes == 0 || promptTokens <= start) this.reason = Reason.Prompt;
     else if (bytes % held != 0 || (bytes / held) % ITEM != 0) this.reason = Reason.Size;
     if (this.reason != Reason.None) return null;
     const rows = new PromptRows(chars, 0);
-    rows.rows = promptTokens;
+    rows.start = start;
+    rows.rows = promptTokens - start;
     rows.dtype = Dtype.I4;
     rows.rowBytes = bytes / held;
     if (rows.hasSentinel) {

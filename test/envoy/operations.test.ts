@@ -78,6 +78,15 @@ const SHOWN: Record<string, Shown> = {
     ...rejecting(answering(prefillBody(quoted(encoded({ rows: 2000 })), 2000))),
     options: { asyncResponseLimit: 4096 },
   },
+  'A request names a prefill endpoint that is not allowed': {
+    scenario: () => {
+      const client = post(REQUEST);
+      return {
+        config: { prefill: { endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.0/8:8000'] } },
+        client: { ...client, headers: [...client.headers, ['x-to', '192.0.2.1:8000']] },
+      };
+    },
+  },
   'Prefill refuses the request': { scenario: () => ({ prefill: refused }) },
   'Routing can not be merged, `on_unmergeable: reject`': unmergeable('reject'),
   'Routing can not be merged, `null`': unmergeable('null'),

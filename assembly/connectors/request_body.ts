@@ -52,7 +52,12 @@ export const enum Unfit {
   PromptStart,
   /** `sampling_params` twice. */
   Duplicate,
+  /** More members of the names that are looked at than any request has. */
+  TooMany,
 }
+
+/** Members that are kept: each takes memory, and edits look for them. */
+const MAX_MEMBERS: i32 = 1000;
 
 let rootPaths: Paths | null = null;
 let generatePaths: Paths | null = null;
@@ -213,6 +218,10 @@ export class RequestBody {
     while (event != Event.Failed && event != Event.More) {
       if (event == Event.Value) {
         if (scanner.id == Field.Root && scanner.first != 0x7b) break;
+        if (this.members.length == MAX_MEMBERS) {
+          this.unfit = Unfit.TooMany;
+          break;
+        }
         const member = new Member(
           scanner.id,
           scanner.index,
@@ -233,7 +242,7 @@ export class RequestBody {
       event = scanner.next();
     }
     if (scanner.tooDeep) this.unfit = Unfit.TooDeep;
-    else if (!scanner.done || event != Event.More) this.unfit = Unfit.NotObject;
+    else if (this.unfit == Unfit.No && (!scanner.done || event != Event.More)) this.unfit = Unfit.NotObject;
     scanner.free();
   }
 

@@ -230,7 +230,9 @@ export class Exchange extends StreamContext {
     const unfit = request.unfit;
     if (unfit == Unfit.NotUtf8) this.answer(400, 'the request body is not UTF-8', Reason.None);
     else if (unfit == Unfit.TooDeep) this.answer(400, 'the request body is nested too deep', Reason.None);
-    else if (unfit == Unfit.NotObject) this.state = State.Local;
+    else if (unfit == Unfit.TooMany) {
+      this.answer(400, 'the request body has too many members of the same name', Reason.None);
+    } else if (unfit == Unfit.NotObject) this.state = State.Local;
     else {
       this.request = request;
       const endless = this.config.endpointHeader !== null && this.endpoint === null;

@@ -41,6 +41,9 @@ export class Expected {
   maxTokens: i64 = -1;
 }
 
+/** vLLM allows no more choices (VLLM_MAX_N_SEQUENCES). Edits of held values take memory that is not counted. */
+const MAX_VALUES: i32 = 16384;
+
 const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
 const PROMPT_EXPERTS = new Ascii('"prompt_routed_experts":');
 const PROMPT_LOGPROBS = new Ascii('"prompt_logprobs":');
@@ -71,6 +74,8 @@ export class DecodeResponse extends Site {
   private element: i32 = -1;
   private choicesSeen: i32 = 0;
   private arrays: i32 = 0;
+  /** Those and values of other places, as far as they were begun. */
+  private values: i32 = 0;
   private arraysInChoice: i32 = 0;
   private arraysInElement: i32 = 0;
   private rawInChoice: i32 = 0;
@@ -289,6 +294,7 @@ export class DecodeResponse extends Site {
     if (first == 0x6e) return;
     const raw = scanner.id == Place.Raw || scanner.id == Place.ChoiceRaw;
     if (!raw && ++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
+    if (++this.values > MAX_VALUES) return this.refuse(Reason.Memory);
     if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
     const format = raw
       ? Format.Raw

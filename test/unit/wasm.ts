@@ -48,6 +48,7 @@ export enum Unfit {
   NoOutput,
   PromptStart,
   Duplicate,
+  TooMany,
 }
 
 type Numeric = (...args: number[]) => number;

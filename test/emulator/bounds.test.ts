@@ -1,0 +1,5 @@
+import { bounds } from '../scenarios/bounds.ts';
+import { onEmulator } from '../scenarios/hosts.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(bounds, onEmulator);

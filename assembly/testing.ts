@@ -466,11 +466,11 @@ export function responseSparing(sparing: bool): void {
 /** Takes a copy of a piece of the body. */
 export function responsePush(ptr: usize, len: usize): void {
   const piece = copied(ptr, len);
-  rope!.append(piece, received);
+  const at = rope!.append(piece, received);
   const stream = events;
-  if (stream !== null) stream.push(piece.ptr, len, received);
-  else response!.push(piece.ptr, len, received);
-  if (dropReplaced && stream === null && response!.isReplaced(received)) rope!.discardLast();
+  if (stream !== null) stream.push(at, len, received);
+  else response!.push(at, len, received);
+  if (dropReplaced && stream === null && response!.isReplaced(received)) rope!.discard(len);
   received += len;
 }
 

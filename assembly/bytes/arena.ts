@@ -4,17 +4,22 @@
 //   run    [ size | used: 0, free: next run | … ]      a multiple of GRAIN bytes, in wasm pages that only the arena uses
 //   free list in order of address, neighbours joined; the smallest run that fits is taken
 
-/** From this size on a block comes from the arena. */
-const LARGE: usize = 16 << 10;
 const GRAIN: usize = 4 << 10;
 const PAGE: usize = 64 << 10;
 /** Bytes before a block: the size of its run. Keeps blocks aligned to a cache line, where large copies are fastest. */
 const HEADER: usize = 64;
 const NEXT: usize = 8;
+/** From this size on a block comes from the arena: it fills a run without a rest. */
+export const LARGE: usize = (16 << 10) - HEADER;
 
 /** A bit for each wasm page that belongs to the arena: 1 GiB of them. */
 const owned: usize = memory.data(2048, 8);
 let free: usize = 0;
+
+/** The length of a block of at least `len` bytes, and at least `LARGE`, that leaves no rest of its run. */
+export function roomyLength(len: usize): usize {
+  return ((max(len, LARGE) + HEADER + GRAIN - 1) & ~(GRAIN - 1)) - HEADER;
+}
 
 /** Unmanaged memory of `size` bytes; traps when the VM has no more. */
 export function allocate(size: usize): usize {
@@ -49,7 +54,8 @@ function take(size: usize): usize {
     if (has == size) break;
   }
   if (best == 0) {
-    grow(size);
+    // The runtime's heap doubles the VM's memory when it grows: what the arena lacks is there.
+    if (!grow(size)) return heap.alloc(size - HEADER);
     return take(size);
   }
   const left = load<usize>(best) - size;
@@ -66,19 +72,20 @@ function take(size: usize): usize {
   return best + HEADER;
 }
 
-/** Adds pages for a run of `size` bytes, less what is free at the end of the memory. */
-function grow(size: usize): void {
+/** Adds pages for a run of `size` bytes, less what is free at the end of the memory; false when the VM has no more. */
+function grow(size: usize): bool {
   const end = (<usize>memory.size()) << 16;
   let last = free;
   if (last != 0) while (load<usize>(last, NEXT) != 0) last = load<usize>(last, NEXT);
   const tail = last != 0 && last + load<usize>(last) == end ? load<usize>(last) : 0;
   const bytes = (size - tail + PAGE - 1) & ~(PAGE - 1);
-  assert(memory.grow(<i32>(bytes >> 16)) >= 0);
+  if (memory.grow(<i32>(bytes >> 16)) < 0) return false;
   for (let page = end; page < end + bytes; page += PAGE) {
     const at = owned + (page >> 19);
     store<u8>(at, load<u8>(at) | (<u8>((<usize>1) << ((page >> 16) & 7))));
   }
   giveBack(end, bytes);
+  return true;
 }
 
 function giveBack(run: usize, size: usize): void {

@@ -16,6 +16,9 @@ export function heldBytes(): usize {
  */
 @final
 export class Block {
+  /** Bytes behind `len` that are the block's, too. */
+  spare: usize = 0;
+
   private constructor(
     public ptr: usize,
     public len: usize,
@@ -27,10 +30,32 @@ export class Block {
     return new Block(allocate(len), len);
   }
 
+  /** A new block of no bytes, with room for `len`. */
+  static room(len: usize): Block {
+    const block = Block.alloc(len);
+    block.spare = len;
+    block.len = 0;
+    return block;
+  }
+
   /** Takes over memory that the host allocated through `malloc`; `ptr` is 0 for an empty answer. */
   static adopt(ptr: usize, len: usize): Block {
     held += len;
     return new Block(ptr, len);
+  }
+
+  /** Makes `n` of the spare bytes part of the block; returns where they begin. */
+  extend(n: usize): usize {
+    const at = this.end;
+    this.len += n;
+    this.spare -= n;
+    return at;
+  }
+
+  /** Makes the last `n` bytes spare. */
+  shrink(n: usize): void {
+    this.len -= n;
+    this.spare += n;
   }
 
   get end(): usize {
@@ -46,9 +71,9 @@ export class Block {
   /** Gives the memory back. A second call does nothing. */
   free(): void {
     if (this.ptr != 0) deallocate(this.ptr);
-    held -= this.len;
+    held -= this.len + this.spare;
     this.ptr = 0;
-    this.len = 0;
+    this.len = this.spare = 0;
   }
 }
 

@@ -5,7 +5,11 @@
 //   edits         [at, at+remove) -> bytes           ascending, not overlapping
 //            ^released            ^upTo
 
-import { Block } from './block';
+import { LARGE, roomyLength } from './arena';
+import { Block, fits } from './block';
+
+/** Largest block that small pieces are put into. */
+const MAX_ROOM: u64 = 512 << 10;
 
 /** Takes segments of what leaves, in order. `ptr` is borrowed for the call. */
 export abstract class Sink {
@@ -69,11 +73,40 @@ export class Rope {
   private edits: Edit[] = [];
   private firstEdit: i32 = 0;
 
-  /** Takes over a piece that starts at `offset` of the body; what lies between it and the piece before is removed. */
-  append(piece: Block, offset: u64): void {
+  /**
+   * Takes over a piece that starts at `offset` of the body; what lies between it and the piece before is removed. Small
+   * pieces are put together, as each takes memory of its own. Returns where the bytes are.
+   */
+  append(piece: Block, offset: u64): usize {
+    const len = piece.len;
+    this.held += len;
+    const i = this.pieces.length - 1;
+    if (len < LARGE && i >= 0 && this.offsets[i] + this.pieces[i].len == offset) {
+      let last = this.pieces[i];
+      if (last.spare < len) {
+        // The more is held, the larger are the blocks: few of them are the arena's to look after.
+        const room = roomyLength(<usize>min<u64>(this.held >> 2, MAX_ROOM));
+        if (!fits(room)) return this.push(piece, offset);
+        const roomy = Block.room(room);
+        if (last.len < LARGE && last.len + len <= room) {
+          memory.copy(roomy.extend(last.len), last.ptr, last.len);
+          last.free();
+          this.pieces[i] = roomy;
+        } else this.push(roomy, offset);
+        last = roomy;
+      }
+      const at = last.extend(len);
+      memory.copy(at, piece.ptr, len);
+      piece.free();
+      return at;
+    }
+    return this.push(piece, offset);
+  }
+
+  private push(piece: Block, offset: u64): usize {
     this.pieces.push(piece);
     this.offsets.push(offset);
-    this.held += piece.len;
+    return piece.ptr;
   }
 
   /** Replaces `remove` bytes at `at` by borrowed bytes, which must stay until they have left. */
@@ -155,11 +188,13 @@ export class Rope {
     return len == 0;
   }
 
-  /** Gives back the last piece: all of it is replaced. */
-  discardLast(): void {
-    const piece = this.pieces.pop();
+  /** Gives back the last `len` bytes that came: all of them are replaced. */
+  discard(len: usize): void {
+    const piece = this.pieces[this.pieces.length - 1];
+    this.held -= len;
+    if (piece.len > len) return piece.shrink(len);
+    this.pieces.pop();
     this.offsets.pop();
-    this.held -= piece.len;
     piece.free();
   }
 

@@ -559,9 +559,10 @@ export class Exchange extends StreamContext {
       const len = looking ? min(left, LOOK) : left;
       const piece = fits(len) ? bufferBytes(BufferKind.ResponseBody, at, len) : null;
       if (piece === null) return this.unmergeable(Reason.Memory, left, endOfStream);
-      rope.append(piece, this.received);
-      response.push(piece.ptr, piece.len, this.received);
-      if (sparing && response.isReplaced(this.received)) rope.discardLast();
+      // The piece may be gone then, its bytes with others.
+      const ptr = rope.append(piece, this.received);
+      response.push(ptr, len, this.received);
+      if (sparing && response.isReplaced(this.received)) rope.discard(len);
       this.received += len;
       at += len;
     }
@@ -579,8 +580,7 @@ export class Exchange extends StreamContext {
       this.pass(true);
       return BodyStatus.Continue;
     }
-    // Behind the last byte that the head announces, a client takes the body for whole.
-    if (endOfStream || this.isLast(0)) return this.unmergeable(Reason.Json, 0, endOfStream);
+    if (endOfStream || this.isCut) return this.unmergeable(Reason.Json, 0, endOfStream);
     // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
     const nothing = this.expected.prompt.isEmpty;
     const ready = this.nulling || nothing || (response.planned && response.decided);
@@ -671,6 +671,16 @@ export class Exchange extends StreamContext {
     return false;
   }
 
+  /**
+   * Whether too little of what the head announces is left for the document to end: behind the last byte that goes out a
+   * client takes the body for whole, and of padding nothing may go out.
+   */
+  private get isCut(): bool {
+    const response = this.response!;
+    if (this.announced < 0 || response.complete) return false;
+    return this.announced <= <i64>(this.received + response.paddingAhead);
+  }
+
   /** Whether `size` more bytes are all that the head announces. */
   private isLast(size: u32): bool {
     return <i64>this.received + size == this.announced;
@@ -712,14 +722,16 @@ export class Exchange extends StreamContext {
       this.received += unread;
     }
     if (piece !== null) {
-      rope.append(piece, this.received);
-      if (events === null) response.push(piece.ptr, piece.len, this.received);
-      else events.push(piece.ptr, piece.len, this.received);
-      this.received += piece.len;
+      const len = piece.len;
+      // The piece may be gone then, its bytes with others.
+      const ptr = rope.append(piece, this.received);
+      if (events === null) response.push(ptr, len, this.received);
+      else events.push(ptr, len, this.received);
+      this.received += len;
       if (response.reason != Reason.None || response.again != Form.Unknown) {
         return this.streamFailed(response.reason, sink);
       }
-      if (last && !response.complete) return this.streamFailed(Reason.Json, sink);
+      if (events === null && this.isCut) return this.streamFailed(Reason.Json, sink);
       // An array whose end must be seen before any of it may leave.
       const leaves = events === null ? response.settled : events.settled;
       if (this.received - leaves > this.config.maxHoldBytes) return this.streamFailed(Reason.Hold, sink);

@@ -112,7 +112,8 @@ export const enum CloseProgress {
 @final
 export class ArrayClose {
   reason: Reason = Reason.None;
-  private padding: u64 = 0;
+  /** Characters of padding that must still come. */
+  padding: u64 = 0;
 
   /** `padding` characters must come before the quote. */
   begin(padding: u64): void {

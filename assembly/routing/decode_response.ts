@@ -161,6 +161,11 @@ export class DecodeResponse extends Site {
     return this.complete || this.scanner.offset == 0;
   }
 
+  /** Bytes to come that may leave nothing behind: the padding of an array. */
+  get paddingAhead(): u64 {
+    return this.stage == Stage.Array ? this.array!.paddingAhead : 0;
+  }
+
   /** Whether bytes that were read must not leave yet. */
   get holding(): bool {
     const array = this.array;

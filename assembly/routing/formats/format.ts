@@ -155,6 +155,11 @@ export abstract class DecodeArray {
     return 0;
   }
 
+  /** Bytes to come that may leave nothing behind: padding. */
+  get paddingAhead(): u64 {
+    return 0;
+  }
+
   onValue(site: Site, place: Place): bool {
     return false;
   }

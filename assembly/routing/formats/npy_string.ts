@@ -159,6 +159,10 @@ export class NpyDecode extends DecodeArray {
     return this.stage == Stage.Overlay ? site.scanner.skipping : 0;
   }
 
+  get paddingAhead(): u64 {
+    return this.stage == Stage.Tail || this.stage == Stage.Close ? this.close.padding : 0;
+  }
+
   read(site: Site): Progress {
     const scanner = site.scanner;
     while (true) {

@@ -1,0 +1,174 @@
+// Many large exchanges at once in one VM of 1 GiB: what may be held is asked for before it is allocated, and what goes over
+// it has an answer.
+
+import { describe, expect, test } from 'vitest';
+import { FILTER_WASM } from '../../tools/paths.mjs';
+import { createEmulator, type Emulator } from '../host/index.ts';
+import type { Engine, EngineReply, Result, Scenario } from '../scenario.ts';
+import { CHAT, JSON_TYPE, PARAMS, answering, post, reply } from '../scenarios/messages.ts';
+import { npyHeader } from '../engine/npy.ts';
+
+const MIB = 1 << 20;
+const REQUESTS = 40;
+const LAYERS = 48;
+const TOP_K = 8;
+const ROWS = 40_000;
+const ROW_BYTES = LAYERS * TOP_K;
+
+const file = (rows: number) =>
+  Buffer.concat([npyHeader('|u1', [rows, LAYERS, TOP_K]), Buffer.alloc(rows * ROW_BYTES, 7)]).toString(
+    'base64',
+  );
+const LARGE = Buffer.from(
+  `{"choices":[{"index":0,"routed_experts":"${file(ROWS)}"}],"usage":{"prompt_tokens":${ROWS}},"kv_transfer_params":${PARAMS}}`,
+);
+const SMALL = `{"choices":[{"index":0,"routed_experts":"${file(2)}"}],"usage":{"prompt_tokens":${ROWS},"completion_tokens":3}}`;
+
+const held = (host: Emulator) => host.gauge('routed_experts.held_bytes');
+
+/** Opens when `n` have come. */
+function gate(n: number, open: () => void) {
+  let waiting = 0;
+  let release = () => {};
+  const all = new Promise<void>((resolve) => (release = resolve));
+  return () => {
+    if (++waiting === n) {
+      open();
+      release();
+    }
+    return all;
+  };
+}
+
+/** All requests wait in decode while their rows are kept. */
+async function together(host: Emulator, config: Record<string, unknown>, decoding = REQUESTS) {
+  let most = 0;
+  const wait = gate(decoding, () => (most = held(host)));
+  const decode: Engine = async () => {
+    await wait();
+    return reply(SMALL);
+  };
+  const results = await Promise.all(
+    Array.from({ length: REQUESTS }, () =>
+      host.run({
+        name: 'large',
+        config: { decode_rows: 'tail', max_parked_bytes: 0, prefill: { retries: 0 }, ...config },
+        client: post('{"messages":[],"max_tokens":3}', { path: CHAT }),
+        prefill: answering(LARGE),
+        decode,
+      } satisfies Scenario),
+    ),
+  );
+  return { results, most };
+}
+
+const counts = (results: Result[]) =>
+  results.reduce<Record<string, number>>((all, { logged }) => {
+    const outcome = logged!.split(';', 1)[0]!;
+    return { ...all, [outcome]: (all[outcome] ?? 0) + 1 };
+  }, {});
+
+describe('many large requests at once', () => {
+  test('over max_capture_bytes the others are served by decode alone', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const limit = 100 * MIB;
+    const { results, most } = await together(host, { max_capture_bytes: limit });
+    // Each keeps 19.5 MiB.
+    expect(counts(results)).toEqual({ merged: 5, local: REQUESTS - 5 });
+    expect(most).toBeLessThan(limit + 4 * MIB);
+    expect([host.failed, held(host), host.openContexts]).toEqual([null, 0, 0]);
+  });
+
+  test('or are refused, if the configuration says so', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const config = { max_capture_bytes: 100 * MIB, on_prefill_failure: 'reject' };
+    const { results } = await together(host, config, 5);
+    expect(counts(results)).toEqual({ merged: 5, rejected: REQUESTS - 5 });
+    for (const { status, complete } of results)
+      expect([complete, [200, 502].includes(status)]).toEqual([true, true]);
+    expect([host.failed, held(host)]).toEqual([null, 0]);
+  });
+
+  test('what a VM has room for is not passed, whatever the configuration says', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const { results, most } = await together(host, { max_capture_bytes: 640 * MIB });
+    const { merged = 0, local = 0 } = counts(results);
+    expect(merged + local).toBe(REQUESTS);
+    expect([merged, local].every((n) => n > 0)).toBe(true);
+    expect(most).toBeLessThan(768 * MIB);
+    expect([host.failed, held(host)]).toEqual([null, 0]);
+  });
+
+  test('past it, rows are parked and all are merged', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const { results } = await together(host, { max_capture_bytes: 100 * MIB, max_parked_bytes: 2048 * MIB });
+    expect(counts(results)).toEqual({ merged: REQUESTS });
+    expect([host.failed, held(host), host.sharedBytes]).toEqual([null, 0, 0]);
+  });
+});
+
+describe('many large responses held at once', () => {
+  test.each(['reject', 'forward', 'null'])(
+    'over what the VM has room for they are let go: %s',
+    async (policy) => {
+      const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+      const piece = Buffer.alloc(MIB, 0x79);
+      // As many as fit; with them full, the others have had their answer.
+      const wait = gate(7, () => undefined);
+      const text = [Buffer.from('{"text":"'), ...Array.from({ length: 100 }, () => piece)];
+      const decode = (): EngineReply => ({
+        status: 200,
+        headers: [JSON_TYPE],
+        chunks: [...text, Buffer.from('"}')],
+        // Held whole, together, before any of them ends.
+        before: (i) => (i === 100 ? wait() : undefined),
+      });
+      const results = await Promise.all(
+        Array.from({ length: 10 }, () =>
+          host.run({
+            name: 'held',
+            config: { hold_bytes: 256 * MIB, on_unmergeable: policy },
+            client: post('{"prompt":"x"}'),
+            prefill: answering(
+              `{"choices":[{"routed_experts":"${file(1)}"}],"kv_transfer_params":${PARAMS}}`,
+            ),
+            decode,
+          }),
+        ),
+      );
+      const logged = [...new Set(results.map((result) => result.logged))].sort();
+      const over = policy === 'forward' ? 'unmerged; reason=memory' : 'rejected; reason=memory';
+      expect(logged).toEqual(['absent', over]);
+      for (const result of results) {
+        expect(result.complete).toBe(true);
+        if (result.status === 200) expect(result.body.length).toBe(100 * MIB + 11);
+      }
+      expect([host.failed, held(host)]).toEqual([null, 0]);
+      if (policy !== 'reject') return;
+      // What was held in small pieces has room for large ones now.
+      const { results: next } = await together(host, { max_capture_bytes: 640 * MIB }, 20);
+      expect(counts(next)['merged']).toBeGreaterThan(20);
+      expect([host.failed, held(host)]).toEqual([null, 0]);
+    },
+    60_000,
+  );
+
+  test.each(['reject', 'forward'])('in pieces of a few bytes: %s', async (policy) => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const config = { hold_bytes: 256 * MIB, on_unmergeable: policy };
+    const stream = host.openStream(config);
+    stream.requestHeaders({ method: 'POST', path: '/v1/completions' }, false);
+    stream.requestBody(Buffer.from('{"prompt":"x"}'), true);
+    const prefill = `{"choices":[{"routed_experts":"${file(1)}"}],"kv_transfer_params":${PARAMS}}`;
+    host.completeCallout(host.pendingCallouts[0]!, reply(prefill));
+    stream.responseHeaders(200, [JSON_TYPE], false);
+    const bytes = 2 * MIB;
+    stream.responseBody(Buffer.from('{"text":"'), false);
+    for (let i = 0; i < bytes / 2; i++) stream.responseBody(Buffer.from('yy'), false);
+    stream.responseBody(Buffer.from('"}'), true);
+    expect(Buffer.concat(stream.client.chunks)).toHaveLength(bytes + 11);
+    // As much as in large pieces, and what the VM begins with.
+    expect(host.memoryPages * 65536).toBeLessThan(32 * MIB + 3 * bytes);
+    expect([host.failed, held(host)]).toEqual([null, 0]);
+  });
+});

@@ -10,6 +10,7 @@ export default defineConfig({
       suite('unit', ['test/{unit,engine,host}/**/*.test.ts'], 30_000),
       suite('emulator', ['test/emulator/**/*.test.ts'], 30_000),
       suite('package', ['test/package/**/*.test.ts'], 120_000),
+      suite('fuzz', ['test/fuzz/**/*.test.ts'], 30_000),
       suite('envoy', ['test/envoy/**/*.test.ts'], 120_000),
     ],
   },

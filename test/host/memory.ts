@@ -34,6 +34,14 @@ export class Memory {
     return view !== null;
   }
 
+  /** Fills a heap block of AssemblyScript's runtime behind its first `used` bytes (rt/tlsf.ts: its size is before it). */
+  fillSlack(ptr: number, used: number, byte: number): void {
+    // Larger ones are not the runtime's (assembly/bytes/arena.ts).
+    if (used >= 16 * 1024) return;
+    const size = (this.view(ptr - 4, 4)?.readUInt32LE(0) ?? 0) & ~3;
+    this.view(ptr + used, Math.max(0, size - used))?.fill(byte);
+  }
+
   setU32(ptr: number, value: number): boolean {
     const view = this.view(ptr, 4);
     view?.writeUInt32LE(value >>> 0);

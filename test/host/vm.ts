@@ -140,6 +140,8 @@ export class Vm {
   /** Contexts whose filter object Envoy destroys at the end of this turn of the event loop. */
   readonly dying: Context[] = [];
   readonly tickPeriods = new Map<number, number>();
+  /** Written behind what the guest is given, as far as its own allocator left room: it must not read that. */
+  poison: number | null = null;
 
   readonly #loaded: LoadedModule;
   readonly #functions: GuestFunctions;
@@ -264,6 +266,7 @@ export class Vm {
     if (bytes.length > 0) {
       ptr = this.alloc(bytes.length);
       if (ptr === 0 || !this.memory.write(ptr, bytes)) return false;
+      if (this.poison !== null) this.memory.fillSlack(ptr, bytes.length, this.poison);
     }
     return this.memory.setU32(ptrPtr, ptr) && this.memory.setU32(sizePtr, bytes.length);
   }

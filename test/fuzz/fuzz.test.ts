@@ -1,0 +1,32 @@
+// A short run of the fuzzer, with new seeds each time, and every find that was kept.
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { FILTER_WASM } from '../../tools/paths.mjs';
+import { fuzz } from './fuzz.ts';
+import { Runner, type Find } from './run.ts';
+
+const CASES = 20_000;
+const given = process.env['SEED'];
+
+test(`${CASES} cases end as the reference says, or in a refusal`, async () => {
+  const seed = given === undefined ? Math.floor(Math.random() * 0x3fffffff) : Number(given);
+  console.log(`fuzz: SEED=${seed} CASES=${CASES}`);
+  const { find, counts } = await fuzz(FILTER_WASM, seed, CASES);
+  const again = find?.cases.map(
+    ({ seed, notes }) => `SEED=${seed} CASES=1 npm run fuzz: ${notes.join(', ')}`,
+  );
+  expect(find && [find.what, `SEED=${seed}`, ...again!]).toBeNull();
+  // A fuzzer that refuses everything finds nothing.
+  expect(counts['merged']).toBeGreaterThan(CASES / 10);
+}, 300_000);
+
+const FINDS = new URL('finds/', import.meta.url);
+
+for (const name of readdirSync(FINDS).filter((file) => file.endsWith('.json'))) {
+  test(`find: ${name.slice(0, -5)}`, async () => {
+    const { cases } = JSON.parse(readFileSync(new URL(name, FINDS), 'utf8')) as Find;
+    const runner = await Runner.create(FILTER_WASM);
+    expect((await runner.run(cases))?.what ?? null).toBeNull();
+  });
+}

@@ -1,0 +1,313 @@
+// Whether a result is what the reference allows: its outcome, or a refusal; never anything else.
+
+import { isDeepStrictEqual } from 'node:util';
+import type { EngineRequest, Header, Result } from '../scenario.ts';
+import { GENERATE } from '../scenarios/messages.ts';
+import type { FuzzCase, Reply } from './case.ts';
+import { all, parse, read, type Node } from './json.ts';
+import * as reference from './reference.ts';
+
+const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
+/** What the filter may say of a case without damage: bounds of the configuration, and forms that nothing tells apart. */
+const BOUNDS = /^(unmerged|rejected); reason=(hold|ambiguous)$/;
+
+const value = (headers: Header[], wanted: string) => headers.find(([name]) => name === wanted)?.[1];
+const good = ({ status }: Reply) => status >= 200 && status <= 299;
+const encoded = ({ headers }: Reply) =>
+  headers.some(
+    ([name, text]) => name === 'content-encoding' && text !== '' && text.toLowerCase() !== 'identity',
+  );
+const events = ({ headers }: Reply) => /^text\/event-stream/i.test(value(headers, 'content-type') ?? '');
+
+/** What is wrong with a result; null: nothing. */
+export function judge(of: FuzzCase, result: Result): string | null {
+  const logged = result.logged ?? '';
+  const outcome = logged.split(';', 1)[0]!;
+  const counted = OUTCOMES.filter((name) => result.counters[`routed_experts.${name}`] !== undefined);
+  if (counted.length !== 1 || counted[0] !== outcome || result.counters[`routed_experts.${outcome}`] !== 1)
+    return `counted ${JSON.stringify(result.counters)}, logged ${logged}`;
+  return (
+    headOf(of, result, logged) ??
+    legsOf(of, result, outcome) ??
+    validity(of, result) ??
+    bodyOf(of, result, logged, outcome)
+  );
+}
+
+/** The outcome header is the filter's, whatever an engine says. */
+function headOf(of: FuzzCase, { headers, status, complete }: Result, logged: string): string | null {
+  const said = headers.filter(([name]) => name === 'x-routed-experts');
+  if (said.length > 1) return 'two outcome headers';
+  const [, text] = said[0] ?? [];
+  if (text === undefined) return null;
+  const spliced = of.decode !== 'down' && events(of.decode) && !encoded(of.decode);
+  if (spliced && status === 200 && !/^(local|absent|rejected)/.test(text))
+    return `a stream's head says ${text}`;
+  if (!complete) return null;
+  return logged === text || logged.startsWith(`${text}; choices=`)
+    ? null
+    : `the head says ${text}, the log ${logged}`;
+}
+
+// ---- what the engines were sent
+
+const jsonOf = ({ body }: EngineRequest): unknown => read(body.toString('latin1'));
+
+function legsOf(of: FuzzCase, result: Result, outcome: string): string | null {
+  const body = Buffer.from(of.body, 'latin1');
+  const asked = reference.readRequest('POST', of.path, body);
+  const [prefilled, decoded] = [result.prefillRequests, result.decodeRequests];
+  const connector = String(of.config['connector'] ?? 'nixl');
+  const readable = parse(of.body)?.kind === 'object';
+  if (decoded.length > 1) return 'decode was asked twice';
+  if (prefilled.length > 1 + Number((of.config['prefill'] as { retries: number }).retries))
+    return 'too many tries';
+  if (prefilled.length > 0) {
+    if (!readable) return 'prefill was sent what is no JSON object';
+    if (asked) {
+      if (!asked.fit) return 'P/D served what it must not';
+      const leg = reference.prefillLeg(asked, connector);
+      for (const request of prefilled) {
+        if (!isPrefillLeg(jsonOf(request), leg, of.path))
+          return `prefill was sent ${request.body.toString('latin1')}`;
+      }
+    }
+  } else if (
+    of.prefill[0] !== 'down' &&
+    of.leave === undefined &&
+    asked?.fit &&
+    !of.notes.some((note) => note.startsWith('request')) &&
+    outcome !== 'rejected' &&
+    !result.counters['routed_experts.prefill_failures']
+  )
+    return 'P/D did not serve what it can';
+  const [request] = decoded;
+  if (!request) return null;
+  if (!readable) return request.body.equals(body) ? null : 'a body that is no JSON object was changed';
+  const params = paramsIn(request.body, of.path);
+  const brought = broughtOf(of, prefilled.length);
+  // Broken off, it does not say whether prefill's rows were too large.
+  if (outcome === 'aborted' && tooLarge(of) && asked && params.length === 0) {
+    if (isDeepStrictEqual(jsonOf(request), reference.localLeg(asked))) return null;
+  }
+  if (outcome === 'local' || servesAlone(of, brought)) {
+    if (params.length > 0) return `decode alone was sent ${params.join()}`;
+    if (asked && !isDeepStrictEqual(jsonOf(request), reference.localLeg(asked)))
+      return `decode alone was sent ${request.body.toString('latin1')}`;
+    return null;
+  }
+  if (!brought) return 'decode was asked after a prefill that failed';
+  if (connector === 'nixl' ? params.length !== 1 || params[0] !== brought.params : params.length > 0)
+    return `decode was sent ${params.join()}`;
+  if (!asked) return null;
+  const tail = of.config['decode_rows'] === 'tail';
+  const leg = reference.decodeLeg(
+    asked,
+    connector,
+    read(brought.params ?? 'null'),
+    tail ? brought.promptTokens : null,
+  );
+  return isDeepStrictEqual(jsonOf(request), leg)
+    ? null
+    : `decode was sent ${request.body.toString('latin1')}`;
+}
+
+/** A zero may become 1 where it was written in another way, such as 0.0. */
+function isPrefillLeg(sent: unknown, leg: reference.Json, path: string): boolean {
+  const small = (value: unknown) => value === 0 || value === 1;
+  const strip = (of: reference.Json): reference.Json =>
+    Object.fromEntries(
+      Object.entries(of).filter(([key, value]) => !(['n', 'min_tokens'].includes(key) && small(value))),
+    );
+  const comparable = (of: reference.Json) =>
+    path === GENERATE
+      ? { ...of, sampling_params: strip(of['sampling_params'] as reference.Json) }
+      : strip(of);
+  return isDeepStrictEqual(comparable(sent as reference.Json), comparable(leg));
+}
+
+/** Every `kv_transfer_params` that an engine could find in a request. */
+function paramsIn(body: Buffer, path: string): string[] {
+  const text = body.toString('latin1');
+  const root = parse(text)!;
+  const nested =
+    path === GENERATE ? all(root, 'sampling_params').flatMap((each) => all(each, 'extra_args')) : [];
+  return [root, ...all(root, 'vllm_xargs'), ...nested]
+    .flatMap((each: Node) => all(each, 'kv_transfer_params'))
+    .map(({ start, end }) => text.slice(start, end));
+}
+
+/** What the last prefill reply brought; null when that failed. */
+function broughtOf(of: FuzzCase, tries: number): reference.Brought | null {
+  const reply = of.prefill[Math.min(tries, of.prefill.length) - 1];
+  if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
+  return reference.readPrefill(Buffer.from(reply.body, 'latin1'));
+}
+
+// ---- what the client got
+
+const parses = (text: string): boolean => {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+/** Valid JSON stays valid JSON, also in events. */
+function validity(of: FuzzCase, { status, complete, body, decodeRequests }: Result): string | null {
+  if (decodeRequests.length === 0) return null;
+  if (of.decode === 'down' || of.decode.fault || status !== of.decode.status || !complete) return null;
+  if (encoded(of.decode)) return null;
+  const text = body.toString('latin1');
+  if (!events(of.decode))
+    return parses(of.decode.body) && !parses(text) ? 'the body is no JSON any more' : null;
+  const documents = (of: string) => reference.documentsOf(of).map(({ start, end }) => of.slice(start, end));
+  if (!documents(of.decode.body).every(parses)) return null;
+  return documents(text).every(parses) ? null : 'an event is no JSON any more';
+}
+
+function bodyOf(of: FuzzCase, result: Result, logged: string, outcome: string): string | null {
+  const { decode } = of;
+  const { complete, status, prefillRequests } = result;
+  const body = result.body.toString('latin1');
+  const faulty = decode === 'down' || decode.fault !== undefined || of.leave !== undefined;
+  if (of.clean && outcome !== 'merged' && !BOUNDS.test(logged) && !tooLarge(of))
+    return `a clean case: ${logged}`;
+  switch (outcome) {
+    case 'aborted':
+      return faulty ? null : 'nobody broke off';
+    case 'rejected':
+      return rejected(result);
+    case 'local': {
+      const brought = prefillRequests.length > 0 ? broughtOf(of, prefillRequests.length) : null;
+      // Only the array says how long the prompt is, and it is damaged: the filter may be stricter than the reference.
+      const unsure = brought?.usage === -1 && of.notes.some((note) => note.startsWith('prefill'));
+      if (!servesAlone(of, brought) && !tooLarge(of) && !unsure) return 'prefill did not fail';
+      if (faulty) return null;
+      return status === decode.status && complete && body === decode.body
+        ? null
+        : 'a local response was changed';
+    }
+    case 'absent':
+      return absent(of, result, body, faulty);
+    default:
+  }
+  if (faulty && !complete) return null;
+  if (decode === 'down') return `${outcome} without decode`;
+  const brought = broughtOf(of, prefillRequests.length);
+  if (!brought) return `${outcome} although prefill failed`;
+  if (!good(decode)) return `${outcome} of a ${decode.status}`;
+  if (outcome === 'merged') return merged(of, decode, brought, logged, body);
+  // unmerged
+  if (!complete || status !== decode.status) return 'a response that was let go is not whole';
+  if (of.config['on_unmergeable'] === 'forward')
+    return body === decode.body ? null : 'a forwarded body was changed';
+  if (of.config['on_unmergeable'] !== 'null') return 'unmerged under reject';
+  return nulled(of, decode, brought, body);
+}
+
+/** Whether decode has to do without what this prefill reply brought, or did not. */
+function servesAlone({ config }: FuzzCase, brought: reference.Brought | null): boolean {
+  if (!brought) return true;
+  const nixl = (config['connector'] ?? 'nixl') === 'nixl';
+  return (
+    (nixl && brought.params === null) || (config['decode_rows'] === 'tail' && brought.promptTokens === -1)
+  );
+}
+
+/** Rows that there is no room for. */
+const tooLarge = ({ config }: FuzzCase) =>
+  config['max_capture_bytes'] !== undefined && config['max_parked_bytes'] !== undefined;
+
+function rejected({ complete, status, body, headers }: Result): string | null {
+  if (!complete) return null;
+  if (status < 400) return `a rejected exchange has status ${status} and a whole body`;
+  const { error } = JSON.parse(body.toString()) as { error: { message: string; code: number } };
+  const right = error.code === status && error.message.length > 0;
+  return right && value(headers, 'content-type') === 'application/json' ? null : 'an error of another shape';
+}
+
+function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): string | null {
+  const tried = result.prefillRequests.length;
+  const reply = of.prefill[Math.min(tried, of.prefill.length) - 1];
+  if (tried > 0 && reply && reply !== 'down' && reply.status >= 400 && reply.status < 500)
+    return result.status === reply.status && body === reply.body ? null : "prefill's answer was changed";
+  const { decode } = of;
+  if (faulty || decode === 'down') return null;
+  if (result.status !== decode.status || body !== decode.body || !result.complete)
+    return 'an absent response was changed';
+  if (!good(decode) || body === '') return null;
+  const brought = broughtOf(of, tried);
+  if (!brought) return 'absent although prefill failed';
+  return verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
+}
+
+function verdict(of: FuzzCase, decode: Reply, brought: reference.Brought): reference.Verdict {
+  const body = Buffer.from(decode.body, 'latin1');
+  const asked = reference.readRequest('POST', of.path, Buffer.from(of.body, 'latin1'));
+  const expected = {
+    brought,
+    n: asked?.n ?? 1,
+    maxTokens: asked?.maxTokens ?? -1,
+    tail: of.config['decode_rows'] === 'tail',
+  };
+  return events(decode) ? reference.streamVerdict(body, expected) : reference.verdictOf(body, expected);
+}
+
+/** Base64 with zeros in the bits that no byte needs. */
+const canonical = (text: string) =>
+  text.replace(
+    /"([A-Za-z0-9+/]{16,}={0,2})"/g,
+    (_, inner: string) => `"${Buffer.from(inner, 'base64').toString('base64')}"`,
+  );
+
+function merged(
+  of: FuzzCase,
+  decode: Reply,
+  brought: reference.Brought,
+  logged: string,
+  body: string,
+): string | null {
+  if (encoded(decode)) return 'a compressed body was merged';
+  const { merged: allowed, why } = verdict(of, decode, brought);
+  if (allowed.length === 0) return `merged, but ${why}`;
+  const loose = [decode.body, ...reference.filled(decode.body, brought)].some(
+    (sent) => canonical(sent) !== sent,
+  );
+  const found = allowed.find(
+    (each) => each.body === body || (loose && canonical(each.body) === canonical(body)),
+  );
+  if (!found) return 'another merge than the reference’s';
+  const says = `merged; rows=${brought.rows!.rows}; choices=${found.choices}`;
+  return logged === says || says.startsWith(`${logged};`) ? null : `logged ${logged}, not ${says}`;
+}
+
+function nulled(of: FuzzCase, decode: Reply, brought: reference.Brought, body: string): string | null {
+  if (encoded(decode)) return 'a compressed body was edited';
+  const expected = verdict(of, decode, brought);
+  if (expected.nulled === null) return `edited, but ${expected.why}`;
+  if (!events(decode))
+    return body === expected.nulled ? null : 'not every value is null, or more than them changed';
+  // An event's array is null, or merged as if it were alone.
+  const [was, is] = [reference.documentsOf(decode.body), reference.documentsOf(body)];
+  if (was.length !== is.length) return 'events are lost';
+  const around = (text: string, of: { start: number; end: number }[]) =>
+    [
+      ...of.map(({ start }, i) => text.slice(of[i - 1]?.end ?? 0, start)),
+      text.slice(of.at(-1)?.end ?? 0),
+    ].join('\0');
+  if (around(decode.body, was) !== around(body, is)) return 'bytes between events changed';
+  for (const [i, { start, end }] of was.entries()) {
+    const out = body.slice(is[i]!.start, is[i]!.end);
+    const sent = decode.body.slice(start, end);
+    const right = [sent, ...reference.filled(sent, brought)].some(
+      (each) =>
+        reference.nullsOrMerges(each, out, brought) ||
+        reference.nullsOrMerges(canonical(each), canonical(out), brought),
+    );
+    if (!right) return 'an array is neither null nor merged';
+  }
+  return null;
+}

@@ -1,6 +1,6 @@
 // Cases from a seed: messages as engines write them (by hand, by the simulated engine, from captures), then damage.
 
-import { createEngine } from '../engine/engine.ts';
+import { createEngine, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
 import { captureNames, loadCapture, type Capture } from '../engine/replay.ts';
 import type { Dtype } from '../engine/router.ts';
@@ -236,7 +236,7 @@ function bySimulation(random: Random): Messages {
     ...shared,
     model: { ...shared.model, dtype: shared.model.experts > 256 ? ('<u2' as const) : ('|u1' as const) },
   };
-  const ask = (engine: ReturnType<typeof createEngine>, value: unknown) => {
+  const ask = (engine: SimulatedEngine, value: unknown) => {
     const reply = engine({
       method: 'POST',
       path,

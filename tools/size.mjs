@@ -25,7 +25,7 @@ function parts() {
   /** @type {Map<string, number>} */
   const sums = new Map();
   /** @type {(part: string, bytes: number) => void} */
-  const add = (part, bytes) => sums.set(part, (sums.get(part) ?? 0) + bytes);
+  const add = (part, bytes) => void sums.set(part, (sums.get(part) ?? 0) + bytes);
   let at = 8;
   const leb = () => {
     let value = 0;

@@ -2,12 +2,15 @@
 // caller holds no references; its bytes lie in memory from `alloc`. Offsets are f64: exact, and not BigInt in Node.
 
 import { allocate, deallocate, vmBytes as bytesOfVm } from './bytes/arena';
+import { Ascii } from './bytes/ascii';
 import { heldBytes as held, Block } from './bytes/block';
 import { Rope, Sink } from './bytes/rope';
-import { Connector, NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from './connectors/connector';
+import { Connector, decodeLeg, prefillLeg, withoutClientParams } from './connectors/connector';
 import { connectorNamed } from './connectors/table';
-import { Api, RequestBody } from './connectors/request_body';
+import { Ranks } from './connectors/ranks';
+import { Api, RequestBody, Unfit } from './connectors/request_body';
 import { Rewrite } from './connectors/rewrite';
+import { RANDOM_BYTES, Session } from './connectors/session';
 import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/endpoints';
 import { Paths } from './json/paths';
 import { Event, Scanner } from './json/scanner';
@@ -575,17 +578,45 @@ export function responseFree(): void {
 
 // ---- requests
 
+let connector: Connector = connectorNamed('nixl')!;
+const session = new Session();
 let request: RequestBody | null = null;
 let requestPtr: usize = 0;
 let requestLen: usize = 0;
+
+/** The connector of the requests and legs that follow; false when there is none of that name. */
+export function useConnector(ptr: usize, len: usize): bool {
+  const named = connectorNamed(String.UTF8.decodeUnsafe(ptr, len));
+  if (named !== null) connector = named;
+  return named !== null;
+}
+
+/** What legs have between them. `random` are 16 bytes; `host` is borrowed until the next call. */
+export function useSession(
+  random: usize,
+  host: usize,
+  hostLen: usize,
+  port: i32,
+  rank: i32,
+  engine: usize,
+  engineLen: i32,
+): void {
+  memory.copy(session.randomPtr, random, RANDOM_BYTES);
+  session.hostPtr = host;
+  session.hostLen = hostLen;
+  session.port = port;
+  session.rank = rank;
+  session.engineId = new StaticArray<u8>(engineLen);
+  memory.copy(changetype<usize>(session.engineId), engine, engineLen);
+}
 
 /** Reads a request, borrowed until the next one. Returns its `Unfit`. */
 export function requestRead(api: Api, ptr: usize, len: usize): i32 {
   requestPtr = ptr;
   requestLen = len;
-  const read = new RequestBody(api, ptr, len);
+  const read = new RequestBody(api, connector.schema, ptr, len);
   request = read;
-  return read.unfit;
+  return read.unfit == Unfit.No ? connector.judge(read) : read.unfit;
 }
 
 export function requestChoices(): i32 {
@@ -597,30 +628,43 @@ export function requestMaxTokens(): f64 {
 }
 
 export function requestHasParams(): bool {
-  return request!.hasKvTransferParams;
+  return request!.hasClientParams;
 }
 
 /** Writes the prefill leg into the output. False when its announced length is not its length. */
-export function writePrefillLeg(sharedStorage: bool): bool {
-  return written(prefillLeg(request!, connector(sharedStorage)));
+export function writePrefillLeg(): bool {
+  const right = written(prefillLeg(request!, connector, session));
+  session.release();
+  return right;
+}
+
+/** Writes the headers of the prefill leg into the output, one a line. */
+export function writePrefillHeaders(): void {
+  prefillLeg(request!, connector, session);
+  const colon = new Ascii(':');
+  const feed = new Ascii('\n');
+  for (let i = 0; i < session.headers.length; i++) {
+    const header = session.headers[i];
+    output.write(header.name.ptr, header.name.len);
+    output.write(colon.ptr, colon.len);
+    output.write(header.value.ptr, header.value.len);
+    output.write(feed.ptr, feed.len);
+  }
+  session.release();
 }
 
 /** Writes the decode leg into the output. */
-export function writeDecodeLeg(sharedStorage: bool, params: usize, paramsLen: usize, promptStart: f64): bool {
-  const number = Block.alloc(NUMBER_BYTES);
-  const leg = decodeLeg(request!, connector(sharedStorage), params, paramsLen, <i64>promptStart, number.ptr);
-  const right = written(leg);
-  number.free();
+export function writeDecodeLeg(params: usize, paramsLen: usize, promptStart: f64): bool {
+  session.paramsPtr = params;
+  session.paramsLen = paramsLen;
+  const right = written(decodeLeg(request!, connector, session, <i64>promptStart));
+  session.release();
   return right;
 }
 
 /** Writes the request for an engine that serves it alone into the output. */
 export function writeLocal(): bool {
   return written(withoutClientParams(request!));
-}
-
-function connector(sharedStorage: bool): Connector {
-  return connectorNamed(sharedStorage ? 'shared_storage' : 'nixl')!;
 }
 
 function written(leg: Rewrite): bool {
@@ -631,6 +675,24 @@ function written(leg: Rewrite): bool {
   const same = block.len == len && memory.compare(block.ptr, output.ptr + before, len) == 0;
   block.free();
   return same && leg.lengthOf(requestPtr, requestLen) == len;
+}
+
+// ---- ranks of a bootstrap server
+
+let ranks: Ranks | null = null;
+
+/** Reads an answer; false when it tells no ranks. */
+export function ranksRead(ptr: usize, len: usize): bool {
+  ranks = Ranks.read(ptr, len);
+  return ranks !== null;
+}
+
+/** The rank whose turn it is; its engine id goes into the output. */
+export function rankNext(): i32 {
+  const index = ranks!.next();
+  const id = ranks!.ids[index];
+  output.write(changetype<usize>(id), id.length);
+  return ranks!.ranks[index];
 }
 
 // ---- endpoints

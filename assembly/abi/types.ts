@@ -21,6 +21,8 @@ export const enum HeadersStatus {
   Continue = 0,
   /** Holds the head; body callbacks go on, if the plugin has `allow_on_headers_stop_iteration`. */
   StopIteration = 1,
+  /** Holds the head and what follows; of the body Envoy keeps what its buffer takes, and reads no more meanwhile. */
+  StopAllIterationAndWatermark = 4,
 }
 
 /** What a body callback returns. */

@@ -1,8 +1,10 @@
-// A P/D handshake in which prefill runs first: what each leg is sent.
+// A P/D handshake: what each leg is sent, and in which order. A connector is a file beside this one, named in table.ts.
 
-import { Ascii, writeDecimal } from '../bytes/ascii';
-import { Api, Field, RequestBody } from './request_body';
+import { Ascii } from '../bytes/ascii';
+import { DECIMAL_BYTES, Text } from '../bytes/text';
+import { Api, Dialect, Field, RequestBody, Schema, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
+import { Session } from './session';
 
 const ONE = new Ascii('1');
 const FALSE = new Ascii('false');
@@ -10,28 +12,67 @@ const ZERO = new Ascii('0');
 
 /** One handshake; has no state. */
 export abstract class Connector {
+  readonly schema: Schema;
+
+  /**
+   * `members`: top-level members of a request that only the connector may set. A client's own never reach an engine. Their
+   * fields are numbered from `Field.Own` on.
+   */
+  constructor(
+    /** As the configuration names it. */
+    readonly name: string,
+    dialect: Dialect,
+    members: string[],
+  ) {
+    this.schema = new Schema(dialect, members);
+  }
+
+  /** Both legs run at once: neither is answered before the other has come. */
+  get concurrent(): bool {
+    return false;
+  }
+
   /** Whether decode needs the `kv_transfer_params` of prefill's reply. */
-  abstract get needsParams(): bool;
+  get needsParams(): bool {
+    return false;
+  }
 
-  /** Edits for the prefill leg, beyond capping its output. */
-  abstract prefill(rewrite: Rewrite): void;
+  /** Whether the legs name prefill's bootstrap server. */
+  get needsBootstrap(): bool {
+    return false;
+  }
 
-  /** Edits for the decode leg; [params, params + paramsLen) are prefill's `kv_transfer_params`, borrowed. */
-  abstract decode(rewrite: Rewrite, params: usize, paramsLen: usize): void;
+  /** Whether the bootstrap server is asked for ranks and engine ids first. */
+  get needsRanks(): bool {
+    return false;
+  }
+
+  /** Why P/D does not serve a request, beyond what its dialect says. */
+  judge(body: RequestBody): Unfit {
+    return Unfit.No;
+  }
+
+  /** Edits for the prefill leg, beyond those that its dialect has. */
+  abstract prefill(rewrite: Rewrite, session: Session): void;
+
+  /** Edits for the decode leg. */
+  abstract decode(rewrite: Rewrite, session: Session): void;
 }
 
-/** The prefill leg: one token of one choice, in one piece. */
-export function prefillLeg(body: RequestBody, connector: Connector): Rewrite {
+/** The prefill leg: in one piece, and with vLLM one token of one choice. Borrows from the session. */
+export function prefillLeg(body: RequestBody, connector: Connector, session: Session): Rewrite {
   const rewrite = withoutClientParams(body);
   // `/inference/v1/generate` has it for the stream only; the others want it said.
   if (body.api == Api.Generate) rewrite.remove(Field.Stream);
   else rewrite.set(Field.Stream, FALSE.ptr, FALSE.len);
   rewrite.remove(Field.StreamOptions);
-  rewrite.set(Field.MaxTokens, ONE.ptr, ONE.len);
-  rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
-  capToOne(rewrite, body, Field.MinTokens);
-  capToOne(rewrite, body, Field.N);
-  connector.prefill(rewrite);
+  if (body.schema.dialect == Dialect.Vllm) {
+    rewrite.set(Field.MaxTokens, ONE.ptr, ONE.len);
+    rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
+    capToOne(rewrite, body, Field.MinTokens);
+    capToOne(rewrite, body, Field.N);
+  }
+  connector.prefill(rewrite, session);
   return rewrite;
 }
 
@@ -39,26 +80,22 @@ function capToOne(rewrite: Rewrite, body: RequestBody, field: Field): void {
   if (body.integer(field) > 1 || body.spelled(field)) rewrite.set(field, ONE.ptr, ONE.len);
 }
 
-/** Room for the number that `decodeLeg` writes. */
-export const NUMBER_BYTES: usize = 20;
-
-/**
- * The decode leg. `promptStart` >= 0 asks for the rows from there on only; `number` is room for `NUMBER_BYTES`, borrowed
- * like the parameters until the body is written.
- */
+/** The decode leg. `promptStart` >= 0 asks for the rows from there on only. Borrows from the session. */
 export function decodeLeg(
   body: RequestBody,
   connector: Connector,
-  params: usize,
-  paramsLen: usize,
+  session: Session,
   promptStart: i64,
-  number: usize,
 ): Rewrite {
   const rewrite = withoutClientParams(body);
   // Prefill gives them; a decode engine of vLLM 0.30 that is asked for them dies.
-  if (body.present(Field.PromptLogprobs)) rewrite.remove(Field.PromptLogprobs);
-  connector.decode(rewrite, params, paramsLen);
-  if (promptStart >= 0) rewrite.set(Field.PromptStart, number, writeDecimal(promptStart, number));
+  const vllm = body.schema.dialect == Dialect.Vllm;
+  if (vllm && body.present(Field.PromptLogprobs)) rewrite.remove(Field.PromptLogprobs);
+  connector.decode(rewrite, session);
+  if (promptStart >= 0) {
+    const number = session.keep(new Text(DECIMAL_BYTES).decimal(promptStart).end());
+    rewrite.set(Field.PromptStart, number.ptr, number.len);
+  }
   return rewrite;
 }
 
@@ -68,6 +105,7 @@ export function withoutClientParams(body: RequestBody): Rewrite {
   rewrite.remove(Field.KvTransferParams);
   rewrite.remove(Field.ExtraKvTransferParams);
   rewrite.remove(Field.XargsKvTransferParams);
+  for (let i = 0; i < body.schema.own.length; i++) rewrite.remove(Field.Own + i);
   return rewrite;
 }
 

@@ -2,8 +2,9 @@
 
 import { Ascii } from '../bytes/ascii';
 import { Connector } from './connector';
-import { Field } from './request_body';
+import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
+import { Session } from './session';
 
 const REMOTE_DECODE = new Ascii(
   '{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,' +
@@ -13,15 +14,19 @@ const REMOTE_DECODE = new Ascii(
 
 @final
 export class Nixl extends Connector {
+  constructor() {
+    super('nixl', Dialect.Vllm, []);
+  }
+
   get needsParams(): bool {
     return true;
   }
 
-  prefill(rewrite: Rewrite): void {
+  prefill(rewrite: Rewrite, session: Session): void {
     rewrite.set(Field.KvTransferParams, REMOTE_DECODE.ptr, REMOTE_DECODE.len);
   }
 
-  decode(rewrite: Rewrite, params: usize, paramsLen: usize): void {
-    rewrite.set(Field.KvTransferParams, params, paramsLen);
+  decode(rewrite: Rewrite, session: Session): void {
+    rewrite.set(Field.KvTransferParams, session.paramsPtr, session.paramsLen);
   }
 }

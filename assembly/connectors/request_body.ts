@@ -1,5 +1,6 @@
 // What a client's request asks for, and where its members lie. Reads a body that is whole in memory; keeps offsets only.
 
+import { Ascii } from '../bytes/ascii';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
 
@@ -8,10 +9,19 @@ export const enum Api {
   None,
   Completions,
   Chat,
+  /** `/inference/v1/generate` of vLLM. */
   Generate,
+  /** `/generate` of SGLang. */
+  Native,
 }
 
-/** Members that a connector reads or edits; of `sampling_params` where `/inference/v1/generate` has them. */
+/** Whose engines a connector is for: which APIs they have, and what of them P/D can serve. */
+export const enum Dialect {
+  Vllm,
+  Sglang,
+}
+
+/** Members that are read or edited; of `sampling_params` where `/inference/v1/generate` and `/generate` have them. */
 export const enum Field {
   Root,
   SamplingParams,
@@ -32,6 +42,10 @@ export const enum Field {
   Echo,
   PromptStart,
   CacheHitThreshold,
+  /** The prompt as tokens, where it is another member than the text. */
+  PromptIds,
+  /** The first of the members that are a connector's own. */
+  Own,
 }
 
 /** Why P/D does not serve a request. */
@@ -44,6 +58,8 @@ export const enum Unfit {
   /** UTF-16, UTF-32 or a byte order mark: Python's `json.loads` would read it, the scanner does not. */
   NotUtf8,
   SeveralPrompts,
+  /** A handshake that serves one sample. */
+  SeveralChoices,
   /** The prompt's logprobs where prefill can't give them: with `echo`, or to a stream. */
   PromptLogprobs,
   /** `max_tokens: 0`. */
@@ -59,12 +75,77 @@ export const enum Unfit {
 /** Members that are kept: each takes memory, and edits look for them. */
 const MAX_MEMBERS: i32 = 1000;
 
-let rootPaths: Paths | null = null;
-let generatePaths: Paths | null = null;
+/** Most prompts of a batch: each needs a room. */
+const MAX_PROMPTS: i32 = 4096;
+/** More of one prompt no engine gives; a product with `MAX_PROMPTS` must not overflow. */
+const MAX_SAMPLES: i64 = 1 << 18;
 
-function requestPaths(api: Api): Paths {
-  const known = api == Api.Generate ? generatePaths : rootPaths;
-  if (known !== null) return known;
+/** The members of requests by name: those that every connector knows, and its own at the top level. */
+@final
+export class Schema {
+  private byApi: Array<Paths | null> = new Array<Paths | null>(Api.Native + 1);
+  private keys: Ascii[] = [];
+
+  constructor(
+    readonly dialect: Dialect,
+    /** Names of the connector's own members, which are `Field.Own` and up. */
+    readonly own: string[],
+  ) {}
+
+  get fieldCount(): i32 {
+    return Field.Own + this.own.length;
+  }
+
+  /** Whether the engines have an API. */
+  has(api: Api): bool {
+    return api != (this.dialect == Dialect.Vllm ? Api.Native : Api.Generate);
+  }
+
+  /** What a scanner watches. */
+  paths(api: Api): Paths {
+    const known = this.byApi[api];
+    if (known !== null) return known;
+    const paths = fixedPaths(api);
+    for (let i = 0; i < this.own.length; i++) paths.add(this.own[i], Field.Own + i);
+    this.byApi[api] = paths;
+    return paths;
+  }
+
+  /** `"key":` of a field, as it is written into a body. */
+  key(field: Field): Ascii {
+    if (this.keys.length == 0) {
+      for (let i = 0; i < NAMES.length; i++) this.keys.push(new Ascii('"' + NAMES[i] + '":'));
+      for (let i = 0; i < this.own.length; i++) this.keys.push(new Ascii('"' + this.own[i] + '":'));
+    }
+    return this.keys[field];
+  }
+}
+
+/** Keys by field, as vLLM has them. */
+const NAMES: string[] = [
+  '',
+  'sampling_params',
+  'extra_args',
+  'vllm_xargs',
+  'kv_transfer_params',
+  'kv_transfer_params',
+  'kv_transfer_params',
+  'stream',
+  'stream_options',
+  'max_tokens',
+  'max_completion_tokens',
+  'min_tokens',
+  'n',
+  'prompt',
+  'prompt_embeds',
+  'prompt_logprobs',
+  'echo',
+  'routed_experts_prompt_start',
+  'cache_hit_threshold',
+  '',
+];
+
+function fixedPaths(api: Api): Paths {
   const paths = new Paths()
     .add('', Field.Root)
     .add('kv_transfer_params', Field.KvTransferParams)
@@ -73,8 +154,18 @@ function requestPaths(api: Api): Paths {
     .add('stream', Field.Stream)
     .add('stream_options', Field.StreamOptions)
     .add('cache_hit_threshold', Field.CacheHitThreshold);
+  if (api == Api.Native) {
+    return paths
+      .add('text', Field.Prompt)
+      .add('input_ids', Field.PromptIds)
+      .add('sampling_params', Field.SamplingParams)
+      .add('sampling_params.max_new_tokens', Field.MaxTokens)
+      .add('sampling_params.min_new_tokens', Field.MinTokens)
+      .add('sampling_params.n', Field.N)
+      .add('sampling_params.*.n', Field.N);
+  }
   if (api == Api.Generate) {
-    paths
+    return paths
       .add('sampling_params', Field.SamplingParams)
       .add('sampling_params.extra_args', Field.ExtraArgs)
       .add('sampling_params.extra_args.kv_transfer_params', Field.ExtraKvTransferParams)
@@ -83,21 +174,17 @@ function requestPaths(api: Api): Paths {
       .add('sampling_params.n', Field.N)
       .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
       .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
-    generatePaths = paths;
-  } else {
-    paths
-      .add('max_tokens', Field.MaxTokens)
-      .add('max_completion_tokens', Field.MaxCompletionTokens)
-      .add('min_tokens', Field.MinTokens)
-      .add('n', Field.N)
-      .add('prompt', Field.Prompt)
-      .add('prompt_embeds', Field.PromptEmbeds)
-      .add('prompt_logprobs', Field.PromptLogprobs)
-      .add('echo', Field.Echo)
-      .add('routed_experts_prompt_start', Field.PromptStart);
-    rootPaths = paths;
   }
-  return paths;
+  return paths
+    .add('max_tokens', Field.MaxTokens)
+    .add('max_completion_tokens', Field.MaxCompletionTokens)
+    .add('min_tokens', Field.MinTokens)
+    .add('n', Field.N)
+    .add('prompt', Field.Prompt)
+    .add('prompt_embeds', Field.PromptEmbeds)
+    .add('prompt_logprobs', Field.PromptLogprobs)
+    .add('echo', Field.Echo)
+    .add('routed_experts_prompt_start', Field.PromptStart);
 }
 
 /** The object that holds a field. */
@@ -114,7 +201,7 @@ export function ownerOf(field: Field, api: Api): Field {
     case Field.N:
     case Field.PromptLogprobs:
     case Field.PromptStart:
-      return api == Api.Generate ? Field.SamplingParams : Field.Root;
+      return api == Api.Generate || api == Api.Native ? Field.SamplingParams : Field.Root;
     default:
       return Field.Root;
   }
@@ -158,10 +245,13 @@ export class RequestBody {
   unfit: Unfit = Unfit.No;
   /** In the order of the body. */
   readonly members: Member[] = [];
+  /** Prompts, where the request has a list of them; -1 where it has one that is in no list. */
+  batch: i32 = -1;
 
   /** Reads the `len` bytes at `ptr` (borrowed for the call). */
   constructor(
     readonly api: Api,
+    readonly schema: Schema,
     ptr: usize,
     len: usize,
   ) {
@@ -185,18 +275,24 @@ export class RequestBody {
   }
 
   /** Whether the client brought P/D parameters of its own. */
-  get hasKvTransferParams(): bool {
-    return (
-      this.last(Field.KvTransferParams) !== null ||
-      this.last(Field.ExtraKvTransferParams) !== null ||
-      this.last(Field.XargsKvTransferParams) !== null
-    );
+  get hasClientParams(): bool {
+    for (let i = 0; i < this.members.length; i++) {
+      const field = this.members[i].field;
+      if (field >= Field.Own) return true;
+      if (field >= Field.KvTransferParams && field <= Field.XargsKvTransferParams) return true;
+    }
+    return false;
   }
 
-  /** Choices asked for. */
-  get choices(): i32 {
+  /** Choices asked for, of each prompt. */
+  get samples(): i32 {
     const n = this.integer(Field.N);
-    return n > 0 && n < i32.MAX_VALUE ? <i32>n : 1;
+    return n > 0 && n < MAX_SAMPLES ? <i32>n : 1;
+  }
+
+  /** Choices asked for, of all prompts. */
+  get choices(): i32 {
+    return this.samples * max(this.batch, 1);
   }
 
   /** Most tokens a choice can have; -1 when the request does not say. */
@@ -211,7 +307,7 @@ export class RequestBody {
   }
 
   private scan(ptr: usize, len: usize): void {
-    const scanner = Scanner.take(requestPaths(this.api));
+    const scanner = Scanner.take(this.schema.paths(this.api));
     const open: Member[] = [];
     scanner.feed(ptr, len);
     let event = scanner.next();
@@ -248,9 +344,11 @@ export class RequestBody {
 
   private judge(ptr: usize, len: usize): Unfit {
     if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
-    const prompt = this.last(Field.Prompt);
-    if (prompt !== null && isBatch(ptr, len, prompt)) return Unfit.SeveralPrompts;
-    if (this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
+    this.batch = max(this.batchOf(Field.Prompt, ptr, len), this.batchOf(Field.PromptIds, ptr, len));
+    if (this.schema.dialect == Dialect.Sglang) {
+      return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
+    }
+    if (this.batch > 1 || this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
     // With `echo`, vLLM computes the prompt's logprobs too; it takes 1 and "true" for true.
     const echo = this.last(Field.Echo);
     const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
@@ -260,6 +358,14 @@ export class RequestBody {
     }
     if (this.present(Field.PromptStart) && this.integer(Field.PromptStart) != 0) return Unfit.PromptStart;
     return Unfit.No;
+  }
+
+  /** Prompts of a field, when it is a list of texts or of lists of tokens; else -1. */
+  private batchOf(field: Field, ptr: usize, len: usize): i32 {
+    const prompt = this.last(field);
+    if (prompt === null || prompt.first != 0x5b) return -1;
+    const first = load<u8>(ptr + spaceEnd(ptr, len, <usize>prompt.valueStart + 1));
+    return first == 0x22 || first == 0x5b ? prompt.count : -1;
   }
 
   private occurrences(field: Field): i32 {
@@ -291,13 +397,6 @@ export class RequestBody {
     const member = this.last(field);
     return member !== null && !member.isNull;
   }
-}
-
-/** Whether a prompt is several: more than one text, or more than one list of tokens. */
-function isBatch(ptr: usize, len: usize, prompt: Member): bool {
-  if (prompt.first != 0x5b || prompt.count < 2) return false;
-  const first = load<u8>(ptr + spaceEnd(ptr, len, <usize>prompt.valueStart + 1));
-  return first == 0x22 || first == 0x5b;
 }
 
 /** Offset of the first byte from `at` on that is not white space. */

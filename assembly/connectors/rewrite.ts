@@ -1,40 +1,8 @@
 // Edits of a request's members on its bytes: what is not named leaves as the client sent it.
 
-import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { Sink } from '../bytes/rope';
 import { Field, Member, RequestBody, ownerOf } from './request_body';
-
-const KEYS: Ascii[] = [];
-
-/** `"key":` of a field, as it is written into a body. */
-function keyOf(field: Field): Ascii {
-  if (KEYS.length == 0) {
-    const names = [
-      '',
-      'sampling_params',
-      'extra_args',
-      'vllm_xargs',
-      'kv_transfer_params',
-      'kv_transfer_params',
-      'kv_transfer_params',
-      'stream',
-      'stream_options',
-      'max_tokens',
-      'max_completion_tokens',
-      'min_tokens',
-      'n',
-      'prompt',
-      'prompt_embeds',
-      'prompt_logprobs',
-      'echo',
-      'routed_experts_prompt_start',
-      'cache_hit_threshold',
-    ];
-    for (let i = 0; i < names.length; i++) KEYS.push(new Ascii('"' + names[i] + '":'));
-  }
-  return KEYS[field];
-}
 
 const OPEN = memory.data<u8>([0x7b]);
 const CLOSE = memory.data<u8>([0x7d]);
@@ -56,7 +24,7 @@ class Change {
 export class Rewrite {
   private changes: Change[] = [];
 
-  constructor(private body: RequestBody) {}
+  constructor(readonly body: RequestBody) {}
 
   /** Gives a field a value; a field that is not there is added. `ptr` is borrowed until the body is written. */
   set(field: Field, ptr: usize, len: usize): void {
@@ -87,7 +55,7 @@ export class Rewrite {
   /** Tells the new body to a sink; `ptr` is the body that was read. */
   write(ptr: usize, len: usize, sink: Sink): void {
     const members = this.body.members;
-    const removed = new StaticArray<i32>(Field.CacheHitThreshold + 1);
+    const removed = new StaticArray<i32>(this.body.schema.fieldCount);
     let at: u64 = 0;
     for (let i = 0; i < members.length; i++) {
       const member = members[i];
@@ -165,7 +133,7 @@ export class Rewrite {
       const change = this.changes[i];
       if (!this.isInsertion(change, object)) continue;
       if (separate) sink.write(COMMA, 1);
-      const key = keyOf(change.field);
+      const key = this.body.schema.key(change.field);
       sink.write(key.ptr, key.len);
       sink.write(change.ptr, change.len);
       separate = true;
@@ -173,7 +141,7 @@ export class Rewrite {
     const missing = object == Field.Root && this.body.last(Field.SamplingParams) === null;
     if (missing && this.insertsInto(Field.SamplingParams)) {
       if (separate) sink.write(COMMA, 1);
-      const key = keyOf(Field.SamplingParams);
+      const key = this.body.schema.key(Field.SamplingParams);
       sink.write(key.ptr, key.len);
       this.writeSamplingParams(sink);
     }

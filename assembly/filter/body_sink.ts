@@ -10,9 +10,15 @@ const STAGE_BYTES: usize = 16 << 10;
 /** Short segments that wait for a call. One sink is used at a time. */
 let stage: usize = 0;
 
+/** Takes a body that leaves. */
+export abstract class Outlet extends Sink {
+  /** After the last segment: whether every one was taken. */
+  abstract finish(): bool;
+}
+
 
 @final
-export class BodySink extends Sink {
+export class BodySink extends Outlet {
   /** Whether every segment was taken. */
   ok: bool = true;
   private started: bool = false;

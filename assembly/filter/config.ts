@@ -5,12 +5,11 @@ import { JSON } from 'json-as';
 import { Ascii, hexValue } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { Connector } from '../connectors/connector';
-import { CONNECTOR_NAMES, connectorNamed } from '../connectors/table';
-import { Nixl } from '../connectors/nixl';
-import { Api } from '../connectors/request_body';
+import { connectorNamed, connectorNames } from '../connectors/table';
+import { Api, Dialect } from '../connectors/request_body';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
-import { Endpoints, Entry } from './endpoints';
+import { Endpoint, Endpoints, Entry } from './endpoints';
 import { isReserved } from './names';
 
 export const enum OnPrefillFailure {
@@ -51,7 +50,12 @@ export class Config {
   clusterType: ClusterType = ClusterType.OriginalDst;
   timeoutMs: u32 = 600000;
   retries: i32 = 1;
-  connector: Connector = new Nixl();
+  connector: Connector = connectorNamed('nixl')!;
+  /** Where prefill's bootstrap server is asked for ranks; null: in `cluster`. */
+  bootstrapCluster: Ascii | null = null;
+  /** Host of prefill's bootstrap server, as URLs have it; null: the host that the request names. */
+  bootstrapHost: Ascii | null = null;
+  bootstrapPort: i32 = 8998;
   tail: bool = false;
   /** Paths that P/D serves, and the API that each speaks. */
   paths: Ascii[] = [];
@@ -109,9 +113,16 @@ export class Config {
     this.readPrefill(prefill.get<JSON.Obj>());
     const connector = this.text(root, 'connector', 'connector', 'nixl');
     const named = connectorNamed(connector);
-    if (named === null) this.wrong('connector', 'one of ' + CONNECTOR_NAMES);
+    if (named === null) this.wrong('connector', 'one of ' + connectorNames());
     else this.connector = named;
+    this.readBootstrap(prefill.get<JSON.Obj>());
     this.tail = this.choice(root, 'decode_rows', 'decode_rows', ['full', 'tail']) == 1;
+    if (this.tail && this.connector.concurrent) {
+      this.wrong(
+        'decode_rows',
+        'full: with connector ' + connector + ' decode starts before prefill has answered',
+      );
+    }
     this.readPaths(root);
     this.onPrefillFailure = this.choice(root, 'on_prefill_failure', 'on_prefill_failure', [
       'decode',
@@ -146,6 +157,9 @@ export class Config {
       'endpoint_header',
       'allowed_endpoints',
       'cluster_type',
+      'bootstrap_cluster',
+      'bootstrap_host',
+      'bootstrap_port',
       'timeout_ms',
       'retries',
     ]);
@@ -204,12 +218,50 @@ export class Config {
     }
   }
 
+  /** Where prefill's bootstrap server is, for connectors that have one. */
+  private readBootstrap(prefill: JSON.Obj): void {
+    const connector = this.connector;
+    const byRequest = this.endpointHeader !== null;
+    const port = this.integer(
+      prefill,
+      'bootstrap_port',
+      'prefill.bootstrap_port',
+      1,
+      65535,
+      this.bootstrapPort,
+    );
+    this.bootstrapPort = <i32>port;
+    const host = this.text(prefill, 'bootstrap_host', 'prefill.bootstrap_host', '');
+    const hasHost = prefill.get('bootstrap_host') !== null;
+    if (hasHost) this.bootstrapHost = new Ascii(host);
+    if (hasHost && (byRequest || !isHost(this.bootstrapHost!))) {
+      this.wrong(
+        'prefill.bootstrap_host',
+        byRequest ? 'no endpoint_header beside it' : 'an address or a name',
+      );
+    }
+    const cluster = this.text(prefill, 'bootstrap_cluster', 'prefill.bootstrap_cluster', '');
+    const hasCluster = prefill.get('bootstrap_cluster') !== null;
+    if (hasCluster) this.bootstrapCluster = new Ascii(cluster);
+    if (hasCluster && cluster.length == 0) this.wrong('prefill.bootstrap_cluster', 'the name of a cluster');
+    const needed = 'a value: connector ' + connector.name + ' needs it unless there is an endpoint_header';
+    if (connector.needsBootstrap && !hasHost && !byRequest) this.wrong('prefill.bootstrap_host', needed);
+    if (connector.needsRanks && !hasCluster && !byRequest) this.wrong('prefill.bootstrap_cluster', needed);
+    const unused = 'none with connector ' + connector.name;
+    if (!connector.needsBootstrap && hasHost) this.wrong('prefill.bootstrap_host', unused);
+    if (!connector.needsRanks && hasCluster) this.wrong('prefill.bootstrap_cluster', unused);
+    const hasPort = prefill.get('bootstrap_port') !== null;
+    if (!connector.needsBootstrap && hasPort) this.wrong('prefill.bootstrap_port', unused);
+  }
+
   private readPaths(root: JSON.Obj): void {
     const value = root.get('paths');
+    const sglang = this.connector.schema.dialect == Dialect.Sglang;
     if (value === null) {
+      if (sglang) this.addPath('/generate');
       this.addPath('/v1/completions');
       this.addPath('/v1/chat/completions');
-      this.addPath('/inference/v1/generate');
+      if (!sglang) this.addPath('/inference/v1/generate');
       return;
     }
     if (value.type != JSON.Types.Array) return this.wrong('paths', 'an array of paths');
@@ -217,8 +269,10 @@ export class Config {
     for (let i = 0; i < list.length; i++) {
       const path = list.at(i);
       const text = path.type == JSON.Types.String ? path.get<string>() : '';
-      if (!text.startsWith('/') || apiOfPath(text) == Api.None) {
-        return this.wrong('paths[' + i.toString() + ']', 'a path ending in one of ' + API_PATHS.join(', '));
+      const api = apiOfPath(text);
+      if (!text.startsWith('/') || api == Api.None || !this.connector.schema.has(api)) {
+        const ends = sglang ? SGLANG_PATHS : VLLM_PATHS;
+        return this.wrong('paths[' + i.toString() + ']', 'a path ending in one of ' + ends);
       }
       this.addPath(text);
     }
@@ -273,13 +327,20 @@ export class Config {
   }
 }
 
-const API_PATHS: string[] = ['/completions', '/chat/completions', '/inference/v1/generate'];
+const VLLM_PATHS = '/completions, /chat/completions, /inference/v1/generate';
+const SGLANG_PATHS = '/completions, /chat/completions, /generate';
 
 /** The API that a path speaks, by its end: gateways put prefixes before it. */
 function apiOfPath(path: string): Api {
   if (path.endsWith('/chat/completions')) return Api.Chat;
   if (path.endsWith('/completions')) return Api.Completions;
-  return path.endsWith('/inference/v1/generate') ? Api.Generate : Api.None;
+  if (path.endsWith('/inference/v1/generate')) return Api.Generate;
+  return path.endsWith('/generate') ? Api.Native : Api.None;
+}
+
+/** Whether a text is an address (IPv6 in brackets) or a name. */
+function isHost(text: Ascii): bool {
+  return new Endpoint().readHost(text.ptr, text.len);
 }
 
 /** Whether a text is a header's name in lower case (RFC 9110, section 5.1). */

@@ -51,7 +51,9 @@ export class Endpoint {
   /** Reads a host: an address, in brackets if it is an IPv6 one, or a name. */
   readHost(ptr: usize, len: usize): bool {
     if (len == 0) return false;
-    if (load<u8>(ptr) == OPEN) return this.readIpv6(ptr + 1, len - 2);
+    if (load<u8>(ptr) == OPEN) {
+      return len > 2 && load<u8>(ptr + len - 1) == CLOSE && this.readIpv6(ptr + 1, len - 2);
+    }
     this.family = Family.Ipv4;
     this.high = 0;
     if (isNumeric(ptr, len)) {

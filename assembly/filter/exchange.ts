@@ -1,21 +1,16 @@
-// One exchange: a client's request, its prefill leg, its decode leg, and the response.
+// One exchange: a client's request, its prefill leg, its decode leg, and the response. States, and those that follow:
 //
-//   Start ─┬─▶ Local ────────────────────────────────────┬▶ Passing ─▶ Ended
-//          └─▶ Collecting ─┬─▶ Local                     │
-//                 ┌────────┴─▶ Prefilling ─┬─▶ Local     │
-//                 └▶ Resolving ─▶┘ ▲ retry ┤             │
-//                                          └─▶ Decoding ─┼▶ Holding ─┬─▶ Streaming ─▶ Ended
-//                                                        │           └─▶ Passing
-//                                                        └▶ Streaming (events)
-//
-//   Start       nothing has been seen
-//   Collecting  the request head is held, Envoy buffers the body
-//   Resolving   a dynamic forward proxy looks the endpoint up; Envoy holds the request
-//   Prefilling  the prefill call is in flight; Envoy holds the request
-//   Local       the request goes to decode, which serves it alone
-//   Decoding    the decode leg went out; its response is awaited
-//   Holding     the response head is held, the bytes so far are in the rope
-//   Streaming   committed: the head is out, the body is edited piece by piece
+//   Start       nothing has been seen                                          ▶ Local Collecting
+//   Collecting  the request head is held, Envoy buffers the body               ▶ Local Querying Resolving Prefilling Racing
+//   Querying    the bootstrap server is asked for ranks; the request is held   ▶ Local Resolving Prefilling Racing
+//   Resolving   a dynamic forward proxy looks the endpoint up; as before       ▶ Local Prefilling Racing
+//   Prefilling  the prefill call is in flight; the request is held             ▶ Local Prefilling (again) Decoding
+//   Local       the request goes to decode, which serves it alone              ▶ Passing
+//   Racing      both legs are in flight                                        ▶ Decoding Waiting Passing
+//   Decoding    prefill is done, decode's response is awaited                  ▶ Holding Streaming Passing
+//   Waiting     decode's response is held, prefill's reply is awaited          ▶ Holding Streaming Passing
+//   Holding     the response head is held, the bytes so far are in the rope    ▶ Streaming Passing
+//   Streaming   committed: the head is out, the body is edited piece by piece  ▶ Passing
 //   Passing     the response passes as it comes
 //   Ended       the outcome is final; from every state when the filter answers itself, resets, or the client leaves
 
@@ -29,7 +24,9 @@ import {
   log,
   logs,
   now,
+  randomBytes,
   removeHeader,
+  replaceBuffer,
   replaceHeader,
   setProperty,
   startedCall,
@@ -46,13 +43,16 @@ import {
 import { writeDecimal } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
 import { Rope } from '../bytes/rope';
-import { NUMBER_BYTES, decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
-import { Api, RequestBody, Unfit } from '../connectors/request_body';
+import { DECIMAL_BYTES } from '../bytes/text';
+import { decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
+import { Api, Dialect, RequestBody, Unfit } from '../connectors/request_body';
 import { Rewrite } from '../connectors/rewrite';
+import { RANDOM_BYTES, Session } from '../connectors/session';
 import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
 import { EventStream } from '../routing/event_stream';
 import { Reason, reasonText } from '../routing/reason';
-import { BodySink } from './body_sink';
+import { BodySink, Outlet } from './body_sink';
+import { chooseRank, forgetRanks, startQuery, takeRanks } from './bootstrap';
 import { ClusterType, Config, OnPrefillFailure, OnUnmergeable } from './config';
 import { ENDPOINT_BYTES, Endpoint } from './endpoints';
 import {
@@ -68,16 +68,20 @@ import { Outcome, outcomeText } from './outcome';
 import { RequestHead, ResponseHead } from './heads';
 import { Capture, Captured, capture } from './capture';
 import { isRetriedByEnvoy, newRequestId, startLookup, startPrefill } from './prefill_call';
-import { replyError, replyPrefill } from './replies';
+import { replyDecode, replyError, replyPrefill } from './replies';
 import { Kept, Room } from './room';
+import { WholeBody } from './whole_body';
 
 const enum State {
   Start,
   Collecting,
+  Querying,
   Resolving,
   Prefilling,
   Local,
+  Racing,
   Decoding,
+  Waiting,
   Holding,
   Streaming,
   Passing,
@@ -97,6 +101,8 @@ const enum Failure {
   Status,
   /** The reply is not JSON. */
   Unreadable,
+  /** The bootstrap server does not tell its ranks. */
+  NoRanks,
   /** The rows do not fit into max_capture_bytes. */
   TooLarge,
   /** Decode must be told the length of the prompt, and the reply does not say it. */
@@ -105,6 +111,8 @@ const enum Failure {
 
 /** Bytes of a held response that are read at a time while arrays are looked for. */
 const LOOK: u32 = 8 << 10;
+/** A body up to this size is put into Envoy's buffer from outside of a body callback: no buffer limit is below it. */
+const WRITABLE: u64 = 16 << 10;
 
 
 @final
@@ -124,6 +132,9 @@ export class Exchange extends StreamContext {
   private requestId: Block | null = null;
   /** The prefill endpoint that the request names, in our words. */
   private endpoint: Block | null = null;
+  /** Bytes of it that are its host. */
+  private endpointHostLen: usize = 0;
+  private readonly session: Session = new Session();
   private tries: i32 = 0;
   private callStarted: u64 = 0;
   private brought: Captured = new Captured();
@@ -141,6 +152,15 @@ export class Exchange extends StreamContext {
   private passing: i64 = -1;
   /** The head went out before the outcome was known: a trailer tells it, where the client gets trailers. */
   private headless: bool = false;
+  /** In `Waiting`: the response is a stream of events, of which Envoy holds everything. */
+  private waitingEvents: bool = false;
+  /** In `Waiting`: the response has ended. */
+  private ended: bool = false;
+  /** Its status, and whether Envoy's buffer for its body can be written to when the call is answered. */
+  private status: i32 = 0;
+  private writable: bool = false;
+  /** Where the held body goes when it can't go into Envoy's buffer as it is edited. */
+  private whole: WholeBody | null = null;
   /** Arrays become `null`: they can't be merged, and the configuration says so. */
   private nulling: bool = false;
 
@@ -185,6 +205,7 @@ export class Exchange extends StreamContext {
     const text = Block.alloc(ENDPOINT_BYTES);
     text.truncate(endpoint.write(text.ptr));
     this.endpoint = text;
+    this.endpointHostLen = endpoint.hostLen;
   }
 
   onRequestBody(size: u32, endOfStream: bool): i32 {
@@ -195,6 +216,7 @@ export class Exchange extends StreamContext {
         if (!endOfStream) return BodyStatus.StopIterationAndBuffer;
         this.startExchange();
         break;
+      case State.Querying:
       case State.Resolving:
       case State.Prefilling:
         break;
@@ -213,10 +235,10 @@ export class Exchange extends StreamContext {
 
   private get requestWaits(): bool {
     const state = this.state;
-    return state == State.Resolving || state == State.Prefilling || state == State.Ended;
+    return (state >= State.Querying && state <= State.Prefilling) || state == State.Ended;
   }
 
-  /** The whole body is in Envoy's buffer: Collecting ─▶ Prefilling, Local or Ended. */
+  /** The whole body is in Envoy's buffer: Collecting ─▶ Querying, Resolving, Prefilling, Racing, Local or Ended. */
   private startExchange(): void {
     const body = this.readRequest();
     if (body === null) {
@@ -226,7 +248,8 @@ export class Exchange extends StreamContext {
         Reason.None,
       );
     }
-    const request = new RequestBody(this.api, body.ptr, body.len);
+    const connector = this.config.connector;
+    const request = new RequestBody(this.api, connector.schema, body.ptr, body.len);
     const unfit = request.unfit;
     if (unfit == Unfit.NotUtf8) this.answer(400, 'the request body is not UTF-8', Reason.None);
     else if (unfit == Unfit.TooDeep) this.answer(400, 'the request body is nested too deep', Reason.None);
@@ -236,10 +259,8 @@ export class Exchange extends StreamContext {
     else {
       this.request = request;
       const endless = this.config.endpointHeader !== null && this.endpoint === null;
-      if (unfit == Unfit.No && !endless) {
-        if (!this.head!.hasRequestId) this.requestId = newRequestId();
-        if (this.call(body) != Status.Ok && !this.resolve()) this.prefillFailed(Failure.NoHost);
-      } else this.goLocal();
+      if (unfit == Unfit.No && !endless && connector.judge(request) == Unfit.No) this.startLegs(body);
+      else this.goLocal();
     }
     body.free();
     // The exchange may have ended in it, with its last callback.
@@ -253,14 +274,40 @@ export class Exchange extends StreamContext {
     return fits(<u64>size * 2) ? bufferBytes(BufferKind.RequestBody, 0, size) : null;
   }
 
+  /** `body` is the client's (borrowed). */
+  private startLegs(body: Block): void {
+    if (!this.head!.hasRequestId) this.requestId = newRequestId();
+    const config = this.config;
+    const session = this.session;
+    randomBytes(session.randomPtr, RANDOM_BYTES);
+    const endpoint = this.endpoint;
+    const host = config.bootstrapHost;
+    session.hostPtr = endpoint !== null ? endpoint.ptr : host !== null ? host.ptr : 0;
+    session.hostLen = endpoint !== null ? this.endpointHostLen : host !== null ? host.len : 0;
+    session.port = config.bootstrapPort;
+    if (config.connector.needsRanks && !chooseRank(config, session)) {
+      if (startQuery(config, session) != Status.Ok) return this.prefillFailed(Failure.NoHost);
+      expectCall(startedCall(), this.id);
+      this.callStarted = now();
+      this.state = State.Querying;
+      return;
+    }
+    if (this.call(body) != Status.Ok) {
+      if (!this.resolve()) this.prefillFailed(Failure.NoHost);
+    } else if (config.connector.concurrent) this.race();
+  }
+
   /** Sends the prefill leg; `body` is the client's (borrowed). */
   private call(body: Block): Status {
-    const rewrite = prefillLeg(this.request!, this.config.connector);
+    const session = this.session;
+    const rewrite = prefillLeg(this.request!, this.config.connector, session);
     const leg = rewrite.toBlock(body.ptr, body.len);
     // Tries of ours and of Envoy's together are bounded.
     const retries = this.config.retries - this.tries;
-    const status = startPrefill(this.config, this.head!.pairs, leg, this.requestId, this.endpoint, retries);
+    const pairs = this.head!.pairs;
+    const status = startPrefill(this.config, pairs, leg, this.requestId, this.endpoint, session, retries);
     leg.free();
+    session.release();
     if (status == Status.Ok) {
       expectCall(startedCall(), this.id);
       this.tries++;
@@ -270,7 +317,13 @@ export class Exchange extends StreamContext {
     return status;
   }
 
-  /** Has the endpoint looked up, where that may be what was missing. Collecting ─▶ Resolving */
+  /** The prefill leg is on its way, and decode's follows at once. Prefilling ─▶ Racing */
+  private race(): void {
+    this.state = State.Racing;
+    this.sendDecode(-1);
+  }
+
+  /** Has the endpoint looked up, where that may be what was missing. Collecting or Querying ─▶ Resolving */
   private resolve(): bool {
     const endpoint = this.endpoint;
     if (endpoint === null || this.config.clusterType != ClusterType.DynamicForwardProxy) return false;
@@ -281,13 +334,39 @@ export class Exchange extends StreamContext {
   }
 
   onCallResponse(headers: u32, bodySize: u32): void {
-    if (this.state == State.Resolving) {
-      // Whatever the answer is: the address is known now, or it can't be.
-      if (!this.repeat()) this.prefillFailed(Failure.NoHost);
-    } else if (this.state == State.Prefilling) this.takeReply(headers, bodySize);
-    else return;
+    switch (this.state) {
+      case State.Querying:
+        this.takeRanks(headers, bodySize);
+        break;
+      case State.Resolving:
+        // Whatever the answer is: the address is known now, or it can't be.
+        if (!this.repeat()) this.prefillFailed(Failure.NoHost);
+        break;
+      case State.Prefilling:
+      case State.Racing:
+      case State.Waiting:
+        this.takeReply(headers, bodySize);
+        break;
+      default:
+        // Prefill's reply, when decode's was an error, or could not be held for so long.
+        return;
+    }
     // The exchange may have ended in it, with its last callback.
     reportHeld(this.state == State.Ended);
+  }
+
+  /** Querying ─▶ Resolving, Prefilling, Racing, Local or Ended */
+  private takeRanks(headers: u32, bodySize: u32): void {
+    const config = this.config;
+    const session = this.session;
+    if (headers == 0) return this.prefillFailed(this.outOfTime ? Failure.Timeout : Failure.Reset);
+    const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
+    if (head.status == 504) return this.prefillFailed(Failure.Timeout);
+    const good = head.status >= 200 && head.status <= 299 && !head.encoded;
+    if (!good || !takeRanks(config, session, bodySize) || !chooseRank(config, session)) {
+      return this.prefillFailed(Failure.NoRanks);
+    }
+    if (!this.repeat() && !this.resolve()) this.prefillFailed(Failure.NoHost);
   }
 
   private takeReply(headers: u32, bodySize: u32): void {
@@ -296,17 +375,21 @@ export class Exchange extends StreamContext {
     if (headers == 0) return this.prefillFailed(this.outOfTime ? Failure.Timeout : Failure.Reset);
     const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
     const status = head.status;
+    if (this.config.connector.needsRanks && (status < 200 || status > 299))
+      forgetRanks(this.config, this.session);
     if (status >= 400 && status < 500) return this.passPrefillReply(status, bodySize);
     if (status == 504) return this.prefillFailed(Failure.Timeout);
     if (isRetriedByEnvoy(status)) return this.prefillFailed(Failure.Unavailable);
     if (status < 200 || status > 299) return this.prefillFailed(Failure.Status);
     if (head.encoded) return this.prefillFailed(Failure.Unreadable);
-    const lists = !this.config.connector.needsParams;
+    const connector = this.config.connector;
+    const lists = connector.schema.dialect == Dialect.Sglang || !connector.needsParams;
     const result = capture(bodySize, lists, 0, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     this.kept.count(this.brought.prompt);
-    if (this.config.connector.needsParams && this.brought.params === null) {
+    if (connector.concurrent) return this.endPrefill();
+    if (connector.needsParams && this.brought.params === null) {
       // Nothing to pull: decode prefills itself.
       this.goLocal();
       return this.continueRequest();
@@ -328,24 +411,39 @@ export class Exchange extends StreamContext {
       log(LogLevel.Warn, 'prefill failed (' + failureText(failure) + '), try ' + this.tries.toString());
     }
     this.releaseCapture();
-    if (isWorthARepeat(failure) && this.tries <= this.config.retries && this.repeat()) return;
+    const code = failure == Failure.Timeout ? 504 : 502;
+    const message = 'prefill failed: ' + failureText(failure);
+    if (this.config.connector.needsRanks) forgetRanks(this.config, this.session);
+    if (this.state == State.Racing || this.state == State.Waiting) {
+      // Decode may have waited in vain, or have what it needs: what it says is treated as what can't be merged.
+      if (this.config.onUnmergeable == OnUnmergeable.Reject)
+        return this.answer(code, message, Reason.Prefill);
+      this.brought.prompt.refuse(Reason.Prefill);
+      return this.endPrefill();
+    }
+    const again = this.state == State.Prefilling && isWorthARepeat(failure);
+    if (again && this.tries <= this.config.retries && this.repeat()) return;
     const waited = this.requestWaits;
     if (this.config.onPrefillFailure == OnPrefillFailure.Decode) {
       this.goLocal();
       if (waited) this.continueRequest();
       return;
     }
-    const code = failure == Failure.Timeout ? 504 : 502;
-    this.answer(code, 'prefill failed: ' + failureText(failure), Reason.None);
+    this.answer(code, message, Reason.None);
   }
 
-  /** Sends the prefill leg again, or late: Resolving or Prefilling ─▶ Prefilling. False when it can't be sent. */
+  /** Sends the prefill leg again, or late: ─▶ Prefilling or Racing. False when it can't be sent. */
   private repeat(): bool {
     const body = this.readRequest();
     if (body === null) return false;
     const status = this.call(body);
     body.free();
-    return status == Status.Ok;
+    if (status != Status.Ok) return false;
+    if (this.config.connector.concurrent) {
+      this.race();
+      this.continueRequest();
+    }
+    return true;
   }
 
   /** Prefill says that the request is wrong; decode would say the same. Prefilling ─▶ Ended */
@@ -366,7 +464,7 @@ export class Exchange extends StreamContext {
   private goLocal(): void {
     const request = this.request!;
     this.outcome = Outcome.Local;
-    if (request.hasKvTransferParams && !this.rewriteRequest(withoutClientParams(request))) return;
+    if (request.hasClientParams && !this.rewriteRequest(withoutClientParams(request))) return;
     this.releaseCapture();
     this.releaseHead();
     this.state = State.Local;
@@ -376,30 +474,31 @@ export class Exchange extends StreamContext {
   private startDecode(): void {
     const brought = this.brought;
     const params = brought.params;
-    const number = Block.alloc(NUMBER_BYTES);
-    const rewrite = decodeLeg(
-      this.request!,
-      this.config.connector,
-      params === null ? 0 : params.ptr,
-      params === null ? 0 : params.len,
-      this.config.tail ? brought.prompt.tokens : -1,
-      number.ptr,
-    );
-    const written = this.rewriteRequest(rewrite);
-    number.free();
-    if (!written) return;
+    this.session.paramsPtr = params === null ? 0 : params.ptr;
+    this.session.paramsLen = params === null ? 0 : params.len;
+    if (!this.sendDecode(this.config.tail ? brought.prompt.tokens : -1)) return;
     if (params !== null) params.free();
     brought.params = null;
+    this.state = State.Decoding;
+    this.continueRequest();
+  }
+
+  /** Makes the client's request decode's leg. False when the exchange has ended in it. */
+  private sendDecode(promptStart: i64): bool {
+    const request = this.request!;
+    const rewrite = decodeLeg(request, this.config.connector, this.session, promptStart);
+    const written = this.rewriteRequest(rewrite);
+    this.session.release();
+    if (!written) return false;
     if (this.head!.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
     const id = this.requestId;
     if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
-    this.expected.prompt = brought.prompt;
+    this.expected.prompt = this.brought.prompt;
     this.expected.tail = this.config.tail;
-    this.expected.choices = this.request!.choices;
-    this.expected.maxTokens = this.request!.maxTokens;
+    this.expected.choices = request.choices;
+    this.expected.maxTokens = request.maxTokens;
     this.releaseHead();
-    this.state = State.Decoding;
-    this.continueRequest();
+    return true;
   }
 
   /** Puts an edited body into Envoy's buffer. False when the exchange has ended in it. */
@@ -425,11 +524,14 @@ export class Exchange extends StreamContext {
   }
 
   private continueRequest(): void {
-    if (this.state == State.Local || this.state == State.Decoding) continueStream(StreamKind.Request);
+    const state = this.state;
+    if (state == State.Local || state == State.Decoding || state == State.Racing) {
+      continueStream(StreamKind.Request);
+    }
   }
 
   private setContentLength(map: HeaderMapKind, length: u64): void {
-    const text = Block.alloc(NUMBER_BYTES);
+    const text = Block.alloc(DECIMAL_BYTES);
     replaceHeader(map, CONTENT_LENGTH, text.ptr, writeDecimal(length, text.ptr));
     text.free();
   }
@@ -438,6 +540,7 @@ export class Exchange extends StreamContext {
 
   onResponseHeaders(endOfStream: bool): i32 {
     switch (this.state) {
+      case State.Racing:
       case State.Decoding:
         return this.startResponse(endOfStream);
       case State.Ended:
@@ -456,6 +559,8 @@ export class Exchange extends StreamContext {
 
   onResponseBody(size: u32, endOfStream: bool): i32 {
     switch (this.state) {
+      case State.Waiting:
+        return this.wait(size, endOfStream);
       case State.Holding:
         return this.hold(size, endOfStream);
       case State.Streaming:
@@ -471,6 +576,9 @@ export class Exchange extends StreamContext {
 
   onResponseTrailers(): i32 {
     switch (this.state) {
+      case State.Waiting:
+        this.ended = true;
+        return HeadersStatus.StopIteration;
       case State.Holding:
         // The document would have been let go at its end, so it has none. The body can't be given back any more.
         if (this.nulling || this.config.onUnmergeable != OnUnmergeable.Reject) this.reset(Reason.Json);
@@ -486,11 +594,13 @@ export class Exchange extends StreamContext {
     }
   }
 
-  /** The head of decode's response: Decoding ─▶ Holding, Streaming or Passing. */
+  /** The head of decode's response: Racing or Decoding ─▶ Waiting, Holding, Streaming or Passing. */
   private startResponse(endOfStream: bool): i32 {
     const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
     this.announced = head.contentLength;
+    this.status = head.status;
     this.outcome = Outcome.Absent;
+    if (head.status >= 500 && this.config.connector.needsRanks) forgetRanks(this.config, this.session);
     const good = head.status >= 200 && head.status <= 299;
     if (endOfStream || !good) {
       this.releaseCapture();
@@ -498,24 +608,109 @@ export class Exchange extends StreamContext {
       return HeadersStatus.Continue;
     }
     if (head.encoded) return this.startUnreadable(Reason.Encoding);
-    const rope = new Rope();
-    this.rope = rope;
+    this.rope = new Rope();
+    if (this.state == State.Racing) {
+      this.state = State.Waiting;
+      this.waitingEvents = head.events;
+      // Events must not leave before the rows are there, and need not be looked at all together.
+      return head.events ? HeadersStatus.StopAllIterationAndWatermark : HeadersStatus.StopIteration;
+    }
     if (head.events) {
-      const treatment =
-        this.config.onUnmergeable == OnUnmergeable.Null ? Treatment.MergeOrNull : Treatment.Merge;
-      const response = new DecodeResponse(this.expected, rope, treatment, Form.Unknown, true);
-      this.response = response;
-      this.events = new EventStream(response);
-      removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
-      // With a length a client would take a stream for whole that is cut short and then reset.
-      removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-      this.headless = true;
-      this.state = State.Streaming;
+      this.openEvents();
       return HeadersStatus.Continue;
     }
-    this.response = new DecodeResponse(this.expected, rope, Treatment.Merge, Form.Unknown, false);
-    this.state = State.Holding;
+    this.openHeld();
     return HeadersStatus.StopIteration;
+  }
+
+  /** ─▶ Streaming: events are edited as they pass. */
+  private openEvents(): void {
+    const treatment =
+      this.config.onUnmergeable == OnUnmergeable.Null ? Treatment.MergeOrNull : Treatment.Merge;
+    const response = new DecodeResponse(this.expected, this.rope!, treatment, Form.Unknown, true);
+    this.response = response;
+    this.events = new EventStream(response);
+    removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
+    // With a length a client would take a stream for whole that is cut short and then reset.
+    removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    this.headless = true;
+    this.state = State.Streaming;
+  }
+
+  /** ─▶ Holding: what is in the rope is read, and what comes. */
+  private openHeld(): void {
+    this.state = State.Holding;
+    this.response = new DecodeResponse(this.expected, this.rope!, Treatment.Merge, Form.Unknown, false);
+    this.readRope();
+  }
+
+  /** Keeps a piece of a response that can't be judged yet: prefill has not answered. */
+  private wait(size: u32, endOfStream: bool): i32 {
+    const rope = this.rope!;
+    if (size > 0) {
+      const piece = fits(size) ? bufferBytes(BufferKind.ResponseBody, 0, size) : null;
+      if (piece === null) {
+        this.openHeld();
+        return this.unmergeable(Reason.Memory, size, endOfStream);
+      }
+      rope.append(piece, this.received);
+      this.received += size;
+    }
+    if (rope.held > this.config.maxHoldBytes) {
+      this.openHeld();
+      return this.unmergeable(Reason.Hold, 0, endOfStream);
+    }
+    this.ended = endOfStream;
+    if (!endOfStream || this.received > WRITABLE) return BodyStatus.StopIterationNoBuffer;
+    // Envoy 1.40 crashes when a body is touched from outside after any other status.
+    replaceBuffer(BufferKind.ResponseBody, 0, 0);
+    this.writable = true;
+    return BodyStatus.StopIterationAndBuffer;
+  }
+
+  /** Prefill has answered, or failed: Racing ─▶ Decoding, Waiting ─▶ Holding, Streaming or Ended. */
+  private endPrefill(): void {
+    if (this.state == State.Racing) {
+      this.state = State.Decoding;
+      return;
+    }
+    if (this.waitingEvents) {
+      this.openEvents();
+      continueStream(StreamKind.Response);
+      return;
+    }
+    this.openHeld();
+    // What is still to come brings the held bytes along; from here they can't leave.
+    if (this.ended) this.sendWhole();
+  }
+
+  /** The response is all there, and no body callback will come: Holding ─▶ Ended. */
+  private sendWhole(): void {
+    const whole = new WholeBody();
+    this.whole = whole;
+    // The judgement ends the exchange, but for an answer of our own that it has sent.
+    const passes = this.judge(true) == BodyStatus.Continue;
+    this.whole = null;
+    const body = whole.body;
+    const len: usize = body === null ? 0 : body.len;
+    if (passes && this.writable && <u64>len <= WRITABLE) {
+      replaceBuffer(BufferKind.ResponseBody, body === null ? 0 : body.ptr, len);
+      continueStream(StreamKind.Response);
+    } else if (passes) {
+      const headers = headerPairs(HeaderMapKind.ResponseHeaders);
+      const pairs = headers === null ? Block.alloc(0) : headers;
+      replyDecode(this.status, pairs, body, this.logged);
+      pairs.free();
+    }
+    whole.free();
+  }
+
+  /** Where a body of up to `most` bytes leaves to. */
+  private outlet(most: u64): Outlet {
+    const whole = this.whole;
+    if (whole === null) return new BodySink(BufferKind.ResponseBody);
+    whole.begin(most);
+    return whole;
   }
 
   /** A response whose body can't be read at all. */
@@ -596,8 +791,13 @@ export class Exchange extends StreamContext {
     const rope = this.rope!;
     rope.clearEdits();
     this.response!.free();
-    const response = new DecodeResponse(this.expected, rope, treatment, form, false);
-    this.response = response;
+    this.response = new DecodeResponse(this.expected, rope, treatment, form, false);
+    this.readRope();
+  }
+
+  private readRope(): void {
+    const rope = this.rope!;
+    const response = this.response!;
     let offset: u64 = 0;
     for (let i = 0; i < rope.pieceCount; i++) {
       const piece = rope.piece(i);
@@ -630,9 +830,12 @@ export class Exchange extends StreamContext {
     const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
     if (last !== null) rope.append(last, this.received);
     this.received += unread;
-    const sink = new BodySink(BufferKind.ResponseBody);
-    rope.release(this.received, sink);
-    sink.finish();
+    const outlet = this.outlet(this.received);
+    rope.release(this.received, outlet);
+    if (!outlet.finish() && this.whole !== null) {
+      this.reject(Reason.Memory);
+      return BodyStatus.StopIterationNoBuffer;
+    }
     this.state = State.Passing;
     this.releaseResponse();
     this.releaseCapture();
@@ -651,9 +854,9 @@ export class Exchange extends StreamContext {
       this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(this.announced + response.growth));
     }
     this.state = State.Streaming;
-    const sink = new BodySink(BufferKind.ResponseBody);
-    this.rope!.release(response.settled, sink);
-    if (!this.sent(sink)) return BodyStatus.StopIterationNoBuffer;
+    const outlet = this.outlet(<u64>max<i64>(<i64>this.received + response.growth, 0));
+    this.rope!.release(response.settled, outlet);
+    if (!this.sent(outlet)) return BodyStatus.StopIterationNoBuffer;
     if (endOfStream) this.finish();
     return BodyStatus.Continue;
   }
@@ -665,9 +868,10 @@ export class Exchange extends StreamContext {
   }
 
   /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */
-  private sent(sink: BodySink): bool {
-    if (sink.finish() && !this.rope!.broken) return true;
-    this.reset(Reason.Memory);
+  private sent(outlet: Outlet): bool {
+    if (outlet.finish() && !this.rope!.broken) return true;
+    if (this.whole !== null) this.reject(Reason.Memory);
+    else this.reset(Reason.Memory);
     return false;
   }
 
@@ -863,6 +1067,7 @@ export class Exchange extends StreamContext {
     const endpoint = this.endpoint;
     if (endpoint !== null) endpoint.free();
     this.endpoint = null;
+    this.session.hostLen = 0;
     this.request = null;
     reportHeld(true);
   }
@@ -898,6 +1103,8 @@ export class Exchange extends StreamContext {
   /** The stream ends here, whatever was to come. */
   private abort(): void {
     if (this.state == State.Ended) return;
+    // The client may have left, or decode's engine have gone.
+    if (this.config.connector.needsRanks) forgetRanks(this.config, this.session);
     this.outcome = Outcome.Aborted;
     this.reason = Reason.None;
   }
@@ -922,6 +1129,8 @@ function failureText(failure: Failure): string {
       return 'error status';
     case Failure.Unreadable:
       return 'the reply is not JSON';
+    case Failure.NoRanks:
+      return 'the bootstrap server does not tell its ranks';
     case Failure.TooLarge:
       return 'the prompt rows exceed max_capture_bytes';
     default:

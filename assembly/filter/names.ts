@@ -24,6 +24,8 @@ export const GET = new Ascii('GET');
 export const POST = new Ascii('POST');
 /** A path that every engine answers without work. */
 export const HEALTH = new Ascii('/health');
+/** Where a Mooncake bootstrap server tells its ranks. */
+export const QUERY = new Ascii('/query');
 export const EVENT_STREAM = new Ascii('text/event-stream');
 export const IDENTITY = new Ascii('identity');
 export const APPLICATION_JSON = new Ascii('application/json');

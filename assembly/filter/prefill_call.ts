@@ -3,8 +3,10 @@
 import { httpCall, randomBytes } from '../abi/host';
 import { PairReader, PairWriter } from '../abi/pairs';
 import { Status } from '../abi/types';
-import { Ascii, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
+import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
 import { Block } from '../bytes/block';
+import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
+import { RANDOM_BYTES, Session } from '../connectors/session';
 import { ClusterType, Config } from './config';
 import {
   AUTHORITY,
@@ -20,11 +22,10 @@ import {
   isOneHop,
 } from './names';
 
-const UUID_BYTES: usize = 36;
-const DECIMAL_BYTES: usize = 20;
-
 /** What Envoy tries again by itself, within the call's timeout. A reply whose head has come is not among it. */
-const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-error');
+export const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-error');
+/** The same where the other leg waits for this one: only what the engine has not begun. */
+const RETRIED_UNSEEN = new Ascii('connect-failure,refused-stream');
 
 /** Whether Envoy has tried again what ended in this status, if it was to try again at all. */
 export function isRetriedByEnvoy(status: i32): bool {
@@ -32,8 +33,9 @@ export function isRetriedByEnvoy(status: i32): bool {
 }
 
 /**
- * Starts the call with the headers of the client's request. All blocks are borrowed; `id` is the request's id where the
- * client's request had none, `endpoint` the one that the request names, where it does; `retries` are Envoy's.
+ * Starts the call with the headers of the client's request, and those of the session. All blocks are borrowed; `id` is
+ * the request's id where the client's request had none, `endpoint` the one that the request names, where it does;
+ * `retries` are Envoy's.
  */
 export function startPrefill(
   config: Config,
@@ -41,6 +43,7 @@ export function startPrefill(
   body: Block,
   id: Block | null,
   endpoint: Block | null,
+  session: Session,
   retries: i32,
 ): Status {
   const writer = new PairWriter();
@@ -53,14 +56,19 @@ export function startPrefill(
     if (isOneHop(reader.namePtr, reader.nameLen)) continue;
     if (named !== null && reader.is(named)) continue;
     if (endpoint !== null && reader.is(target)) continue;
+    if (isReplaced(reader, session)) continue;
     writer.add(reader.namePtr, reader.nameLen, reader.valuePtr, reader.valueLen);
   }
   if (id !== null) writer.add(REQUEST_ID.ptr, REQUEST_ID.len, id.ptr, id.len);
   if (endpoint !== null) writer.add(target.ptr, target.len, endpoint.ptr, endpoint.len);
-  const number = Block.alloc(DECIMAL_BYTES);
+  for (let i = 0; i < session.headers.length; i++) {
+    const own = session.headers[i];
+    writer.add(own.name.ptr, own.name.len, own.value.ptr, own.value.len);
+  }
+  const number = new Text(DECIMAL_BYTES).decimal(retries).end();
   if (retries > 0) {
-    writer.addText(RETRY_ON, RETRIED);
-    writer.add(MAX_RETRIES.ptr, MAX_RETRIES.len, number.ptr, writeDecimal(retries, number.ptr));
+    writer.addText(RETRY_ON, config.connector.concurrent ? RETRIED_UNSEEN : RETRIED);
+    writer.add(MAX_RETRIES.ptr, MAX_RETRIES.len, number.ptr, number.len);
   }
   const pairs = writer.build();
   const status = httpCall(config.cluster, pairs, body, config.timeoutMs);
@@ -86,24 +94,16 @@ export function startLookup(config: Config, endpoint: Block): Status {
   return status;
 }
 
-/** A random UUID (RFC 9562, version 4) for a request that has no id, as text. */
-export function newRequestId(): Block {
-  const id = Block.alloc(UUID_BYTES);
-  const random = Block.alloc(16);
-  randomBytes(random.ptr, 16);
-  store<u8>(random.ptr, (load<u8>(random.ptr, 6) & 0x0f) | 0x40, 6);
-  store<u8>(random.ptr, (load<u8>(random.ptr, 8) & 0x3f) | 0x80, 8);
-  let at = id.ptr;
-  for (let i: usize = 0; i < 16; i++) {
-    if (i == 4 || i == 6 || i == 8 || i == 10) store<u8>(at++, 0x2d);
-    const byte = load<u8>(random.ptr + i);
-    store<u8>(at++, hexDigit(byte >> 4));
-    store<u8>(at++, hexDigit(byte & 15));
-  }
-  random.free();
-  return id;
+function isReplaced(reader: PairReader, session: Session): bool {
+  for (let i = 0; i < session.headers.length; i++) if (reader.is(session.headers[i].name)) return true;
+  return false;
 }
 
-function hexDigit(value: u8): u8 {
-  return value < 10 ? 0x30 + value : 0x57 + value;
+/** A random UUID for a request that has no id. */
+export function newRequestId(): Block {
+  const random = Block.alloc(RANDOM_BYTES);
+  randomBytes(random.ptr, random.len);
+  const id = new Text(UUID_BYTES).uuid(random.ptr).end();
+  random.free();
+  return id;
 }

@@ -8,6 +8,7 @@ import { APPLICATION_JSON, CONTENT_TYPE, ROUTED_EXPERTS, isOneHop } from './name
 
 const DETAILS = new Ascii('routed_experts_filter');
 const DETAILS_PREFILL = new Ascii('routed_experts_prefill_reply');
+const DETAILS_DECODE = new Ascii('routed_experts_decode_reply');
 
 function typeOf(code: i32): string {
   switch (code) {
@@ -46,6 +47,22 @@ export function replyError(code: i32, message: string, outcome: string): void {
 
 /** Passes prefill's answer on to the client as it is; `headers` and `body` are borrowed. */
 export function replyPrefill(code: i32, headers: Block, body: Block, outcome: string): void {
+  reply(DETAILS_PREFILL, code, headers, body.ptr, body.len, outcome);
+}
+
+/** Sends decode's answer, edited, in the place of the one that was held; everything is borrowed. */
+export function replyDecode(code: i32, headers: Block, body: Block | null, outcome: string): void {
+  reply(DETAILS_DECODE, code, headers, body === null ? 0 : body.ptr, body === null ? 0 : body.len, outcome);
+}
+
+function reply(
+  details: Ascii,
+  code: i32,
+  headers: Block,
+  body: usize,
+  bodyLen: usize,
+  outcome: string,
+): void {
   const text = String.UTF8.encode(outcome);
   const writer = new PairWriter();
   const reader = new PairReader(headers);
@@ -57,6 +74,6 @@ export function replyPrefill(code: i32, headers: Block, body: Block, outcome: st
   }
   writer.add(ROUTED_EXPERTS.ptr, ROUTED_EXPERTS.len, changetype<usize>(text), text.byteLength);
   const pairs = writer.build();
-  sendLocalResponse(code, DETAILS_PREFILL, body.ptr, body.len, pairs);
+  sendLocalResponse(code, details, body, bodyLen, pairs);
   pairs.free();
 }

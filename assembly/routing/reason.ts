@@ -26,6 +26,8 @@ export const enum Reason {
   Missing,
   Choices,
   Ambiguous,
+  /** Prefill failed when decode had begun. */
+  Prefill,
   /** Not a reason: how many there are. */
   Count,
 }
@@ -79,6 +81,8 @@ export function reasonToken(reason: Reason): string {
       return 'choices';
     case Reason.Ambiguous:
       return 'ambiguous';
+    case Reason.Prefill:
+      return 'prefill';
     default:
       return 'none';
   }
@@ -133,6 +137,8 @@ export function reasonText(reason: Reason): string {
       return 'there are more arrays than choices that were asked for';
     case Reason.Ambiguous:
       return 'the decode array may hold all rows or only the generated ones';
+    case Reason.Prefill:
+      return 'prefill failed while decode was running';
     default:
       return '';
   }

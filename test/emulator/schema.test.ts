@@ -6,7 +6,7 @@ import { Ajv2020 } from 'ajv/dist/2020.js';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
 import { createEmulator, type Emulator } from '../host/index.ts';
-import { BEYOND_SCHEMA, REFUSED, TAKEN, type Config } from '../scenarios/configuration.ts';
+import { BEYOND_SCHEMA, REFUSED, TAKEN, TAKEN_CONCURRENT, type Config } from '../scenarios/configuration.ts';
 
 interface Schema {
   type?: string;
@@ -29,7 +29,14 @@ const BEYOND = [
 ];
 
 /** Keys without a default, which a section of their own describes. */
-const OPTIONAL = ['prefill.endpoint_header', 'prefill.allowed_endpoints', 'prefill.cluster_type'];
+const OPTIONAL = [
+  'endpoint_header',
+  'allowed_endpoints',
+  'cluster_type',
+  'bootstrap_cluster',
+  'bootstrap_host',
+  'bootstrap_port',
+].map((key) => `prefill.${key}`);
 
 let emulator: Emulator;
 beforeAll(async () => void (emulator = await createEmulator({ wasmPath: FILTER_WASM })));
@@ -74,7 +81,7 @@ describe('the table of configurations', () => {
     expect(validate(full)).toBe(beyond === BEYOND_SCHEMA);
   });
 
-  test.each(TAKEN)('both take %j', (config) => {
+  test.each([...TAKEN, ...TAKEN_CONCURRENT])('both take %j', (config) => {
     const full = withCluster(config);
     expect(refusal(JSON.stringify(full))).toBeUndefined();
     expect(validate(full), JSON.stringify(validate.errors)).toBe(true);

@@ -31,6 +31,8 @@ const PATHS = 'expected a path ending in one of /completions, /chat/completions,
 const ENDPOINT =
   'expected host:port, where host is an address, a CIDR block (IPv6 in brackets) or a name, and port may be a range';
 
+const BY_REQUEST = { endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.1:80'] };
+
 /** A rule that JSON Schema can't say: `envoy/config.schema.json` takes these. */
 export const BEYOND_SCHEMA = 'beyond the schema';
 
@@ -41,7 +43,7 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [
     prefill({ clusters: 'x' }),
     'prefill.clusters: expected no such key; known are cluster, endpoint_header, allowed_endpoints, ' +
-      'cluster_type, timeout_ms, retries',
+      'cluster_type, bootstrap_cluster, bootstrap_host, bootstrap_port, timeout_ms, retries',
   ],
   [{ prefill: 'x' }, 'prefill: expected an object with the member cluster'],
   [{ prefill: [] }, 'prefill: expected an object with the member cluster'],
@@ -112,9 +114,72 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
     'prefill.allowed_endpoints: expected endpoint_header beside it',
   ],
   [prefill({ cluster_type: 'original_dst' }), 'prefill.cluster_type: expected endpoint_header beside it'],
-  [{ connector: 'sglang' }, 'connector: expected one of nixl, shared_storage'],
-  [{ connector: 'Nixl' }, 'connector: expected one of nixl, shared_storage'],
-  [{ connector: '' }, 'connector: expected one of nixl, shared_storage'],
+  ...['sglang', 'mooncake'].map((connector): [Config, string] => [
+    { connector },
+    `prefill.bootstrap_host: expected a value: connector ${connector} needs it unless there is an endpoint_header`,
+  ]),
+  [
+    { connector: 'mooncake', prefill: { bootstrap_host: 'prefill' } },
+    'prefill.bootstrap_cluster: expected a value: connector mooncake needs it unless there is an endpoint_header',
+  ],
+  ...[
+    '',
+    'a b',
+    '10.0.0.256',
+    '127.1',
+    '::1',
+    '[::1',
+    'a:80',
+    'a..b',
+    '-a',
+    '10.0.0.1/8',
+    'a/b',
+  ].map((bootstrap_host): [Config, string, typeof BEYOND_SCHEMA?] => [
+    { connector: 'sglang', prefill: { bootstrap_host } },
+    'prefill.bootstrap_host: expected an address or a name',
+  ]),
+  [{ connector: 'sglang', prefill: { bootstrap_host: 1 } }, 'prefill.bootstrap_host: expected a string'],
+  [
+    { connector: 'sglang', prefill: { ...BY_REQUEST, bootstrap_host: 'prefill' } },
+    'prefill.bootstrap_host: expected no endpoint_header beside it',
+  ],
+  [
+    { connector: 'sglang', prefill: { bootstrap_host: 'prefill', bootstrap_cluster: 'bootstrap' } },
+    'prefill.bootstrap_cluster: expected none with connector sglang',
+  ],
+  [
+    { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_cluster: '' } },
+    'prefill.bootstrap_cluster: expected the name of a cluster',
+  ],
+  ...[0, 65_536, '8998', 1.5].map((bootstrap_port): [Config, string] => [
+    { connector: 'sglang', prefill: { ...BY_REQUEST, bootstrap_port } },
+    `prefill.bootstrap_port: ${integer(1, 65_535)}`,
+  ]),
+  ...['nixl', 'shared_storage'].flatMap((connector): [Config, string][] => [
+    [
+      { connector, prefill: { bootstrap_host: 'prefill' } },
+      `prefill.bootstrap_host: expected none with connector ${connector}`,
+    ],
+    [
+      { connector, prefill: { bootstrap_cluster: 'prefill' } },
+      `prefill.bootstrap_cluster: expected none with connector ${connector}`,
+    ],
+    [
+      { connector, prefill: { bootstrap_port: 8998 } },
+      `prefill.bootstrap_port: expected none with connector ${connector}`,
+    ],
+  ]),
+  ...['sglang', 'mooncake'].map((connector): [Config, string] => [
+    { connector, prefill: BY_REQUEST, decode_rows: 'tail' },
+    `decode_rows: expected full: with connector ${connector} decode starts before prefill has answered`,
+  ]),
+  [
+    { connector: 'sglang', prefill: BY_REQUEST, paths: ['/inference/v1/generate'] },
+    'paths[0]: expected a path ending in one of /completions, /chat/completions, /generate',
+  ],
+  [{ paths: ['/generate'] }, `paths[0]: ${PATHS}`],
+  [{ connector: 'Nixl' }, 'connector: expected one of nixl, shared_storage, mooncake, sglang'],
+  [{ connector: '' }, 'connector: expected one of nixl, shared_storage, mooncake, sglang'],
   [{ connector: 1 }, 'connector: expected a string'],
   [{ decode_rows: 'half' }, 'decode_rows: expected one of full, tail'],
   [{ decode_rows: true }, 'decode_rows: expected a string'],
@@ -135,6 +200,19 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+];
+
+/** Taken, and then no request without more is served by P/D. */
+export const TAKEN_CONCURRENT: Config[] = [
+  { connector: 'sglang', prefill: { bootstrap_host: 'prefill-0.models' } },
+  { connector: 'sglang', prefill: { bootstrap_host: '10.0.0.1', bootstrap_port: 1 }, decode_rows: 'full' },
+  { connector: 'sglang', prefill: BY_REQUEST, paths: ['/x/generate', '/v1/completions'] },
+  {
+    connector: 'mooncake',
+    prefill: { bootstrap_host: '[::1]', bootstrap_cluster: 'b', bootstrap_port: 65_535 },
+  },
+  { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_cluster: 'b' } },
+  { connector: 'mooncake', prefill: { ...BY_REQUEST, cluster_type: 'dynamic_forward_proxy' } },
 ];
 
 export const TAKEN: Config[] = [

@@ -42,15 +42,24 @@ function read(api: Api, body: Buffer | string): Unfit {
   return wasm['requestRead']!(api, ptr, bytes.length);
 }
 
+function use(connector: string): void {
+  const name = Buffer.from(connector);
+  expect(wasm['useConnector']!(lend(name), name.length)).toBe(1);
+}
+
+const useShared = (shared: boolean) => use(shared ? 'shared_storage' : 'nixl');
+
 function prefillLeg(shared = false): string {
-  expect(wasm['writePrefillLeg']!(+shared)).toBe(1);
+  useShared(shared);
+  expect(wasm['writePrefillLeg']!()).toBe(1);
   return takeOutput().toString();
 }
 
 function decodeLeg(shared = false, promptStart = -1): string {
+  useShared(shared);
   const params = Buffer.from(PARAMS);
   const [ptr, len] = shared ? [0, 0] : [lend(params), params.length];
-  expect(wasm['writeDecodeLeg']!(+shared, ptr, len, promptStart)).toBe(1);
+  expect(wasm['writeDecodeLeg']!(ptr, len, promptStart)).toBe(1);
   return takeOutput().toString();
 }
 

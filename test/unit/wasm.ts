@@ -37,6 +37,7 @@ export enum Api {
   Completions,
   Chat,
   Generate,
+  Native,
 }
 export enum Unfit {
   No,
@@ -44,6 +45,7 @@ export enum Unfit {
   TooDeep,
   NotUtf8,
   SeveralPrompts,
+  SeveralChoices,
   PromptLogprobs,
   NoOutput,
   PromptStart,

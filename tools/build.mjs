@@ -1,30 +1,31 @@
-// Compiles the wasm modules. As a command: `node tools/build.mjs [filter] [test]`, always; `ensureBuilt` only when stale.
+// Compiles the wasm modules. As a command: `node tools/build.mjs [filter] [test] [trap]`, always; `ensureBuilt` only when stale.
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
-import { bin, BUILD, FILTER_WASM, ROOT, TEST_WASM } from './paths.mjs';
+import { bin, BUILD, FILTER_WASM, ROOT, TEST_WASM, TRAP_WASM } from './paths.mjs';
 import { Problem, runMain } from './problem.mjs';
 import { runNode } from './run.mjs';
 
-/** @typedef {'filter' | 'test'} Target */
+/** @typedef {'filter' | 'test' | 'trap'} Target */
 
-/** @type {Record<Target, { entry: string, out: string }>} */
+/** @type {Record<Target, { entry: string, out: string, like?: Target }>} */
 const TARGETS = {
   filter: { entry: 'assembly/index.ts', out: FILTER_WASM },
   test: { entry: 'assembly/testing.ts', out: TEST_WASM },
+  trap: { entry: 'assembly/trap.ts', out: TRAP_WASM, like: 'filter' },
 };
 
 /** @param {Target} target */
 export async function build(target) {
-  const { entry, out } = TARGETS[target];
+  const { entry, out, like = target } = TARGETS[target];
   if (!existsSync(join(ROOT, entry)))
     throw new Problem(`${entry} is missing, so build/${target}.wasm cannot be built.`);
   mkdirSync(BUILD, { recursive: true });
   const started = new Date();
   const temporary = join(BUILD, `.${target}.${process.pid}.wasm`);
   try {
-    const args = [entry, '--target', target, '--outFile', temporary];
+    const args = [entry, '--target', like, '--outFile', temporary];
     // asconfig.json cannot name a transform by a path of the project.
-    if (target === 'filter') args.push('--transform', './tools/entry-transform.mjs');
+    if (like === 'filter') args.push('--transform', './tools/entry-transform.mjs');
     const asc = await runNode(bin('asc'), args);
     process.stderr.write(asc.output);
     if (asc.code !== 0) throw new Problem(`${entry} does not compile.`);
@@ -60,8 +61,8 @@ function tree(dir) {
 
 await runMain(import.meta.url, async () => {
   for (const target of process.argv.slice(2)) {
-    if (target !== 'filter' && target !== 'test')
-      throw new Problem(`Unknown target ${target}: filter or test.`);
+    if (target !== 'filter' && target !== 'test' && target !== 'trap')
+      throw new Problem(`Unknown target ${target}: filter, test or trap.`);
     await build(target);
   }
 });

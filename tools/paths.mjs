@@ -7,6 +7,7 @@ export const BUILD = join(ROOT, 'build');
 export const DIST = join(ROOT, 'dist');
 export const FILTER_WASM = join(BUILD, 'filter.wasm');
 export const TEST_WASM = join(BUILD, 'test.wasm');
+export const TRAP_WASM = join(BUILD, 'trap.wasm');
 
 /**
  * The script of an installed package; run with Node itself, so that npx never goes to a registry.

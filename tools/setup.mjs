@@ -16,6 +16,7 @@ export const steps = {
   envoy: ensureEnvoy,
   filter: () => ensureBuilt('filter'),
   test: () => ensureBuilt('test'),
+  trap: () => ensureBuilt('trap'),
 };
 
 /** @param {(keyof typeof steps)[]} names */

@@ -18,6 +18,7 @@ if (await attempt(() => setup(['node', 'packages']))) {
   await attempt(steps.envoy);
   await attempt(steps.filter);
   await attempt(steps.test);
+  await attempt(steps.trap);
   await check('format', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('lint', bin('tsc'), ['--noEmit']);
   await runSuites(process.argv.slice(2));

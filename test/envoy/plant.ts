@@ -15,6 +15,7 @@ import {
   bootstrap,
   clusterOf,
   listener,
+  prefillName,
   STAT_PREFIX,
   type EnvoyOptions,
   type Files,
@@ -43,6 +44,7 @@ export interface Answer {
 export interface Sent {
   path?: string;
   body: string | Buffer;
+  headers?: Record<string, string>;
   /** The client hangs up when this resolves. */
   leave?: Promise<unknown>;
 }
@@ -87,7 +89,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
   };
   const leg = (of: number) => ({ http1: of, http2: of });
   const ports = new Map([
-    ['prefill', leg(options.prefillPort)],
+    [prefillName(0), leg(options.prefillPort)],
     ['decode', leg(options.decodePort)],
   ]);
   const envoy = await launchEnvoy({
@@ -193,7 +195,11 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
   };
 }
 
-function send(agent: Agent, port: number, { path = '/v1/completions', body, leave }: Sent): Promise<Answer> {
+function send(
+  agent: Agent,
+  port: number,
+  { path = '/v1/completions', body, headers, leave }: Sent,
+): Promise<Answer> {
   const bytes = Buffer.from(body);
   return new Promise((resolve) => {
     const answer: Answer = { status: 0, headers: [], body: Buffer.alloc(0), complete: false };
@@ -201,7 +207,7 @@ function send(agent: Agent, port: number, { path = '/v1/completions', body, leav
     const end = () => resolve({ ...answer, body: Buffer.concat(pieces) });
     const request = httpRequest({
       ...{ agent, port, path, host: '127.0.0.1', method: 'POST' },
-      headers: { 'content-type': 'application/json', 'content-length': bytes.length },
+      headers: { 'content-type': 'application/json', 'content-length': bytes.length, ...headers },
     });
     request.on('error', end);
     request.on('response', (response) => {

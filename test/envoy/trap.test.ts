@@ -1,0 +1,93 @@
+// A trap of the VM, which nothing is known to cause: with the configuration that is shipped, what was in flight ends, and the
+// next request is served.
+
+import { readFileSync } from 'node:fs';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { FILTER_WASM, TRAP_WASM } from '../../tools/paths.mjs';
+import { GOOD_DECODE, GOOD_MERGED, GOOD_PREFILL, REQUEST } from '../scenarios/messages.ts';
+import { createPlant, http, rawEngine, type Answer, type Plant } from './plant.ts';
+import { waitFor } from './wait.ts';
+
+const IDLE_MS = 1500;
+const SOCKET = http(GOOD_DECODE);
+
+let of: Plant;
+let prefillTalks = true;
+let decodeSays = SOCKET.length;
+const asked = { prefill: 0, decode: 0 };
+const open: { close(): Promise<void> }[] = [];
+
+beforeAll(async () => {
+  const prefill = await rawEngine((socket) => {
+    asked.prefill++;
+    if (prefillTalks) socket.write(http(GOOD_PREFILL));
+  });
+  const decode = await rawEngine((socket) => {
+    asked.decode++;
+    socket.write(SOCKET.slice(0, decodeSays));
+  });
+  of = await createPlant({
+    prefillPort: prefill.port,
+    decodePort: decode.port,
+    wasmPath: TRAP_WASM,
+    streamIdleTimeoutMs: IDLE_MS,
+    config: { hold_bytes: 0 },
+  });
+  open.push(of, prefill, decode);
+});
+afterAll(async () => {
+  for (const each of open) await each.close();
+});
+
+const isMerged = (answer: Answer) => expect(answer.body.toString()).toBe(GOOD_MERGED);
+const trap = () => of.send({ body: REQUEST, headers: { 'x-trap': '1' } });
+const reloads = async () => Object.values(await of.stats('vm_reload_success')).reduce((a, b) => a + b, 0);
+
+/** Asks until a request is served: within a second of its last load Envoy does not load a VM again. */
+const served = () =>
+  waitFor('A request is served', async () => {
+    const answer = await of.send({ body: REQUEST });
+    return answer.status === 200 ? answer : undefined;
+  });
+
+test('the shipped module has no way to trap it', () => {
+  expect(readFileSync(TRAP_WASM).includes(Buffer.from('x-trap', 'utf16le'))).toBe(true);
+  expect(readFileSync(FILTER_WASM).includes(Buffer.from('x-trap', 'utf16le'))).toBe(false);
+});
+
+test('the request that traps gets 503, and the next one is served', async () => {
+  isMerged(await of.send({ body: REQUEST }));
+  const before = await reloads();
+  expect(await trap()).toMatchObject({ status: 503, complete: true });
+  isMerged(await served());
+  expect(await reloads()).toBe(before + 1);
+});
+
+interface InFlight {
+  name: string;
+  prefill: boolean;
+  decode: number;
+  /** Requests that engines must have got before the trap. */
+  reached: 'prefill' | 'decode';
+}
+
+test.each<InFlight>([
+  { name: 'waits for prefill', prefill: false, decode: SOCKET.length, reached: 'prefill' },
+  { name: 'waits for decode', prefill: true, decode: 0, reached: 'decode' },
+  { name: 'has a part of its response held', prefill: true, decode: 150, reached: 'decode' },
+  { name: 'has a part of its response', prefill: true, decode: SOCKET.length - 40, reached: 'decode' },
+])('a request that $name ends within the idle timeout', async ({ prefill, decode, reached }) => {
+  isMerged(await served());
+  [prefillTalks, decodeSays] = [prefill, decode];
+  const before = asked[reached];
+  const started = Date.now();
+  const waiting = of.send({ body: REQUEST });
+  await waitFor('It is on its way', () => asked[reached] > before || undefined);
+  await trap();
+  const answer = await waiting;
+  expect(Date.now() - started).toBeLessThan(IDLE_MS * 3);
+  // An error, or a body that nobody can take for whole.
+  expect(answer.status === 200 && answer.complete).toBe(false);
+  [prefillTalks, decodeSays] = [true, SOCKET.length];
+  isMerged(await served());
+});

@@ -2,7 +2,7 @@
 // A form is one entry of `DIALECTS`.
 
 import { npyHeader, type NpyOptions } from '../engine/npy.ts';
-import { all, isNull, type Node } from './json.ts';
+import { all, integer, isNull, parse, type Node } from './json.ts';
 
 /** An array as it is found in a value. */
 export interface Rows {
@@ -11,8 +11,12 @@ export interface Rows {
   layers: number;
   topK: number;
   data: Buffer;
+  /** Token of the first row. */
+  start: number;
   /** What stands before the data, kept by an overlay. */
   head: Buffer;
+  /** The value's text. */
+  text: string;
 }
 
 export interface Written {
@@ -20,14 +24,19 @@ export interface Written {
   layers: number;
   topK: number;
   rows: number;
+  /** Token of the first row. */
+  start: number;
   data: Buffer;
   npy: NpyOptions;
 }
 
 export interface Dialect {
   name: string;
-  /** Member of a choice that holds the array. */
+  /** Member of a choice that holds the array, and the first character of its value. */
   key: string;
+  first: string;
+  /** An array says by itself for which tokens it has rows. */
+  tellsStart: boolean;
   /** JSON text of an array. */
   write(array: Written): string;
   /** The array in a value's text; null when it is not one that may be merged. */
@@ -37,8 +46,8 @@ export interface Dialect {
    * whatever stands there; null when its head can't be read.
    */
   overwritten(text: string, at: number, prefill: Rows): [from: number, to: number] | null;
-  /** Text of the decode array with other data: `like` is what decode sent, `tail` whether its rows follow the data. */
-  merged(like: Rows, data: Buffer, tail: boolean): string;
+  /** Text of the decode array with other data, of rows from token `start` on; `tail`: there are more rows than there were. */
+  merged(like: Rows, data: Buffer, tail: boolean, start: number): string;
 }
 
 const DTYPES = ['|u1', '<u2', '<i2', '<i4'];
@@ -76,7 +85,8 @@ function readNpy(file: Buffer): Rows | null {
   const [rows, layers, topK] = dictionary.shape as [number, number, number];
   const data = file.subarray(size);
   const right = rows * layers * topK * itemBytes(dictionary.descr) === data.length;
-  return right ? { dtype: dictionary.descr, rows, layers, topK, data, head: file.subarray(0, size) } : null;
+  const head = file.subarray(0, size);
+  return right ? { dtype: dictionary.descr, rows, layers, topK, data, start: 0, head, text: '' } : null;
 }
 
 /** The bytes of a JSON string that is base64 (RFC 4648, section 4), padded; null for any other value. */
@@ -88,6 +98,8 @@ function base64Of(text: string): Buffer | null {
 const npy: Dialect = {
   name: 'npy',
   key: 'routed_experts',
+  first: '"',
+  tellsStart: false,
   write({ dtype, rows, layers, topK, data, npy: options }) {
     return `"${Buffer.concat([npyHeader(dtype, [rows, layers, topK], options), data]).toString('base64')}"`;
   },
@@ -109,7 +121,65 @@ const npy: Dialect = {
   },
 };
 
-export const DIALECTS: readonly Dialect[] = [npy];
+const NUMPY_NAMES: Record<string, string> = {
+  '|u1': 'uint8',
+  '<u2': 'uint16',
+  '<i2': 'int16',
+  '<i4': 'int32',
+};
+
+/** prime-rl's and Dynamo's: raw bytes, with shape and first token beside them. */
+const object: Dialect = {
+  name: 'object',
+  key: 'routed_experts',
+  first: '{',
+  tellsStart: true,
+  write({ dtype, rows, layers, topK, data, start }) {
+    const members = {
+      data: data.toString('base64'),
+      shape: [rows, layers, topK],
+      start,
+      dtype: NUMPY_NAMES[dtype],
+    };
+    return JSON.stringify(members);
+  },
+  read(text) {
+    const root = parse(text);
+    if (root?.kind !== 'object') return null;
+    const [data, shape, start, dtype] = ['data', 'shape', 'start', 'dtype'].map((key) => all(root, key));
+    if ([data, shape, start, dtype].some((each) => each!.length > 1) || shape![0]?.kind !== 'array')
+      return null;
+    const of = (node: Node | undefined) => (node ? text.slice(node.start, node.end) : 'null');
+    const bytes = base64Of(of(data![0]));
+    const [rows, layers, topK] = shape![0].items.map((item) => integer(text, item)) as [
+      number,
+      number,
+      number,
+    ];
+    const first = isNull(text, start![0]) ? 0 : integer(text, start![0]);
+    const name = isNull(text, dtype![0]) ? '"uint8"' : of(dtype![0]);
+    const code = Object.keys(NUMPY_NAMES).find((each) =>
+      [`"${each}"`, `"${NUMPY_NAMES[each]}"`].includes(name),
+    );
+    if (!bytes || !code || shape![0].items.length !== 3 || rows < 0 || layers < 1 || topK < 1 || first < 0)
+      return null;
+    if (rows * layers * topK * itemBytes(code) !== bytes.length) return null;
+    return { dtype: code, rows, layers, topK, data: bytes, start: first, head: Buffer.alloc(0), text };
+  },
+  overwritten: () => null,
+  merged({ text, layers, topK, dtype }, data, tail, start) {
+    const root = parse(text)!;
+    const edits: [Node, string][] = [[all(root, 'data')[0]!, `"${data.toString('base64')}"`]];
+    const rows = data.length / (layers * topK * itemBytes(dtype));
+    if (tail) edits.push([all(root, 'shape')[0]!.items[0]!, String(rows)]);
+    const first = all(root, 'start')[0];
+    if (tail && first && !isNull(text, first)) edits.push([first, String(start)]);
+    edits.sort(([a], [b]) => b.start - a.start);
+    return edits.reduce((out, [node, by]) => out.slice(0, node.start) + by + out.slice(node.end), text);
+  },
+};
+
+export const DIALECTS: readonly Dialect[] = [npy, object];
 
 /** Members that hold routing in some form: of a choice, and of the document. */
 const OF_CHOICE = [

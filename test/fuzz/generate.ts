@@ -96,8 +96,8 @@ function byHand(random: Random): Messages {
     for (let row = 0; row < rows; row++) bytes[row * width]! &= 0x7f;
     return bytes;
   };
-  const array = (rows: number, npy: Parameters<Dialect['write']>[0]['npy']) =>
-    new Raw(dialect.write({ ...shape, rows, data: data(rows), npy }));
+  const array = (rows: number, npy: Parameters<Dialect['write']>[0]['npy'], start = 0) =>
+    new Raw(dialect.write({ ...shape, rows, data: data(rows), npy, start }));
   const npyOf = () => ({
     version: random.chance(0.8) ? (1 as const) : random.pick([2, 3] as const),
     padding: random.chance(0.7) ? 0 : random.between(0, 70),
@@ -181,7 +181,7 @@ function byHand(random: Random): Messages {
     const end = random.pick(['\n', '\r\n', '\r']);
     const events = lengths.flatMap((tokens, index) =>
       Array.from({ length: tokens }, (_, t) => {
-        const rows = t === tokens - 1 ? array(rowsOf(tokens), decodeNpy) : null;
+        const rows = t === tokens - 1 ? array(rowsOf(tokens), decodeNpy, answersTail ? prompt : 0) : null;
         const item = order({ index, token_ids: [t], text: words(), [dialect.key]: rows });
         // A stream's document is on one line.
         return render(order({ request_id: words(), choices: [item] }), () => '');
@@ -190,7 +190,9 @@ function byHand(random: Random): Messages {
     if (withUsage) events.push(render({ choices: [], usage: usage(rest) }, () => ''));
     body = [...events, '[DONE]'].map((event) => `data: ${event}${end}${end}`).join('');
   } else {
-    const choices = lengths.map((tokens, i) => choice(i, array(rowsOf(tokens), decodeNpy), tokens));
+    const choices = lengths.map((tokens, i) =>
+      choice(i, array(rowsOf(tokens), decodeNpy, answersTail ? prompt : 0), tokens),
+    );
     body = render(
       order({ id: words(), choices, ...(withUsage ? { usage: usage(rest) } : {}), kv_transfer_params: null }),
       space,
@@ -243,6 +245,8 @@ function bySimulation(random: Random): Messages {
       headers: [['content-type', 'application/json']],
       body: Buffer.from(JSON.stringify(value)),
     });
+    // These roles answer at once.
+    if (reply instanceof Promise) throw new Error('the simulated engine waits');
     const headers = reply.headers.filter(([name]) => name !== 'content-length');
     return { headers, body: Buffer.concat(reply.chunks).toString('latin1') };
   };

@@ -3,7 +3,7 @@
 
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 import { DIALECTS, itemBytes, places, type Dialect, type Place, type Rows } from './dialects.ts';
-import { all, integer, last, parse, read, type Node } from './json.ts';
+import { all, integer, isNull, last, parse, read, type Node } from './json.ts';
 
 export type Json = Record<string, unknown>;
 
@@ -52,7 +52,8 @@ export function readRequest(method: string, path: string, body: Buffer): Asked |
   const fit = !(
     several ||
     (!generate && value['prompt_embeds'] !== undefined && value['prompt_embeds'] !== null) ||
-    given('prompt_logprobs') ||
+    // Prefill's take the place of decode's, but in a stream.
+    (given('prompt_logprobs') && ![undefined, null, false].includes(value['stream'] as never)) ||
     (echo !== undefined && echo !== null && echo !== false) ||
     caps.some(isZero) ||
     (given('routed_experts_prompt_start') && sampling['routed_experts_prompt_start'] !== 0)
@@ -108,6 +109,12 @@ export function decodeLeg(
   promptStart: number | null,
 ): Json {
   const out = withoutParams(asked.path, asked.value);
+  const holder = asked.path === GENERATE ? out['sampling_params'] : out;
+  if (isObject(holder) && ![undefined, null].includes(holder['prompt_logprobs'] as never)) {
+    const { prompt_logprobs: _, ...rest } = holder;
+    if (asked.path === GENERATE) out['sampling_params'] = rest;
+    else delete out['prompt_logprobs'];
+  }
   if (connector === 'nixl') out['kv_transfer_params'] = params;
   else if ('cache_hit_threshold' in out) out['cache_hit_threshold'] = 0;
   if (promptStart !== null) {
@@ -130,9 +137,14 @@ export interface Brought {
   usage: number;
   /** As `usage`, else the rows say. */
   promptTokens: number;
+  /** Routing in a form that the reference does not read. */
+  strange: boolean;
+  /** Other values that take the place of decode's. */
+  values: boolean;
 }
 
-const dialectOf = ({ key }: Place): Dialect | null => DIALECTS.find((each) => key === each.key) ?? null;
+const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
+  DIALECTS.find((each) => key === each.key && text[node.start] === each.first) ?? null;
 
 /** Null: not a JSON object. */
 export function readPrefill(body: Buffer): Brought | null {
@@ -142,10 +154,9 @@ export function readPrefill(body: Buffer): Brought | null {
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' ? text.slice(kv.start, kv.end) : null;
   const usage = integer(text, last(last(root, 'usage'), 'prompt_tokens'));
-  // Beside the form that is used, these decide nothing.
-  const found = places(text, root).filter(({ key, choice }) => choice < 0 || !key.includes('.'));
+  const found = places(text, root);
   const [place] = found;
-  const dialect = place ? dialectOf(place) : null;
+  const dialect = place ? dialectOf(text, place) : null;
   const value = place && dialect ? dialect.read(text.slice(place.node.start, place.node.end)) : null;
   const right =
     value !== null &&
@@ -153,10 +164,35 @@ export function readPrefill(body: Buffer): Brought | null {
     all(root, 'choices').length === 1 &&
     all(all(root, 'choices')[0]!.items[place!.choice], dialect!.key).length === 1 &&
     value.rows > 0 &&
-    (usage < 0 || usage === value.rows) &&
+    (usage < 0 || usage === value.start + value.rows) &&
     !hasSentinel(value);
   const rows = right ? value : null;
-  return { rows, dialect, params, usage, promptTokens: usage >= 0 ? usage : (rows?.rows ?? -1) };
+  const end = rows ? rows.start + rows.rows : -1;
+  // Other forms, or several at once: the reference does not know what follows.
+  const other = found.some((each) => dialectOf(text, each) === null) || found.length > 1;
+  // Counts of tokens are there, too.
+  const strange = other || all(root, 'meta_info').length > 0;
+  const values = hasValues(text, root);
+  return { rows, dialect, params, usage, promptTokens: usage >= 0 ? usage : end, strange, values };
+}
+
+/** Members besides routing whose value in prefill's reply takes the place of decode's. */
+const VALUES = ['prompt_logprobs', 'prompt_tokens_details'];
+
+function hasValues(text: string, root: Node): boolean {
+  const holders = [root, ...all(root, 'choices').flatMap(({ items }) => items), ...all(root, 'usage')];
+  return holders.some((holder) => VALUES.some((key) => all(holder, key).some((node) => !isNull(text, node))));
+}
+
+/** A document without the members of `VALUES`. */
+export function withoutValues(value: unknown): unknown {
+  if (!isObject(value)) return value;
+  const strip = (of: unknown): unknown =>
+    isObject(of) ? Object.fromEntries(Object.entries(of).filter(([key]) => !VALUES.includes(key))) : of;
+  const out = strip(value) as Json;
+  if (Array.isArray(out['choices'])) out['choices'] = out['choices'].map(strip);
+  if (isObject(out['usage'])) out['usage'] = strip(out['usage']);
+  return out;
 }
 
 function hasSentinel({ dtype, rows, data }: Rows): boolean {
@@ -251,6 +287,12 @@ export function verdictOf(body: Buffer, expected: Expected): Verdict {
 
 function verdictOfText(text: string, expected: Expected): Verdict {
   const root = parse(text);
+  const members = ['choices', 'meta_info', 'sglext'];
+  if (
+    root?.kind === 'array' &&
+    root.items.every((item) => members.every((key) => all(item, key).length === 0))
+  )
+    return { merged: [], absent: true, nulled: text, why: '' };
   if (root?.kind !== 'object') return refused('not a JSON object');
   const found = places(text, root);
   const nulled = nullsOf(text, found);
@@ -260,7 +302,8 @@ function verdictOfText(text: string, expected: Expected): Verdict {
   const { rows } = expected.brought;
   const usage = last(root, 'usage');
   const promptTokens = integer(text, last(usage, 'prompt_tokens'));
-  if (promptTokens >= 0 && promptTokens !== rows!.rows) return refused('another prompt', nulled);
+  if (promptTokens >= 0 && promptTokens !== rows!.start + rows!.rows)
+    return refused('another prompt', nulled);
   const choices = all(root, 'choices')[0]!.items;
   const completion = integer(text, last(usage, 'completion_tokens'));
   const tokens = arrays.map(({ place }) => {
@@ -290,7 +333,7 @@ function arraysOf(text: string, root: Node, found: Place[], { brought, n }: Expe
   if (all(root, 'choices').length > 1) return 'choices twice';
   const out: Array_[] = [];
   for (const place of found) {
-    const dialect = dialectOf(place);
+    const dialect = dialectOf(text, place);
     if (dialect === null || dialect !== brought.dialect) return `a value at ${place.key}`;
     const choice = all(root, 'choices')[0]!.items[place.choice];
     if (all(choice, dialect.key).length > 1) return 'the key twice';
@@ -327,13 +370,7 @@ export function nullsOrMerges(text: string, out: string, brought: Brought): bool
 
 function mergesOf(text: string, { rows, dialect }: Brought): string[] {
   const value = rows && dialect && dialect.read(text);
-  if (!value) return [];
-  const width = rows.layers * rows.topK * itemBytes(rows.dtype);
-  const full = Buffer.concat([rows.data, value.data.subarray(rows.rows * width)]);
-  return [
-    dialect.merged(value, full, false),
-    dialect.merged(value, Buffer.concat([rows.data, value.data]), true),
-  ];
+  return value ? (['full', 'tail'] as const).map((form) => mergeOf(dialect, value, rows, form)) : [];
 }
 
 type Form = 'full' | 'tail';
@@ -341,6 +378,13 @@ type Form = 'full' | 'tail';
 /** The forms that nothing speaks against. `tokens`: of each choice, -1 when not known. */
 function formsOf(arrays: Array_[], tokens: number[], completion: number, expected: Expected): Form[] {
   const prompt = expected.brought.rows!.rows;
+  if (arrays[0]?.dialect.tellsStart) {
+    const { start, rows } = expected.brought.rows!;
+    const end = start + rows;
+    const fits = ({ value }: Array_) =>
+      value.start >= start && value.start <= end && value.start + value.rows >= end;
+    return arrays.every(fits) ? ['full'] : [];
+  }
   const counts = arrays.map(({ value }) => value.rows);
   const full = counts.every((rows) => rows >= prompt);
   if (!expected.tail) return full ? ['full'] : [];
@@ -367,10 +411,18 @@ function formsOf(arrays: Array_[], tokens: number[], completion: number, expecte
 }
 
 function edit({ place, dialect, value }: Array_, rows: Rows, form: Form): Edit {
+  return { node: place.node, text: mergeOf(dialect, value, rows, form) };
+}
+
+function mergeOf(dialect: Dialect, value: Rows, rows: Rows, form: Form): string {
   const width = rows.layers * rows.topK * itemBytes(rows.dtype);
-  const kept = form === 'full' ? value.data.subarray(rows.rows * width) : value.data;
-  const data = Buffer.concat([rows.data, kept]);
-  return { node: place.node, text: dialect.merged(value, data, form === 'tail') };
+  const end = rows.start + rows.rows;
+  const tail = dialect.tellsStart ? value.start === end : form === 'tail';
+  // Rows of both, from the first token of the decode array on where that has some of the prompt.
+  const from = tail ? rows.start : Math.max(value.start, rows.start);
+  const kept = tail ? value.data : value.data.subarray((end - from) * width);
+  const data = Buffer.concat([rows.data.subarray((from - rows.start) * width), kept]);
+  return dialect.merged(value, data, tail, from);
 }
 
 /** The document of each event of a stream: its text, and where it is. */
@@ -416,7 +468,7 @@ function streamVerdictOfText(text: string, expected: Expected): Verdict {
     arrays += list.length;
     if (arrays > expected.n) why ||= 'more arrays than choices';
     const promptTokens = integer(part, last(last(root, 'usage'), 'prompt_tokens'));
-    if (arrays > 0 && promptTokens >= 0 && promptTokens !== expected.brought.rows?.rows)
+    if (arrays > 0 && promptTokens >= 0 && promptTokens !== expected.brought.promptTokens)
       why ||= 'another prompt';
     const unknown = list.map(() => -1);
     const fitting = list.length > 0 ? formsOf(list, unknown, -1, expected) : forms;

@@ -536,6 +536,7 @@ export class DecodeResponse extends Site {
     const from = <u64>array.heldFrom;
     array.heldFrom = -1;
     this.array = null;
+    this.stage = Stage.Scan;
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(array.reason);
     this.nulled = array.reason;
     this.instead = null;

@@ -151,6 +151,11 @@ const BROKEN: Broken[] = [
   broken('a string that is cut in its header', 'size', one(quoted(good.slice(0, 40)))),
   broken('an empty string', 'size', one('""')),
   broken('another magic', 'magic', patched(1, 0x6e)),
+  broken(
+    'another magic, and much behind it',
+    'magic',
+    patched(1, 0x6e).replace('"usage"', `"x":"${'y'.repeat(40_000)}","usage"`),
+  ),
   broken('version 4', 'version', patched(6, 4)),
   broken(
     'a header that is no dictionary',

@@ -1,7 +1,7 @@
 // `npm run bench:memory`: what the filter holds when many long requests come at once, and what a request costs as workers,
 // concurrency, choices and pieces grow.
 
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { requireEnvoy } from '../tools/envoy.mjs';
@@ -15,6 +15,7 @@ import type { Kind, LoadHandlers, RunResult } from './load.ts';
 import { describeMachine, load, residentBytes, usageOf } from './machine.ts';
 import { Worker } from './process.ts';
 import { table } from './report.ts';
+import { largestVm } from './vm_memory.ts';
 import { digits, megabytes, quantile, ratio, spread } from './stats.ts';
 
 const MODEL = { layers: 48, topK: 8, dtype: '|u1' } as const;
@@ -88,22 +89,6 @@ async function sample(envoy: MeasuredEnvoy): Promise<Sample> {
     if (name) gauges[name.slice(STAT.length)] = value;
   }
   return { resident: residentBytes(envoy.pid), vm: largestVm(envoy.pid), gauges };
-}
-
-/** V8 reserves gigabytes of address space for a wasm memory, and makes its pages accessible from the start of it. */
-function largestVm(pid: number): number {
-  let largest = 0;
-  let before: { size: number; end: string; accessible: boolean } | undefined;
-  for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-    const match = /^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ 0/.exec(line);
-    if (!match) continue;
-    const [, begin, end, mode] = match as unknown as [string, string, string, string];
-    const size = parseInt(end, 16) - parseInt(begin, 16);
-    const reserved = mode.startsWith('---') && size > 2 ** 30;
-    if (reserved && before?.accessible && before.end === begin) largest = Math.max(largest, before.size);
-    before = { size, end, accessible: mode.startsWith('rw') };
-  }
-  return largest;
 }
 
 async function many(bench: Bench): Promise<string[]> {

@@ -210,6 +210,8 @@ function send(
       headers: { 'content-type': 'application/json', 'content-length': bytes.length, ...headers },
     });
     request.on('error', end);
+    // Given up before it had a connection, a request has no error.
+    request.on('close', () => void (answer.status === 0 && end()));
     request.on('response', (response) => {
       answer.status = response.statusCode ?? 0;
       for (let i = 0; i < response.rawHeaders.length; i += 2)

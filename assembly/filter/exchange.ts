@@ -575,6 +575,8 @@ export class Exchange extends StreamContext {
   }
 
   onResponseTrailers(): i32 {
+    // Only the filter says what became of an exchange.
+    removeHeader(HeaderMapKind.ResponseTrailers, ROUTED_EXPERTS);
     switch (this.state) {
       case State.Waiting:
         this.ended = true;

@@ -55,6 +55,8 @@ export const itemBytes = (dtype: string): number => Number(dtype.slice(2));
 
 /** The dictionary of a `.npy` header; null when it is not as NumPy writes it, whatever the order and the spaces. */
 function readDictionary(text: string): { descr: string; shape: number[] } | null {
+  // Python's names.
+  if (/\b(false|true|null)\b/.test(text)) return null;
   const json = text
     .replace(/'/g, '"')
     .replace(/\bFalse\b/g, 'false')

@@ -146,10 +146,13 @@ export interface Brought {
 const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
   DIALECTS.find((each) => key === each.key && text[node.start] === each.first) ?? null;
 
-/** Null: not a JSON object. */
+/** Null: no reply. */
 export function readPrefill(body: Buffer): Brought | null {
   const text = body.toString('latin1');
   const root = parse(text);
+  const nothing = { rows: null, dialect: null, params: null, usage: -1, promptTokens: -1, values: false };
+  // A list of elements, as SGLang answers several prompts.
+  if (root?.kind === 'array') return { ...nothing, strange: true };
   if (root?.kind !== 'object') return null;
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' ? text.slice(kv.start, kv.end) : null;

@@ -350,8 +350,30 @@ const responses: Case[] = PROTOCOLS.flatMap((protocol) =>
   })),
 );
 
+const WINDOW = 16 << 20;
+
+/** Envoy answers inside the call that gives it the decode leg: over HTTP/2 when the stream's window is full. */
+const inside: Case[] = ['decode', 'reject'].map((policy): Case => ({
+  name: `a request that decode’s parameters take over the window of HTTP/2: ${policy}`,
+  scenario: () => ({
+    name: 'inside',
+    config: { on_prefill_failure: policy },
+    client: post(filled(WINDOW - 2000), { path: COMPLETIONS }),
+    prefill: answering(GOOD_PREFILL.replace(PARAMS, longParams)),
+    decode: answering(GOOD_DECODE),
+    downstream: 'http2',
+    upstream: 'http2',
+  }),
+  check(result) {
+    expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual([1, 0]);
+    expect([result.status, result.complete]).toEqual([413, true]);
+    expect(header(result.headers, 'x-routed-experts')).toBe('absent');
+    expectOutcome(result, 'absent');
+  },
+}));
+
 export const bufferLimits: Suite = {
   name: 'bodies around the buffer limit',
   limits: { bufferLimit: LIMIT },
-  cases: [...sized, ...responses],
+  cases: [...sized, ...inside, ...responses],
 };

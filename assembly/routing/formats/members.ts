@@ -44,6 +44,7 @@ export class Members {
     this.rows = this.layers = this.topK = -1;
     this.rowsAt = this.startAt = 0;
     this.seen = 0;
+    this.nameLen = 0;
     this.run.begin();
   }
 

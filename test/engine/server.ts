@@ -3,7 +3,7 @@
 import * as http from 'node:http';
 import * as http2 from 'node:http2';
 import type { AddressInfo, Server, Socket } from 'node:net';
-import type { Writable } from 'node:stream';
+import type { Readable, Writable } from 'node:stream';
 import { setImmediate } from 'node:timers/promises';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
@@ -189,15 +189,15 @@ async function answer(engine: Engine, request: EngineRequest): Promise<EngineRep
   }
 }
 
-/** The whole body; null when the client left before its end. */
-async function collect(stream: AsyncIterable<Buffer>): Promise<Buffer | null> {
+/** The whole body; null when the client left before its end. Node's own iterator can wait for ever for a body that has ended. */
+function collect(stream: Readable): Promise<Buffer | null> {
   const parts: Buffer[] = [];
-  try {
-    for await (const part of stream) parts.push(part);
-  } catch {
-    return null;
-  }
-  return Buffer.concat(parts);
+  return new Promise((resolve) => {
+    stream.on('data', (part: Buffer) => parts.push(part));
+    stream.on('end', () => resolve(Buffer.concat(parts)));
+    stream.on('error', () => resolve(null));
+    stream.on('close', () => resolve(null));
+  });
 }
 
 function pairs(raw: string[]): Header[] {

@@ -65,6 +65,9 @@ export interface Plant {
   close(): Promise<void>;
 }
 
+/** Of a client, while nothing comes. */
+const PATIENCE_MS = 60_000;
+
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed/;
 
 export async function createPlant(options: PlantOptions): Promise<Plant> {
@@ -224,6 +227,7 @@ function send(
       });
     });
     void leave?.then(() => request.destroy());
+    request.setTimeout(PATIENCE_MS, () => request.destroy());
     request.end(bytes);
   });
 }

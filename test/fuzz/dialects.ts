@@ -186,13 +186,8 @@ const object: Dialect = {
 export const DIALECTS: readonly Dialect[] = [npy, object];
 
 /** Members that hold routing in some form: of a choice, and of the document. */
-const OF_CHOICE = [
-  ['routed_experts'],
-  ['prompt_routed_experts'],
-  ['meta_info', 'routed_experts'],
-  ['sglext', 'routed_experts'],
-];
-const OF_ROOT = OF_CHOICE.slice(1);
+const OF_CHOICE = [['routed_experts'], ['prompt_routed_experts'], ['meta_info', 'routed_experts']];
+const OF_ROOT = [['prompt_routed_experts'], ['meta_info', 'routed_experts'], ['sglext', 'routed_experts']];
 
 export interface Place {
   node: Node;

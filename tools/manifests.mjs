@@ -22,6 +22,18 @@ export const MANIFESTS = {
     code: LOCAL,
     configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },
   },
+  'envoy/istio/llm-d.yaml': {
+    code: LOCAL,
+    configuration: {
+      prefill: {
+        cluster: 'prefill',
+        endpoint_header: 'x-prefiller-host-port',
+        allowed_endpoints: ['10.0.0.0/8:8000'],
+      },
+      connector: 'nixl',
+      decode_rows: 'full',
+    },
+  },
   'envoy/istio/remote.yaml': {
     code: [
       'remote:',
@@ -74,13 +86,17 @@ export function withTypedConfig(path, text) {
 }
 
 /**
- * One line for each key.
+ * One line for each key, and for each in an object that is too long for one.
  * @param {Record<string, unknown>} configuration
+ * @returns {string[]}
  */
 function jsonLines(configuration) {
-  const members = Object.entries(configuration).map(([key, value], i, all) => {
+  const members = Object.entries(configuration).flatMap(([key, value], i, all) => {
     const text = JSON.stringify(value, null, 1).replace(/\n */g, ' ');
-    return `  ${JSON.stringify(key)}: ${text}${i < all.length - 1 ? ',' : ''}`;
+    const nested = text.length > 60 ? jsonLines(/** @type {Record<string, unknown>} */ (value)) : [text];
+    const lines = nested.map((line, at) => (at === 0 ? `${JSON.stringify(key)}: ${line}` : line));
+    if (i < all.length - 1) lines.push(`${lines.pop()},`);
+    return lines.map((line) => `  ${line}`);
   });
   return ['{', ...members, '}'];
 }

@@ -119,3 +119,51 @@ kind: PeerAuthentication
 metadata: { name: default, namespace: models }
 spec: { mtls: { mode: DISABLE } }
 `;
+
+const INFERENCE_IP = '127.0.0.6';
+const INFERENCE = 'gateway.networking.k8s.io/gateway-name: inference-gateway';
+
+/** A pod that Istio makes for the Gateway `inference-gateway`. */
+export const inferenceProxy = (patch: string): Proxy => ({
+  type: 'router',
+  ip: INFERENCE_IP,
+  name: 'inference-gateway-istio',
+  namespace: 'llm-d',
+  labels: { 'gateway.networking.k8s.io/gateway-name': 'inference-gateway' },
+  ...proxyConfig(patch),
+});
+
+/** Its service, and what Istio makes of the Gateway and an HTTPRoute to the decode engines. */
+export const inferenceGateway = (port: number): string => `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: gateway, namespace: llm-d }
+spec:
+  hosts: [inference-gateway-istio.llm-d.svc.cluster.local]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{ number: 80, name: http, protocol: HTTP, targetPort: ${port} }]
+  workloadSelector: { labels: { ${INFERENCE} } }
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: { name: gateway, namespace: llm-d }
+spec:
+  address: ${INFERENCE_IP}
+  labels: { ${INFERENCE} }
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: { name: inference-gateway, namespace: llm-d }
+spec:
+  selector: { ${INFERENCE} }
+  servers: [{ port: { number: 80, name: http, protocol: HTTP }, hosts: ['*'] }]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: decode, namespace: llm-d }
+spec:
+  hosts: ['*']
+  gateways: [inference-gateway]
+  http: [{ route: [{ destination: { host: decode.models.svc.cluster.local, port: { number: 8000 } } }] }]
+`;

@@ -15,6 +15,7 @@ import {
   responseBody,
   responseHeaders,
   responseTrailers,
+  tick,
 } from './abi/dispatch';
 import { createRoot } from './filter/root';
 
@@ -34,6 +35,10 @@ export function proxy_on_configure(root: u32, size: u32): u32 {
 
 export function proxy_on_context_create(id: u32, parent: u32): void {
   contextCreate(id, parent);
+}
+
+export function proxy_on_tick(root: u32): void {
+  tick(root);
 }
 
 export function proxy_on_log(id: u32): void {

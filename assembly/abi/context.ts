@@ -9,6 +9,9 @@ export abstract class RootContext {
   abstract configure(configuration: Block): bool;
 
   abstract createStream(id: u32): StreamContext;
+
+  /** The timer that `setTick` asked for. No stream is the effective context. */
+  abstract onTick(): void;
 }
 
 export abstract class StreamContext {

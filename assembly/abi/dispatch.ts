@@ -40,6 +40,16 @@ export function configure(root: u32, size: u32): bool {
   return accepted;
 }
 
+/** A timer tick of a root context. */
+export function tick(root: u32): void {
+  if (roots.has(root)) roots.get(root).onTick();
+}
+
+/** Makes the host calls that follow act on a stream; false when it is gone. */
+export function enterStream(id: u32): bool {
+  return streams.has(id) && setEffectiveContext(id) == Status.Ok;
+}
+
 export function contextLog(id: u32): void {
   if (streams.has(id)) streams.get(id).onLog();
 }

@@ -10,6 +10,7 @@ import {
   proxy_get_header_map_pairs,
   proxy_get_header_map_value,
   proxy_get_log_level,
+  proxy_get_property,
   proxy_get_shared_data,
   proxy_http_call,
   proxy_increment_metric,
@@ -21,6 +22,7 @@ import {
   proxy_set_buffer_bytes,
   proxy_set_effective_context,
   proxy_set_property,
+  proxy_set_tick_period_milliseconds,
   proxy_set_shared_data,
 } from '@gcoredev/proxy-wasm-sdk-as/assembly/imports';
 import { allocate } from '../bytes/arena';
@@ -177,6 +179,21 @@ export function record(metric: u32, value: u64): void {
 /** Sets filter state `wasm.<name>` of the stream. */
 export function setProperty(name: Ascii, ptr: usize, len: usize): void {
   proxy_set_property(name.ptr, name.len, ptr, len);
+}
+
+/** An integer attribute of the stream; `path` has NUL between its parts. -1: there is none. */
+export function integerProperty(path: Ascii): i64 {
+  clearOut();
+  const value = handedOver(proxy_get_property(path.ptr, path.len, out0, out1));
+  if (value === null) return -1;
+  const integer = value.len == 8 ? load<i64>(value.ptr) : -1;
+  value.free();
+  return integer;
+}
+
+/** Has the root context ticked every so many milliseconds. */
+export function setTick(ms: u32): void {
+  proxy_set_tick_period_milliseconds(ms);
 }
 
 /** Nanoseconds since the epoch. */

@@ -44,6 +44,8 @@ export const enum Field {
   CacheHitThreshold,
   /** The prompt as tokens, where it is another member than the text. */
   PromptIds,
+  /** SGLang's: the token whose row comes first. */
+  StartLen,
   /** The first of the members that are a connector's own. */
   Own,
 }
@@ -143,6 +145,7 @@ const NAMES: string[] = [
   'routed_experts_prompt_start',
   'cache_hit_threshold',
   '',
+  'routed_experts_start_len',
 ];
 
 function fixedPaths(api: Api): Paths {
@@ -153,7 +156,8 @@ function fixedPaths(api: Api): Paths {
     .add('vllm_xargs.kv_transfer_params', Field.XargsKvTransferParams)
     .add('stream', Field.Stream)
     .add('stream_options', Field.StreamOptions)
-    .add('cache_hit_threshold', Field.CacheHitThreshold);
+    .add('cache_hit_threshold', Field.CacheHitThreshold)
+    .add('routed_experts_start_len', Field.StartLen);
   if (api == Api.Native) {
     return paths
       .add('text', Field.Prompt)

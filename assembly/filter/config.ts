@@ -57,6 +57,8 @@ export class Config {
   bootstrapHost: Ascii | null = null;
   bootstrapPort: i32 = 8998;
   tail: bool = false;
+  /** Heads are never held: for plugins without `allow_on_headers_stop_iteration`. */
+  passHeads: bool = false;
   /** Paths that P/D serves, and the API that each speaks. */
   paths: Ascii[] = [];
   apis: Api[] = [];
@@ -98,6 +100,7 @@ export class Config {
       'prefill',
       'connector',
       'decode_rows',
+      'headers',
       'paths',
       'on_prefill_failure',
       'on_unmergeable',
@@ -129,6 +132,13 @@ export class Config {
       'reject',
     ]);
     this.onUnmergeable = this.choice(root, 'on_unmergeable', 'on_unmergeable', ['reject', 'null', 'forward']);
+    this.passHeads = this.choice(root, 'headers', 'headers', ['hold', 'pass']) == 1;
+    if (this.passHeads && this.onUnmergeable == OnUnmergeable.Null) {
+      this.wrong('on_unmergeable', 'reject or forward: with headers pass the length has been told');
+    }
+    if (this.passHeads && this.connector.concurrent) {
+      this.wrong('headers', 'hold: with connector ' + connector + ' the response waits for prefill');
+    }
     this.holdBytes = this.integer(root, 'hold_bytes', 'hold_bytes', 0, MAX_HOLD_BYTES, this.holdBytes);
     const most = max<u64>(this.maxHoldBytes, this.holdBytes);
     this.maxHoldBytes = this.integer(root, 'max_hold_bytes', 'max_hold_bytes', 0, MAX_HOLD_BYTES, most);

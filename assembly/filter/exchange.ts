@@ -45,7 +45,7 @@ import { Block, fits } from '../bytes/block';
 import { Rope } from '../bytes/rope';
 import { DECIMAL_BYTES } from '../bytes/text';
 import { decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
-import { Api, Dialect, RequestBody, Unfit } from '../connectors/request_body';
+import { Api, Dialect, Field, RequestBody, Unfit } from '../connectors/request_body';
 import { Rewrite } from '../connectors/rewrite';
 import { RANDOM_BYTES, Session } from '../connectors/session';
 import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
@@ -66,6 +66,7 @@ import {
 import { ACCEPT_ENCODING, CONTENT_LENGTH, OUTCOME_PROPERTY, REQUEST_ID, ROUTED_EXPERTS } from './names';
 import { Outcome, outcomeText } from './outcome';
 import { RequestHead, ResponseHead } from './heads';
+import { HeldHead, forgetHead, holdHead } from './held_heads';
 import { Capture, Captured, capture } from './capture';
 import { isRetriedByEnvoy, newRequestId, startLookup, startPrefill } from './prefill_call';
 import { replyDecode, replyError, replyPrefill } from './replies';
@@ -116,7 +117,7 @@ const WRITABLE: u64 = 16 << 10;
 
 
 @final
-export class Exchange extends StreamContext {
+export class Exchange extends StreamContext implements HeldHead {
   private state: State = State.Start;
   private outcome: Outcome = Outcome.Aborted;
   /** What the access log will say. */
@@ -152,6 +153,9 @@ export class Exchange extends StreamContext {
   private passing: i64 = -1;
   /** The head went out before the outcome was known: a trailer tells it, where the client gets trailers. */
   private headless: bool = false;
+  /** The head that went out tells a length, with so much growth by edits in it. */
+  private lengthTold: bool = false;
+  private growthTold: i64 = 0;
   /** In `Waiting`: the response is a stream of events, of which Envoy holds everything. */
   private waitingEvents: bool = false;
   /** In `Waiting`: the response has ended. */
@@ -188,7 +192,33 @@ export class Exchange extends StreamContext {
     }
     this.state = State.Collecting;
     if (endpointHeader !== null) this.takeEndpoint();
+    if (this.config.passHeads && this.state == State.Collecting) {
+      this.passRequestHead();
+      return HeadersStatus.Continue;
+    }
+    if (this.state == State.Collecting) holdHead(this.id, this);
     return HeadersStatus.StopIteration;
+  }
+
+  /** The head goes on at once, as every leg of ours would have it: with any length, and in no encoding but the plain one. */
+  private passRequestHead(): void {
+    const head = this.head!;
+    if (head.hasContentLength) removeHeader(HeaderMapKind.RequestHeaders, CONTENT_LENGTH);
+    if (head.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+    if (head.hasRequestId) return;
+    const id = newRequestId();
+    this.requestId = id;
+    replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+  }
+
+  answerHeldHead(): void {
+    if (this.state != State.Collecting) return;
+    this.answer(
+      500,
+      'Envoy does not give the filter the body: set allow_on_headers_stop_iteration to true in the plugin, ' +
+        'or headers to pass in its configuration',
+      Reason.None,
+    );
   }
 
   /** The endpoint that the request names, if it is allowed: Collecting ─▶ Collecting or Ended. */
@@ -211,6 +241,7 @@ export class Exchange extends StreamContext {
   onRequestBody(size: u32, endOfStream: bool): i32 {
     switch (this.state) {
       case State.Collecting:
+        forgetHead(this.id);
         // Envoy buffers up to its limit, and answers 413 beyond: until the end nothing is read.
         this.requestSize = size;
         if (!endOfStream) return BodyStatus.StopIterationAndBuffer;
@@ -229,6 +260,7 @@ export class Exchange extends StreamContext {
   onRequestTrailers(): i32 {
     const endpointHeader = this.config.endpointHeader;
     if (endpointHeader !== null) removeHeader(HeaderMapKind.RequestTrailers, endpointHeader);
+    forgetHead(this.id);
     if (this.state == State.Collecting) this.startExchange();
     return this.requestWaits ? HeadersStatus.StopIteration : HeadersStatus.Continue;
   }
@@ -276,7 +308,7 @@ export class Exchange extends StreamContext {
 
   /** `body` is the client's (borrowed). */
   private startLegs(body: Block): void {
-    if (!this.head!.hasRequestId) this.requestId = newRequestId();
+    if (!this.head!.hasRequestId && this.requestId === null) this.requestId = newRequestId();
     const config = this.config;
     const session = this.session;
     randomBytes(session.randomPtr, RANDOM_BYTES);
@@ -384,7 +416,8 @@ export class Exchange extends StreamContext {
     if (head.encoded) return this.prefillFailed(Failure.Unreadable);
     const connector = this.config.connector;
     const lists = connector.schema.dialect == Dialect.Sglang || !connector.needsParams;
-    const result = capture(bodySize, lists, 0, new Room(this.config), this.brought);
+    const start = <u64>max<i64>(this.request!.integer(Field.StartLen), 0);
+    const result = capture(bodySize, lists, start, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     this.kept.count(this.brought.prompt);
@@ -490,11 +523,14 @@ export class Exchange extends StreamContext {
     const written = this.rewriteRequest(rewrite);
     this.session.release();
     if (!written) return false;
-    if (this.head!.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
-    const id = this.requestId;
-    if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+    if (!this.config.passHeads) {
+      if (this.head!.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+      const id = this.requestId;
+      if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+    }
     this.expected.prompt = this.brought.prompt;
     this.expected.tail = this.config.tail;
+    this.expected.prompts = max(request.batch, 1);
     this.expected.choices = request.choices;
     this.expected.maxTokens = request.maxTokens;
     this.releaseHead();
@@ -509,7 +545,7 @@ export class Exchange extends StreamContext {
       return false;
     }
     const before = this.state;
-    if (this.head!.hasContentLength) {
+    if (this.head!.hasContentLength && !this.config.passHeads) {
       this.setContentLength(HeaderMapKind.RequestHeaders, rewrite.lengthOf(body.ptr, body.len));
     }
     const sink = new BodySink(BufferKind.RequestBody);
@@ -622,7 +658,23 @@ export class Exchange extends StreamContext {
       return HeadersStatus.Continue;
     }
     this.openHeld();
-    return HeadersStatus.StopIteration;
+    if (!this.config.passHeads) return HeadersStatus.StopIteration;
+    removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
+    if (this.mayGrow || this.expected.tail) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    else this.promises(0);
+    this.headless = true;
+    return HeadersStatus.Continue;
+  }
+
+  /** The head tells a length with so much growth in it. */
+  private promises(growth: i64): void {
+    this.lengthTold = this.announced >= 0;
+    this.growthTold = growth;
+  }
+
+  /** Whether edits make the body another length than its head has told. */
+  private get breaksPromise(): bool {
+    return this.lengthTold && this.response!.growth != this.growthTold;
   }
 
   /** ─▶ Streaming: events are edited as they pass. */
@@ -841,7 +893,7 @@ export class Exchange extends StreamContext {
     this.state = State.Passing;
     this.releaseResponse();
     this.releaseCapture();
-    if (endOfStream) this.finish();
+    if (endOfStream) this.endPassing();
     return BodyStatus.Continue;
   }
 
@@ -850,17 +902,31 @@ export class Exchange extends StreamContext {
     const response = this.response!;
     if (this.nulling) this.outcome = Outcome.Unmerged;
     else this.outcome = response.merged ? Outcome.Merged : Outcome.Absent;
-    this.setOutcomeHeader();
-    if (!response.complete && this.mayGrow) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
-    else if (response.growth != 0 && this.announced >= 0) {
-      this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(this.announced + response.growth));
-    }
+    if (this.headless) {
+      if (this.breaksPromise) {
+        this.reset(Reason.Rows);
+        return BodyStatus.StopIterationNoBuffer;
+      }
+    } else this.tellLength();
     this.state = State.Streaming;
     const outlet = this.outlet(<u64>max<i64>(<i64>this.received + response.growth, 0));
     this.rope!.release(response.settled, outlet);
     if (!this.sent(outlet)) return BodyStatus.StopIterationNoBuffer;
-    if (endOfStream) this.finish();
+    if (endOfStream) this.endPassing();
     return BodyStatus.Continue;
+  }
+
+  /** The outcome is in the head that goes out, and the length as far as it is known. */
+  private tellLength(): void {
+    const response = this.response!;
+    this.setOutcomeHeader();
+    if (!response.complete && this.mayGrow) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    else {
+      this.promises(response.growth);
+      if (response.growth != 0 && this.announced >= 0) {
+        this.setContentLength(HeaderMapKind.ResponseHeaders, <u64>(this.announced + response.growth));
+      }
+    }
   }
 
   /** Whether edits to come may change the length of the body. */
@@ -938,6 +1004,7 @@ export class Exchange extends StreamContext {
         return this.streamFailed(response.reason, sink);
       }
       if (events === null && this.isCut) return this.streamFailed(Reason.Json, sink);
+      if (this.breaksPromise) return this.streamFailed(Reason.Rows, sink);
       // An array whose end must be seen before any of it may leave.
       const leaves = events === null ? response.settled : events.settled;
       if (this.received - leaves > this.config.maxHoldBytes) return this.streamFailed(Reason.Hold, sink);
@@ -1008,6 +1075,7 @@ export class Exchange extends StreamContext {
 
   /** The response can't be merged, and nothing of it has left. */
   private reject(reason: Reason): void {
+    if (this.headless) return this.reset(reason);
     this.answer(502, 'routed_experts can not be merged: ' + reasonText(reason), reason);
   }
 
@@ -1054,6 +1122,7 @@ export class Exchange extends StreamContext {
   private finish(): void {
     if (this.state == State.Ended) return;
     this.state = State.Ended;
+    forgetHead(this.id);
     this.logged = this.outcomeNow();
     const response = this.response;
     if (this.outcome == Outcome.Merged && response !== null) {

@@ -1,12 +1,16 @@
 // One plugin configuration.
 
 import { RootContext, StreamContext } from '../abi/context';
-import { log } from '../abi/host';
+import { log, setTick } from '../abi/host';
 import { LogLevel } from '../abi/types';
 import { Block } from '../bytes/block';
 import { Config } from './config';
 import { Exchange } from './exchange';
+import { answerHeld } from './held_heads';
 import { defineMetrics } from './metrics';
+
+/** How often requests are looked for that Envoy holds without a callback. */
+const TICK_MS: u32 = 1000;
 
 
 @final
@@ -21,7 +25,12 @@ class Root extends RootContext {
     }
     this.config = config;
     defineMetrics();
+    if (!config.passHeads) setTick(TICK_MS);
     return true;
+  }
+
+  onTick(): void {
+    answerHeld();
   }
 
   createStream(id: u32): StreamContext {

@@ -34,6 +34,8 @@ export interface EnvoyOptions {
   asyncResponseLimit?: number;
   /** Default: Envoy's. */
   streamIdleTimeoutMs?: number;
+  /** `allow_on_headers_stop_iteration`; false leaves it away, as a WasmPlugin does. Default: true. */
+  headsCanStop?: boolean;
   failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
   /** Default: `build/filter.wasm`. */
   wasmPath?: string;
@@ -227,7 +229,7 @@ function accessLog(path: string) {
 /** All filters of an Envoy share one VM: same `vm_id`, same code. */
 function wasmFilter(
   config: Record<string, unknown>,
-  { failurePolicy = 'FAIL_RELOAD' }: EnvoyOptions,
+  { failurePolicy = 'FAIL_RELOAD', headsCanStop = true }: EnvoyOptions,
   wasmPath: string,
 ) {
   return {
@@ -245,7 +247,7 @@ function wasmFilter(
         value: JSON.stringify(config),
       },
       failure_policy: failurePolicy,
-      allow_on_headers_stop_iteration: true,
+      ...(headsCanStop ? { allow_on_headers_stop_iteration: true } : {}),
     },
   };
 }

@@ -27,6 +27,8 @@ export const prefillPort = (engine: number): number => DECODE_PORT + 1 + engine;
 interface Callouts {
   readonly pendingCallouts: readonly PendingCallout[];
   completeCallout(call: PendingCallout, reply: CalloutReply, protocol: Protocol): void;
+  /** Time passes: each plugin's timer runs once. */
+  runTimers(account: HttpStream): void;
 }
 
 type Step = () => void;
@@ -78,8 +80,11 @@ export class Exchange {
       } else {
         this.#askForCallouts();
         if (stream.upstream?.complete && !this.#decodeAsked) this.#askDecode();
-        // When nothing can happen any more the client waits in vain, and leaves.
-        if (!(await this.#nextAnswer())) break;
+        // When nothing can happen any more, but for timers, the client waits in vain, and leaves.
+        if (!(await this.#nextAnswer())) {
+          this.#callouts.runTimers(stream);
+          if (!stream.ended) break;
+        }
       }
       if (await this.#clientLeaves()) break;
     }

@@ -18,7 +18,7 @@ import { Exchange, prefillPort } from './exchange.ts';
 import { MetricStore } from './metrics.ts';
 import { SharedData, SharedQueues } from './shared.ts';
 import { HttpStream, type AccessLogEntry } from './stream.ts';
-import { loadModule, Vm, type LoadedModule, type LogEntry, type Process } from './vm.ts';
+import { type Account, loadModule, Vm, type LoadedModule, type LogEntry, type Process } from './vm.ts';
 
 export { EnvoyCrash, LoadError } from './abi.ts';
 export { PAIRS_MAX_BYTES, PAIRS_MAX_COUNT } from './headers.ts';
@@ -64,6 +64,8 @@ export interface EmulatorExtras {
   readonly name: 'emulator';
   /** A new stream of the plugin with this configuration, to be driven step by step. */
   openStream(config?: Record<string, unknown>, settings?: StreamSettings): HttpStream;
+  /** Runs on_tick of every plugin that asked for it, in every worker; what it counts is a stream's. */
+  runTimers(account?: Account | null): void;
   /** Runs on_tick of the plugin with this configuration in every worker. */
   tick(config?: Record<string, unknown>): void;
   /** Moves the virtual clock. */
@@ -205,6 +207,15 @@ class EnvoyEmulator implements Host, EmulatorExtras {
       worker.root(configurationOf(config)).onTick();
       worker.vm.reap();
     }
+  }
+
+  runTimers(account: Account | null = null): void {
+    this.#process.account = account;
+    for (const vm of this.vms) {
+      for (const root of vm.roots.values()) if (vm.tickPeriods.has(root.id)) root.onTick();
+      vm.reap();
+    }
+    this.#process.account = null;
   }
 
   advance(ms: number): void {

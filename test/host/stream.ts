@@ -492,7 +492,9 @@ export class HttpStream implements FilterCallbacks, Account {
 
   #sendTrailers(): void {
     if (this.ended) return;
-    if (this.#options.downstream === 'http2' || this.#options.http1Trailers) {
+    // http1/codec_impl.cc encodeTrailersBase: behind a body with a length there is no place for them.
+    const chunked = this.#options.http1Trailers && !this.#responseHeaders?.has('content-length');
+    if (this.#options.downstream === 'http2' || chunked) {
       this.client.trailers = (this.#responseTrailers as HeaderMap).entries();
     }
     this.#endEncode();

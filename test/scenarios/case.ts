@@ -8,6 +8,8 @@ export interface Limits {
   bufferLimit?: number;
   /** The largest reply of the prefill leg. */
   asyncResponseLimit?: number;
+  /** The plugin's field `allow_on_headers_stop_iteration`. Default: true. */
+  headsCanStop?: boolean;
 }
 
 export interface Case {

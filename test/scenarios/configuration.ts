@@ -24,7 +24,7 @@ const prefill = (more: Config) => ({ prefill: more });
 const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
 const MIB = 1 << 20;
 const KNOWN =
-  'prefill, connector, decode_rows, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
+  'prefill, connector, decode_rows, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
   'max_capture_bytes, max_parked_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
@@ -173,6 +173,18 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ connector: 1 }, 'connector: expected a string'],
   [{ decode_rows: 'half' }, 'decode_rows: expected one of full, tail'],
   [{ decode_rows: true }, 'decode_rows: expected a string'],
+  [{ headers: 'stop' }, 'headers: expected one of hold, pass'],
+  [{ headers: true }, 'headers: expected a string'],
+  [
+    { headers: 'pass', on_unmergeable: 'null' },
+    'on_unmergeable: expected reject or forward: with headers pass the length has been told',
+  ],
+  ...['sglang', 'mooncake'].map((connector): [Config, string] => [
+    { headers: 'pass', connector, prefill: { bootstrap_host: '10.0.0.1', bootstrap_cluster: 'b' } },
+    connector === 'sglang'
+      ? 'prefill.bootstrap_cluster: expected none with connector sglang'
+      : `headers: expected hold: with connector ${connector} the response waits for prefill`,
+  ]),
   [{ on_prefill_failure: 'retry' }, 'on_prefill_failure: expected one of decode, reject'],
   [{ on_unmergeable: 'drop' }, 'on_unmergeable: expected one of reject, null, forward'],
   [{ on_unmergeable: null }, 'on_unmergeable: expected a string'],
@@ -212,6 +224,8 @@ export const TAKEN: Config[] = [
   { connector: 'nixl', decode_rows: 'full', on_prefill_failure: 'decode', on_unmergeable: 'reject' },
   { on_prefill_failure: 'reject', on_unmergeable: 'null' },
   { on_unmergeable: 'forward' },
+  { headers: 'hold', on_unmergeable: 'null' },
+  { headers: 'pass', on_unmergeable: 'forward' },
   { connector: 'shared_storage' },
   { hold_bytes: 0, max_hold_bytes: 0 },
   { hold_bytes: 256 * MIB },

@@ -5,8 +5,9 @@ import { createEnvoyHost } from '../envoy/index.ts';
 import { createEmulator } from '../host/index.ts';
 import type { Start } from './run.ts';
 
-export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit }) => {
+export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCanStop }) => {
   const host = await createEnvoyHost({
+    ...(headsCanStop === undefined ? {} : { headsCanStop }),
     // The route's limit also holds for HTTP/2, whose own default is another.
     requestBodyBufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
     ...(bufferLimit === undefined ? {} : { bufferLimit }),
@@ -18,8 +19,9 @@ export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit }) => {
   });
 };
 
-export const onEmulator: Start = async ({ bufferLimit, asyncResponseLimit }) => {
+export const onEmulator: Start = async ({ bufferLimit, asyncResponseLimit, headsCanStop }) => {
   const host = await createEmulator({
+    ...(headsCanStop === undefined ? {} : { allowOnHeadersStopIteration: headsCanStop }),
     wasmPath: FILTER_WASM,
     bufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
     ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),

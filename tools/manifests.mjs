@@ -53,7 +53,44 @@ export const MANIFESTS = {
   },
 };
 
+/**
+ * Those where a control plane writes the typed_config, without allow_on_headers_stop_iteration.
+ * @type {Record<string, Record<string, unknown>>}
+ */
+export const PLUGIN_CONFIGS = {
+  'envoy/istio/wasmplugin.yaml': {
+    prefill: { cluster: PREFILL_SERVICE },
+    connector: 'nixl',
+    decode_rows: 'full',
+    headers: 'pass',
+  },
+  'envoy/gateway/envoyextensionpolicy.yaml': {
+    prefill: { cluster: 'httproute/models/prefill/rule/0' },
+    connector: 'nixl',
+    decode_rows: 'full',
+    headers: 'pass',
+  },
+};
+
 const MARK = /^( *)# Written by npm run manifests\.\n\1typed_config:\n(?:\1 .*\n)*/gm;
+
+// JSON is YAML too; prettier would take its quotes away.
+const PLUGIN_MARK =
+  /^( *)# Written by npm run manifests\.\n\1# prettier-ignore\n\1(pluginConfig|config):\n(?:\1 .*\n)*/gm;
+
+/**
+ * The text of a manifest with its plugin configuration as it has to be.
+ * @param {string} path of the project
+ * @param {string} text
+ */
+export function withPluginConfig(path, text) {
+  return text.replace(PLUGIN_MARK, (_, indent, key) => {
+    const block = jsonLines(PLUGIN_CONFIGS[path])
+      .map((line) => `${indent}  ${line}\n`)
+      .join('');
+    return `${indent}# Written by npm run manifests.\n${indent}# prettier-ignore\n${indent}${key}:\n${block}`;
+  });
+}
 
 /**
  * The text of a manifest with its typed_config as it has to be.
@@ -102,6 +139,10 @@ function jsonLines(configuration) {
 }
 
 await runMain(import.meta.url, () => {
+  for (const path of Object.keys(PLUGIN_CONFIGS)) {
+    const file = join(ROOT, path);
+    writeFileSync(file, withPluginConfig(path, readFileSync(file, 'utf8')));
+  }
   for (const path of Object.keys(MANIFESTS)) {
     const file = join(ROOT, path);
     writeFileSync(file, withTypedConfig(path, readFileSync(file, 'utf8')));

@@ -4,7 +4,7 @@ import { readFileSync, readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import { expect, test } from 'vitest';
-import { MANIFESTS, withTypedConfig } from '../../tools/manifests.mjs';
+import { MANIFESTS, PLUGIN_CONFIGS, withPluginConfig, withTypedConfig } from '../../tools/manifests.mjs';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
 import { createEmulator } from '../host/index.ts';
 
@@ -28,6 +28,16 @@ test.each(Object.keys(MANIFESTS))('the typed_config of %s is the one of all (npm
 test.each(Object.keys(MANIFESTS))('filter and schema take the configuration of %s', async (path) => {
   const text = /\n( +)value: \|\n((?:\1 .*\n)+)/.exec(read(path))![2]!;
   expect(JSON.parse(text)).toEqual(MANIFESTS[path]!.configuration);
+  const emulator = await createEmulator({ wasmPath: FILTER_WASM });
+  expect(() => emulator.vms[0]!.plugin(text)).not.toThrow();
+  const validate = new Ajv2020().compile(JSON.parse(read('envoy/config.schema.json')));
+  expect(validate(JSON.parse(text)), JSON.stringify(validate.errors)).toBe(true);
+});
+
+test.each(Object.keys(PLUGIN_CONFIGS))('filter and schema take the configuration of %s', async (path) => {
+  expect(read(path)).toBe(withPluginConfig(path, read(path)));
+  const text = /# prettier-ignore\n( +)(?:pluginConfig|config):\n((?:\1 .*\n)+)/.exec(read(path))![2]!;
+  expect(JSON.parse(text)).toEqual(PLUGIN_CONFIGS[path]);
   const emulator = await createEmulator({ wasmPath: FILTER_WASM });
   expect(() => emulator.vms[0]!.plugin(text)).not.toThrow();
   const validate = new Ajv2020().compile(JSON.parse(read('envoy/config.schema.json')));

@@ -26,6 +26,8 @@ export interface EngineReply {
   trailers?: Header[];
   /** Piece `i` is not written before this has resolved. */
   before?: (i: number) => Promise<unknown> | undefined;
+  /** Told how many of `chunks` Envoy has read; one more than there are, when it has read the end. */
+  read?: (pieces: number) => void;
   /**
    * `reset`: the connection is reset before the head; `reset_body`: after the last of `chunks`, before the body ends;
    * `stall`: no answer is ever sent; `stall_body`: the head and `chunks` are sent and the body never ends.
@@ -50,14 +52,17 @@ export interface ClientRequest {
 export interface Scenario {
   name: string;
   /**
-   * Plugin configuration as the user writes it; the host fills in `prefill.cluster` when it is absent. In it, and in values
-   * of the client's headers, `{prefill:1}` stands for the address (`ip:port`) of the second prefill engine, and
-   * `{prefill:1:port}` for its port.
+   * Plugin configuration as the user writes it; the host fills in `prefill.cluster`, and for the connector mooncake
+   * `prefill.bootstrap_cluster`, when they are absent. In it, and in values of the client's headers, `{prefill:1}` stands for
+   * the address (`ip:port`) of the second prefill engine, and `{prefill:1:port}` for its port; `{bootstrap}` likewise. A
+   * value that is nothing but a port is a number.
    */
   config?: Record<string, unknown>;
   client: ClientRequest;
   /** One engine, or several with addresses of their own; the cluster leads to the first. */
   prefill: Engine | 'down' | Engine[];
+  /** Prefill's bootstrap server, where it has one. */
+  bootstrap?: Engine | 'down';
   decode: Engine | 'down';
   /** Protocol between client and Envoy. Default `http1`. */
   downstream?: Protocol;
@@ -78,6 +83,7 @@ export interface Result {
   complete: boolean;
   /** What reached each engine, in order. */
   prefillRequests: EngineRequest[];
+  bootstrapRequests: EngineRequest[];
   decodeRequests: EngineRequest[];
   /** Counters of the filter that this exchange changed, by how much; names without the `wasmcustom.` prefix. */
   counters: Record<string, number>;
@@ -87,24 +93,49 @@ export interface Result {
 
 /** Prefill engines that a scenario can have. */
 export const PREFILL_ENGINES = 2;
+export const prefillName = (i: number): string => `prefill:${i}`;
 
-/** The prefill engine of a number; undefined when there is none. */
-export function prefillEngine({ prefill }: Scenario, i: number): Engine | 'down' | undefined {
+/** Everyone that a scenario lets answer, by name. */
+export const ENGINES = [
+  'decode',
+  ...Array.from({ length: PREFILL_ENGINES }, (_, i) => prefillName(i)),
+  'bootstrap',
+];
+
+/** The engine of a name; undefined when the scenario has none. */
+export function engineOf(scenario: Scenario, name: string): Engine | 'down' | undefined {
+  const { prefill, bootstrap, decode } = scenario;
+  if (name === 'decode') return decode;
+  if (name === 'bootstrap') return bootstrap;
+  const i = ENGINES.slice(1).indexOf(name);
   return Array.isArray(prefill) ? prefill[i] : i === 0 ? prefill : undefined;
 }
 
-/** A scenario with addresses where it names engines; `port` tells the port of a prefill engine on 127.0.0.1. */
-export function withAddresses(scenario: Scenario, port: (engine: number) => number): Scenario {
+/** Which requests of a result those of an engine are. */
+export function requestsOf(name: string): 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests' {
+  if (name === 'decode') return 'decodeRequests';
+  return name === 'bootstrap' ? 'bootstrapRequests' : 'prefillRequests';
+}
+
+/** A scenario with addresses where it names engines; `port` tells the port of an engine on 127.0.0.1. */
+export function withAddresses(scenario: Scenario, port: (engine: string) => number): Scenario {
   const filledIn = (text: string) =>
-    text.replace(/\{prefill:(\d)(:port)?\}/g, (_, engine, alone) =>
-      alone ? String(port(Number(engine))) : `127.0.0.1:${port(Number(engine))}`,
-    );
+    text
+      .replace(/"\{(prefill:\d|bootstrap):port\}"/g, (_, engine: string) => String(port(engine)))
+      .replace(/\{(prefill:\d|bootstrap)(:port)?\}/g, (_, engine: string, alone) =>
+        alone ? String(port(engine)) : `127.0.0.1:${port(engine)}`,
+      );
   const { config, client } = scenario;
   return {
     ...scenario,
     ...(config ? { config: JSON.parse(filledIn(JSON.stringify(config))) as Record<string, unknown> } : {}),
     client: { ...client, headers: client.headers.map(([name, value]): Header => [name, filledIn(value)]) },
   };
+}
+
+/** Whether a configuration is for a connector that asks a bootstrap server through a cluster of its own. */
+export function asksBootstrap(config: Record<string, unknown>, prefill: object): boolean {
+  return config['connector'] === 'mooncake' && !('endpoint_header' in prefill);
 }
 
 export interface Host {

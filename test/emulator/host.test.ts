@@ -217,6 +217,58 @@ describe('body buffers', () => {
     expect(log).toContain('cb get -> 0 abcd');
     expect(text(decodeRequests[0])).toBe('new');
   });
+
+  /** Prefill answers when so many pieces of decode's three, or their end, have been read; decode waits for it then. */
+  async function late(script: string, pieces: number, options: EmulatorOptions = {}): Promise<Result> {
+    const gate = () => {
+      let open: () => void = () => undefined;
+      return { passed: new Promise<void>((resolve) => (open = resolve)), open };
+    };
+    const [read, answered] = [gate(), gate()];
+    return run(`rh:${CALL},ret 0;sh:ret 1;${script}`, {
+      options,
+      prefill: async () => {
+        await read.passed;
+        return { status: 200, headers: [], chunks: [], read: answered.open };
+      },
+      decode: () => ({
+        status: 200,
+        headers: [],
+        chunks: ['one', 'two', 'three'].map((piece) => Buffer.from(piece)),
+        before: (i) => (i === pieces ? answered.passed : undefined),
+        read: (count) => void (count === pieces && read.open()),
+      }),
+    });
+  }
+
+  it.each([
+    ['ret 0', 'BBBtwothree'],
+    ['set 1 0 99 XY,ret 0', 'BBBXYthree'],
+    ['set 1 99 0 XY,ret 0', 'BBBtwoXYthree'],
+    ['set 1 0 99 %,ret 1', 'BBBthree'],
+  ])('of a response that a callout has let go can be edited in the next callback: %s', async (next, out) => {
+    const script = `sb1:set 1 0 99 %,ret 1;sb2:${next};cb:eff,set 1 0 99 BBB,cont 1`;
+    expect(text(await late(script, 1))).toBe(out);
+  });
+
+  it.each([
+    ['1 must not grow over the limit', 'sb:set 1 0 99 %,ret 1;sbe:set 1 0 99 B*300,ret 0', 500],
+    [
+      '1 may, with a 2 between',
+      'sb:set 1 0 99 %,ret 2;sb1:set 1 0 99 %,ret 1;sbe:set 1 0 999 B*300,ret 0',
+      200,
+    ],
+    [
+      '1 at its end may be answered for, at any size',
+      'sb:set 1 0 99 %,ret 3;sbe:set 1 0 99 %,ret 1;cb:eff,reply 200 Z*300',
+      200,
+    ],
+    ['3 at its end, too', 'sb:ret 3;cb:eff,reply 200 Z*300', 200],
+  ])('after status %s', async (_what, script, status) => {
+    const result = await late(script, 4, { bufferLimit: 64 });
+    expect(result.status).toBe(status);
+    if (status === 200) expect(result.body).toHaveLength(300);
+  });
 });
 
 describe('buffer limits', () => {
@@ -601,7 +653,7 @@ describe('callouts', () => {
     const call = (body: string, host: string): string =>
       `call dynamic_forward_proxy_http1 10 ${body} :path /p :method POST :authority ${host}`;
     const to = (body: string, host: string): string =>
-      `${HOLD(call(body, host))}cb:hget 6 :status,get 4 0 40,${call('b', host)},eff,cont 0`;
+      `${HOLD(call(body, host))}cb1:hget 6 :status,get 4 0 40,${call('b', host)},eff,cont 0`;
     const found = await run(to('%', 'localhost:20001'));
     expect(found.log).toContain('cb hget -> 0 200');
     expect(found.log).toContain('cb call -> 0');

@@ -6,7 +6,14 @@ import { Ajv2020 } from 'ajv/dist/2020.js';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
 import { createEmulator, type Emulator } from '../host/index.ts';
-import { BEYOND_SCHEMA, REFUSED, TAKEN, TAKEN_CONCURRENT, type Config } from '../scenarios/configuration.ts';
+import {
+  BEYOND_SCHEMA,
+  REFUSED,
+  REFUSED_UNFILLED,
+  TAKEN,
+  TAKEN_CONCURRENT,
+  type Config,
+} from '../scenarios/configuration.ts';
 
 interface Schema {
   type?: string;
@@ -74,12 +81,15 @@ function expectOneVerdict(config: unknown): void {
 }
 
 describe('the table of configurations', () => {
-  test.each(REFUSED)('the schema refuses as the filter does: %j', (config, message, beyond) => {
-    const full = withCluster(config);
-    expect(refusal(JSON.stringify(full))).toBe(message);
-    expect(BEYOND.some((rule) => rule.test(message))).toBe(beyond === BEYOND_SCHEMA);
-    expect(validate(full)).toBe(beyond === BEYOND_SCHEMA);
-  });
+  test.each([...REFUSED, ...REFUSED_UNFILLED])(
+    'the schema refuses as the filter does: %j',
+    (config, message, beyond) => {
+      const full = withCluster(config);
+      expect(refusal(JSON.stringify(full))).toBe(message);
+      expect(BEYOND.some((rule) => rule.test(message))).toBe(beyond === BEYOND_SCHEMA);
+      expect(validate(full)).toBe(beyond === BEYOND_SCHEMA);
+    },
+  );
 
   test.each([...TAKEN, ...TAKEN_CONCURRENT])('both take %j', (config) => {
     const full = withCluster(config);

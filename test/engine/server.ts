@@ -12,10 +12,14 @@ export interface ServeOptions {
   port?: number;
   /** HTTP/2 without TLS, with prior knowledge. Default: HTTP/1.1. */
   http2?: boolean;
+  /** Resolves when the peer has read all that was written; without it nobody waits for that. */
+  read?: () => Promise<void>;
 }
 
 export interface EngineServer {
   readonly port: number;
+  /** Over all connections, also those that were closed. */
+  readonly bytesWritten: number;
   /** Ends every connection, also those of stalled replies. */
   close(): Promise<void>;
 }
@@ -26,11 +30,21 @@ const HTTP1_ONLY = new Set(['connection', 'keep-alive', 'transfer-encoding']);
 
 /** Starts a server on the loopback interface; it answers once the promise is fulfilled. */
 export async function serveEngine(engine: Engine, options: ServeOptions = {}): Promise<EngineServer> {
-  const server = options.http2 ? http2Server(engine) : http1Server(engine);
+  const { read = async () => undefined } = options;
+  const written: Written = async (reply, pieces) => {
+    if (!reply.read) return;
+    await read();
+    reply.read(pieces);
+  };
+  const server = options.http2 ? http2Server(engine, written) : http1Server(engine, written);
   const sockets = new Set<Socket>();
+  let closedBytes = 0;
   server.on('connection', (socket: Socket) => {
     sockets.add(socket);
-    socket.on('close', () => sockets.delete(socket));
+    socket.on('close', () => {
+      closedBytes += socket.bytesWritten;
+      sockets.delete(socket);
+    });
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
@@ -42,7 +56,13 @@ export async function serveEngine(engine: Engine, options: ServeOptions = {}): P
       server.close(() => resolve());
       for (const socket of sockets) socket.destroy();
     });
-  return { port, close };
+  return {
+    port,
+    close,
+    get bytesWritten() {
+      return [...sockets].reduce((sum, socket) => sum + socket.bytesWritten, closedBytes);
+    },
+  };
 }
 
 /** The same engine on both protocols. */
@@ -54,7 +74,10 @@ export async function serveBoth(
   return { http1Port: one.port, http2Port: two.port, close };
 }
 
-function http1Server(engine: Engine): Server {
+/** Told how many pieces of a reply were written; one more at its end. */
+type Written = (reply: EngineReply, pieces: number) => Promise<void>;
+
+function http1Server(engine: Engine, written: Written): Server {
   const server = http.createServer(async (request, response) => {
     const body = await collect(request);
     if (!body) return;
@@ -67,7 +90,7 @@ function http1Server(engine: Engine): Server {
     });
     if (reply.fault === 'stall') return;
     if (reply.fault === 'reset') return void response.socket?.resetAndDestroy();
-    await writeHttp1(reply, response);
+    await writeHttp1(reply, response, written);
   });
   // An idle client keeps its connection, as with uvicorn behind a proxy that pools.
   server.keepAliveTimeout = 0;
@@ -75,7 +98,11 @@ function http1Server(engine: Engine): Server {
   return server;
 }
 
-async function writeHttp1(reply: EngineReply, response: http.ServerResponse): Promise<void> {
+async function writeHttp1(
+  reply: EngineReply,
+  response: http.ServerResponse,
+  written: Written,
+): Promise<void> {
   const headers = [...reply.headers];
   const names = new Set(headers.map(([name]) => name));
   if (!names.has('content-length') && !names.has('transfer-encoding')) {
@@ -87,15 +114,16 @@ async function writeHttp1(reply: EngineReply, response: http.ServerResponse): Pr
   response.writeHead(reply.status, headers.flat());
   response.flushHeaders();
   await polled();
-  if (!(await writePieces(reply, response))) return;
+  if (!(await writePieces(reply, response, written))) return;
   if (reply.fault === 'stall_body') return;
   // A reset here could overtake bytes that the peer has not read yet: an early end is what it has to notice.
   if (reply.fault === 'reset_body') return void response.socket?.destroySoon();
   if (reply.trailers) response.addTrailers(reply.trailers);
   response.end();
+  await written(reply, reply.chunks.length + 1);
 }
 
-function http2Server(engine: Engine): Server {
+function http2Server(engine: Engine, written: Written): Server {
   const server = http2.createServer();
   server.on(
     'stream',
@@ -120,14 +148,18 @@ function http2Server(engine: Engine): Server {
       });
       if (reply.fault === 'stall' || stream.destroyed) return;
       if (reply.fault === 'reset') return void stream.destroy(new Error('reset'));
-      await writeHttp2(reply, stream);
+      await writeHttp2(reply, stream, written);
     },
   );
   server.on('sessionError', () => undefined);
   return server as unknown as Server;
 }
 
-async function writeHttp2(reply: EngineReply, stream: http2.ServerHttp2Stream): Promise<void> {
+async function writeHttp2(
+  reply: EngineReply,
+  stream: http2.ServerHttp2Stream,
+  written: Written,
+): Promise<void> {
   const { trailers, fault } = reply;
   const headers: http2.OutgoingHttpHeaders = { ':status': reply.status };
   for (const [name, value] of reply.headers) if (!HTTP1_ONLY.has(name)) append(headers, name, value);
@@ -143,20 +175,23 @@ async function writeHttp2(reply: EngineReply, stream: http2.ServerHttp2Stream): 
       stream.sendTrailers(last);
     });
   }
-  if (!(await writePieces(reply, stream))) return;
+  if (!(await writePieces(reply, stream, written))) return;
   if (fault === 'stall_body') return;
   // `close` would end the body before it resets the stream.
   if (fault === 'reset_body') return void stream.destroy(new Error('reset'));
   if (!stream.writableEnded) stream.end();
+  await written(reply, reply.chunks.length + 1);
 }
 
 /** Writes one piece after the other, each given to the kernel before the next; false when the peer has left. */
-async function writePieces({ chunks, before }: EngineReply, out: Writable): Promise<boolean> {
+async function writePieces(reply: EngineReply, out: Writable, written: Written): Promise<boolean> {
+  const { chunks, before } = reply;
   for (const [i, piece] of chunks.entries()) {
     if (piece.length === 0) continue;
     await before?.(i);
     if (!(await flushed(piece, out))) return false;
     await polled();
+    await written(reply, i + 1);
   }
   return !out.destroyed;
 }

@@ -1,24 +1,18 @@
 /** The configuration of the Envoy that scenarios run on: a bootstrap, and one listener per filter configuration. */
 
-import { PREFILL_ENGINES, type Protocol } from '../scenario.ts';
+import { prefillName, type Protocol } from '../scenario.ts';
 
 export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 export const STAT_PREFIX = 'ingress';
 
 /** Clusters by the leg they serve; `down` is nobody's port. */
-export type Leg = 'prefill' | 'decode';
+export type Leg = 'prefill' | 'decode' | 'bootstrap';
 export const clusterOf = (leg: Leg, protocol: Protocol) => `${leg}_${protocol}`;
 export const CLUSTER_DOWN = 'down';
 /** The endpoint is named by the header `x-envoy-original-dst-host` of the call. */
 export const originalDstCluster = (protocol: Protocol) => `original_dst_${protocol}`;
 /** The endpoint is named by `:authority` of the call. */
 export const forwardProxyCluster = (protocol: Protocol) => `dynamic_forward_proxy_${protocol}`;
-
-/** Engines that the host serves: a port each, and for each protocol. */
-export const ENGINES = ['decode', ...Array.from({ length: PREFILL_ENGINES }, (_, i) => prefillName(i))];
-export function prefillName(i: number): string {
-  return `prefill:${i}`;
-}
 
 /** Reserved (tcpmux), and outside of the ports that the system gives to anyone. */
 const CLOSED_PORT = 1;
@@ -68,6 +62,11 @@ export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): ob
         ...PROTOCOLS.flatMap((protocol) => [
           staticCluster(clusterOf('prefill', protocol), protocol, ports.get(prefillName(0))![protocol]),
           staticCluster(clusterOf('decode', protocol), protocol, ports.get('decode')![protocol]),
+          staticCluster(
+            clusterOf('bootstrap', protocol),
+            protocol,
+            ports.get('bootstrap')?.[protocol] ?? CLOSED_PORT,
+          ),
           {
             ...cluster(originalDstCluster(protocol), protocol),
             type: 'ORIGINAL_DST',

@@ -5,12 +5,15 @@ import { readFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { FILTER_WASM } from '../../tools/paths.mjs';
-import { serveEngine } from '../engine/server.ts';
+import { serveEngine, type EngineServer } from '../engine/server.ts';
 import {
-  prefillEngine,
+  asksBootstrap,
+  engineOf,
+  ENGINES,
+  prefillName,
+  requestsOf,
   withAddresses,
   type Engine,
-  type EngineRequest,
   type Host,
   type Protocol,
   type Result,
@@ -22,17 +25,14 @@ import {
   bootstrap,
   CLUSTER_DOWN,
   clusterOf,
-  ENGINES,
   type EnvoyOptions,
   type Files,
   forwardProxyCluster,
-  type Leg,
   listener,
   type ListenerSpec,
   type LogLine,
   originalDstCluster,
   type Ports,
-  prefillName,
   PROTOCOLS,
   STAT_PREFIX,
 } from './config.ts';
@@ -73,8 +73,12 @@ export class ConfigRejected extends Error {}
 
 interface Run {
   scenario: Scenario;
-  requests: Record<Leg, EngineRequest[]>;
+  requests: Requests;
+  /** Bytes that engines had written before, and Envoy had not read. */
+  unread: Map<string, number>;
 }
+
+type Requests = Pick<Result, 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests'>;
 
 const METRICS = 'wasmcustom.';
 const LOG_TAIL = 4_000;
@@ -91,22 +95,39 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       const engine = running && engineOf(running.scenario, name);
       // Left over from an exchange that has ended.
       if (!running || typeof engine !== 'function') return { status: 503, headers: [], chunks: [] };
-      running.requests[name === 'decode' ? 'decode' : 'prefill'].push(request);
+      running.requests[requestsOf(name)].push(request);
       return engine(request);
     };
   };
-  const engines: { close(): Promise<void> }[] = [];
+  const servers = new Map<string, EngineServer>();
   const ports: Ports = new Map();
+  /** Resolves when Envoy has read all that an engine has written. */
+  const read = (name: string) => async () => {
+    const run = running;
+    await waitFor('Envoy reads what an engine has written', async () => {
+      // Nobody reads on when the exchange is over.
+      if (!run || run !== running) return true;
+      return (await unread(name, run.scenario.upstream ?? 'http1')) <= run.unread.get(name)!
+        ? true
+        : undefined;
+    });
+  };
+  /** Bytes that an engine has written and Envoy has not read, or never will: connections that were cut count, too. */
+  const unread = async (name: string, protocol: Protocol) => {
+    const cluster = clusterOf(name === 'decode' ? 'decode' : 'prefill', protocol);
+    const taken = (await stat(`cluster.${cluster}.upstream_cx_rx_bytes_total`)) ?? 0;
+    return servers.get(`${name} ${protocol}`)!.bytesWritten - taken;
+  };
   for (const name of ENGINES) {
     const served = { http1: 0, http2: 0 };
     for (const protocol of PROTOCOLS) {
-      const engine = await serveEngine(serve(name), { http2: protocol === 'http2' });
+      const engine = await serveEngine(serve(name), { http2: protocol === 'http2', read: read(name) });
+      servers.set(`${name} ${protocol}`, engine);
       served[protocol] = engine.port;
-      engines.push(engine);
     }
     ports.set(name, served);
   }
-  const closeEngines = () => Promise.all(engines.map((engine) => engine.close()));
+  const closeEngines = () => Promise.all([...servers.values()].map((server) => server.close()));
 
   let files: Files = { lds: '', accessLog: '' };
   const envoy = await launchEnvoy({
@@ -213,8 +234,11 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       }).then(() => undefined);
 
     const logged = await accessLogSize();
-    const requests: Record<Leg, EngineRequest[]> = { prefill: [], decode: [] };
-    running = { scenario, requests };
+    const requests: Requests = { prefillRequests: [], bootstrapRequests: [], decodeRequests: [] };
+    const unreadBefore = new Map<string, number>();
+    for (const name of ['decode', prefillName(0)])
+      unreadBefore.set(name, await unread(name, scenario.upstream ?? 'http1'));
+    running = { scenario, requests, unread: unreadBefore };
     try {
       const send = scenario.downstream === 'http2' ? sendHttp2 : sendHttp1;
       const { client, leave, onBody } = scenario;
@@ -226,8 +250,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       });
       return {
         ...reply,
-        prefillRequests: requests.prefill,
-        decodeRequests: requests.decode,
+        ...requests,
         counters: difference(before, await settledCounters()),
         logged: line.routed_experts,
         line,
@@ -271,7 +294,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     adminUrl: envoy.adminUrl,
     run(scenario) {
       const { upstream = 'http1' } = scenario;
-      const placed = withAddresses(scenario, (engine) => ports.get(prefillName(engine))![upstream]);
+      const placed = withAddresses(scenario, (engine) => ports.get(engine)![upstream]);
       const result = last.then(() =>
         runScenario(placed).catch((error) => {
           throw error instanceof ConfigRejected ? error : explain(error);
@@ -296,11 +319,6 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   };
 }
 
-function engineOf(scenario: Scenario, name: string): Engine | 'down' | undefined {
-  if (name === 'decode') return scenario.decode;
-  return prefillEngine(scenario, Number(name.slice(name.indexOf(':') + 1)));
-}
-
 /** What Envoy and the filter say about the VM; the rejection itself gives no reason. */
 const wasmLog = (log: string) => [...log.matchAll(/\[wasm\] \[[^\]]*\] (.*)/g)].map(([, message]) => message);
 
@@ -320,14 +338,20 @@ interface Dump {
 }
 
 /** The scenario's plugin configuration; the cluster is the host's to know, unless the scenario names one. */
-function withCluster({ config = {}, prefill }: Scenario, upstream: Protocol): Record<string, unknown> {
+function withCluster(
+  { config = {}, prefill, bootstrap }: Scenario,
+  upstream: Protocol,
+): Record<string, unknown> {
   const written = config.prefill ?? {};
   if (typeof written !== 'object' || Array.isArray(written)) return config;
   let cluster = clusterOf('prefill', upstream);
   const proxy = 'cluster_type' in written && written.cluster_type === 'dynamic_forward_proxy';
   if ('endpoint_header' in written) cluster = (proxy ? forwardProxyCluster : originalDstCluster)(upstream);
   else if (prefill === 'down') cluster = CLUSTER_DOWN;
-  return { ...config, prefill: { cluster, ...written } };
+  const asked = asksBootstrap(config, written)
+    ? { bootstrap_cluster: bootstrap === 'down' ? CLUSTER_DOWN : clusterOf('bootstrap', upstream) }
+    : {};
+  return { ...config, prefill: { cluster, ...asked, ...written } };
 }
 
 function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {

@@ -15,12 +15,12 @@ import {
   bootstrap,
   clusterOf,
   listener,
-  prefillName,
   STAT_PREFIX,
   type EnvoyOptions,
   type Files,
   type LogLine,
 } from './config.ts';
+import { prefillName } from '../scenario.ts';
 import { launchEnvoy, type Envoy } from './launcher.ts';
 import { waitFor } from './wait.ts';
 

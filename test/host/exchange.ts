@@ -5,8 +5,10 @@
 
 import { setImmediate } from 'node:timers/promises';
 import {
-  PREFILL_ENGINES,
-  prefillEngine,
+  engineOf,
+  ENGINES,
+  prefillName,
+  requestsOf,
   type Engine,
   type EngineReply,
   type EngineRequest,
@@ -20,8 +22,8 @@ import type { HttpStream } from './stream.ts';
 import { received, resetBodyReason, resetReason } from './upstream.ts';
 
 /** Where the engines stand, for requests that name an endpoint. */
-const DECODE_PORT = 20000;
-export const prefillPort = (engine: number): number => DECODE_PORT + 1 + engine;
+const FIRST_PORT = 20000;
+export const portOf = (engine: string): number => FIRST_PORT + ENGINES.indexOf(engine);
 
 /** What an exchange needs of the emulator. */
 interface Callouts {
@@ -35,6 +37,8 @@ type Step = () => void;
 
 /** Real time that an engine of a scenario has to settle its promise; past it the engine counts as stalled. */
 const ENGINE_PATIENCE_MS = 10_000;
+/** Turns of the event loop without an answer: then time has passed. */
+const QUIET_TURNS = 20;
 const STALLED: EngineReply = { status: 0, headers: [], chunks: [], fault: 'stall' };
 
 export class Exchange {
@@ -43,13 +47,19 @@ export class Exchange {
   readonly #scenario: Scenario;
   readonly #merge: boolean;
   readonly #upstream: Protocol;
-  readonly #prefillRequests: EngineRequest[] = [];
-  readonly #decodeRequests: EngineRequest[] = [];
+  readonly #requests: Pick<Result, 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests'> = {
+    prefillRequests: [],
+    bootstrapRequests: [],
+    decodeRequests: [],
+  };
   /** Callouts that were sent to an engine; some will never be answered. */
   readonly #sent = new Set<PendingCallout>();
   /** Engines at work, and what their answers do, in the order in which they were given. */
   readonly #working = new Set<Promise<void>>();
   readonly #answers: Step[] = [];
+  /** What happens when nobody has anything to say any more: calls time out first, then the stream. */
+  readonly #timeouts: Step[] = [];
+  #silent = false;
   /** What is left to arrive from the decode engine. */
   #response: Step[] = [];
   #decodeAsked = false;
@@ -88,6 +98,8 @@ export class Exchange {
       }
       if (await this.#clientLeaves()) break;
     }
+    // Envoy reads on for a moment when the exchange has ended; nobody is told.
+    while (stream.ended && !this.#left && this.#response.length > 0) this.#response.shift()?.();
     stream.clientDisconnect();
     // Answers that come when the client has left still reach the filter.
     do this.#askForCallouts();
@@ -97,13 +109,21 @@ export class Exchange {
 
   /** Waits for an answer and lets it arrive; false when none will come. */
   async #nextAnswer(): Promise<boolean> {
-    if (this.#answers.length === 0 && this.#working.size > 0) {
+    if (this.#answers.length === 0 && this.#timeouts.length > 0) await this.#quiet();
+    else if (this.#answers.length === 0 && this.#working.size > 0) {
       await Promise.race(this.#left ? this.#working : [...this.#working, this.#leave]);
       if (this.#answers.length === 0) return true;
     }
-    const arrive = this.#answers.shift();
-    arrive?.();
-    return arrive !== undefined;
+    const arrive = this.#answers.shift() ?? this.#timeouts.shift();
+    if (arrive) arrive();
+    else if (this.#silent && !this.#stream.ended) this.#stream.idleTimeout();
+    else return false;
+    return true;
+  }
+
+  /** Lets engines that can still answer do so. */
+  async #quiet(): Promise<void> {
+    for (let turn = 0; turn < QUIET_TURNS && this.#answers.length === 0; turn++) await setImmediate();
   }
 
   /** Tells the client what has come, and gives it the chance to hang up. */
@@ -141,21 +161,24 @@ export class Exchange {
   }
 
   async #answer(call: PendingCallout): Promise<Step> {
-    const port = portOf(call);
-    const engine = port === null ? 'down' : engineAt(this.#scenario, port);
-    const seen = port === DECODE_PORT ? this.#decodeRequests : this.#prefillRequests;
+    const name = nameOf(call);
+    const engine = (name !== null && engineOf(this.#scenario, name)) || 'down';
     let reply: CalloutReply = 'refused';
     do {
       if (engine === 'down') continue;
+      const seen = this.#requests[requestsOf(name!)];
       reply = await ask(engine, calloutRequest(call, this.#upstream), seen);
     } while (triesAgain(call, reply));
-    if (reply !== 'refused') {
-      // Without a timeout this call has no end.
-      if (reply.fault?.startsWith('stall') && call.timeoutMs === 0) return () => undefined;
-      // A client that is to leave does so first.
-      if (reply.fault?.startsWith('stall') && this.#scenario.leave) await this.#leave;
-    }
-    return () => this.#callouts.completeCallout(call, reply, this.#upstream);
+    const complete = () => {
+      this.#callouts.completeCallout(call, reply, this.#upstream);
+      if (reply !== 'refused' && !reply.fault) reply.read?.(reply.chunks.length + 1);
+    };
+    if (reply === 'refused' || !reply.fault?.startsWith('stall')) return complete;
+    // Without a timeout this call has no end.
+    if (call.timeoutMs === 0) return () => undefined;
+    // A client that is to leave does so first.
+    if (this.#scenario.leave) await this.#leave;
+    return () => void this.#timeouts.push(complete);
   }
 
   #askDecode(): void {
@@ -184,7 +207,7 @@ export class Exchange {
       ...(trailers && trailers.size > 0 ? { trailers: trailers.entries() } : {}),
     };
     const hostless = this.#upstream === 'http1' && !upstream.headers.has(':authority');
-    const reply = hostless ? STALLED : await ask(decode, request, this.#decodeRequests);
+    const reply = hostless ? STALLED : await ask(decode, request, this.#requests.decodeRequests);
     if (hostless || body.length > length) {
       // No host, or what follows the announced length is no request: 400, and the connection ends.
       return this.#responseSteps({ status: 400, headers: [['connection', 'close']], chunks: [] });
@@ -197,7 +220,7 @@ export class Exchange {
   /** The engine says nothing more. */
   #silence(): void {
     if (this.#scenario.leave) this.#suspend(this.#leave);
-    else this.#stream.idleTimeout();
+    else this.#silent = true;
   }
 
   #requestSteps(): Step[] {
@@ -241,18 +264,18 @@ export class Exchange {
     if (headOnly) return steps;
     const open = fault !== undefined || trailers !== undefined;
     steps.push(...bodySteps(chunks, open, this.#merge, (bytes, end) => stream.responseBody(bytes, end)));
-    if (reply.before) {
-      const { before } = reply;
-      const pieces = chunks.flatMap(({ length }, i) => (length > 0 ? [i] : []));
-      steps.splice(
-        1,
-        pieces.length,
-        ...pieces.flatMap((piece, i): Step[] => [() => this.#suspend(before(piece)), steps[i + 1]!]),
-      );
-    }
+    const { before, read } = reply;
+    const pieces = chunks.flatMap(({ length }, i) => (length > 0 ? [i] : []));
+    const arriving = pieces.flatMap((piece, i): Step[] => [
+      ...(before ? [() => this.#suspend(before(piece))] : []),
+      steps[i + 1]!,
+      ...(read ? [() => read(piece + 1)] : []),
+    ]);
+    steps.splice(1, pieces.length, ...arriving);
     if (fault === 'stall_body') steps.push(() => this.#silence());
     else if (fault) steps.push(() => stream.upstreamFailed(resetBodyReason(this.#upstream)));
     else if (trailers) steps.push(() => stream.responseTrailers(trailers));
+    if (read && !fault) steps.push(() => read(chunks.length + 1));
     return steps;
   }
 
@@ -272,8 +295,7 @@ export class Exchange {
       body: body.subarray(0, announced),
       trailers: client.trailers,
       complete: ended && body.length === announced,
-      prefillRequests: this.#prefillRequests,
-      decodeRequests: this.#decodeRequests,
+      ...this.#requests,
       counters: { ...counters },
       logged: accessLog?.filterState.get('wasm.routed_experts')?.toString() ?? null,
     };
@@ -284,8 +306,8 @@ function valueOf(headers: Header[], wanted: string): string | undefined {
   return headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
 }
 
-/** The port that a callout reaches; null: nobody listens there. */
-function portOf({ cluster, headers }: PendingCallout): number | null {
+/** Who answers a callout; null: nobody listens there. */
+function nameOf({ cluster, headers }: PendingCallout): string | null {
   const byHeader = cluster.startsWith('original_dst')
     ? 'x-envoy-original-dst-host'
     : cluster.startsWith('dynamic_forward_proxy')
@@ -293,18 +315,11 @@ function portOf({ cluster, headers }: PendingCallout): number | null {
       : null;
   if (byHeader !== null) {
     const port = /^(?:127\.0\.0\.1|localhost):(\d+)$/.exec(headers.get(byHeader) ?? '')?.[1];
-    return port === undefined ? null : Number(port);
+    return (port !== undefined && ENGINES[Number(port) - FIRST_PORT]) || null;
   }
   if (cluster === 'down') return null;
-  return cluster.startsWith('decode') ? DECODE_PORT : prefillPort(0);
-}
-
-function engineAt(scenario: Scenario, port: number): Engine | 'down' {
-  if (port === DECODE_PORT) return scenario.decode;
-  for (let i = 0; i < PREFILL_ENGINES; i++) {
-    if (port === prefillPort(i)) return prefillEngine(scenario, i) ?? 'down';
-  }
-  return 'down';
+  if (cluster.startsWith('bootstrap')) return 'bootstrap';
+  return cluster.startsWith('decode') ? 'decode' : prefillName(0);
 }
 
 async function ask(engine: Engine, request: EngineRequest, seen: EngineRequest[]): Promise<EngineReply> {

@@ -4,7 +4,14 @@
  */
 
 import { readFile } from 'node:fs/promises';
-import { withAddresses, type Host, type Protocol, type Result, type Scenario } from '../scenario.ts';
+import {
+  asksBootstrap,
+  withAddresses,
+  type Host,
+  type Protocol,
+  type Result,
+  type Scenario,
+} from '../scenario.ts';
 import { LoadError } from './abi.ts';
 import {
   ASYNC_RESPONSE_LIMIT,
@@ -14,7 +21,7 @@ import {
   type PendingCallout,
 } from './callouts.ts';
 import type { RootContext } from './context.ts';
-import { Exchange, prefillPort } from './exchange.ts';
+import { Exchange, portOf } from './exchange.ts';
 import { MetricStore } from './metrics.ts';
 import { SharedData, SharedQueues } from './shared.ts';
 import { HttpStream, type AccessLogEntry } from './stream.ts';
@@ -108,6 +115,7 @@ const CLUSTERS: Record<string, ClusterSpec> = {
   decode: {},
   decode_http1: {},
   decode_http2: {},
+  bootstrap: {},
   down: {},
   original_dst: originalDst,
   original_dst_http1: originalDst,
@@ -268,7 +276,7 @@ class EnvoyEmulator implements Host, EmulatorExtras {
   }
 
   async run(scenario: Scenario): Promise<Result> {
-    const placed = withAddresses(scenario, prefillPort);
+    const placed = withAddresses(scenario, portOf);
     const stream = this.openStream(placed.config, placed);
     const exchange = new Exchange(this, stream, placed, this.#options.mergeEndOfStream ?? false);
     return exchange.run();
@@ -287,5 +295,6 @@ function configurationOf(config: Record<string, unknown>, upstream: Protocol = '
     : proxy
       ? `dynamic_forward_proxy_${upstream}`
       : 'original_dst';
-  return JSON.stringify({ ...config, prefill: { cluster, ...prefill } });
+  const asked = asksBootstrap(config, prefill) ? { bootstrap_cluster: 'bootstrap' } : {};
+  return JSON.stringify({ ...config, prefill: { cluster, ...asked, ...prefill } });
 }

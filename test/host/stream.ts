@@ -631,7 +631,11 @@ export class HttpStream implements FilterCallbacks, Account {
     resume: () => void,
   ): boolean {
     if (status === DataStatus.Continue) {
-      if (direction.iteration !== Iteration.StopSingle) return true;
+      if (direction.iteration !== Iteration.StopSingle) {
+        // What a callout has let go was kept with status 1: this piece was added to it, and leaves from there.
+        if (direction.buffered && direction.buffered !== data) data.move(direction.buffered);
+        return true;
+      }
       this.#buffer(direction, data);
       resume();
       return false;

@@ -118,10 +118,6 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
     { connector },
     `prefill.bootstrap_host: expected a value: connector ${connector} needs it unless there is an endpoint_header`,
   ]),
-  [
-    { connector: 'mooncake', prefill: { bootstrap_host: 'prefill' } },
-    'prefill.bootstrap_cluster: expected a value: connector mooncake needs it unless there is an endpoint_header',
-  ],
   ...['', 'a b', '10.0.0.256', '127.1', '::1', '[::1', 'a:80', 'a..b', '-a', '10.0.0.1/8', 'a/b'].map(
     (bootstrap_host): [Config, string, typeof BEYOND_SCHEMA?] => [
       { connector: 'sglang', prefill: { bootstrap_host } },
@@ -202,6 +198,14 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+];
+
+/** Refused for a key that the hosts fill in. */
+export const REFUSED_UNFILLED: [Config, string][] = [
+  [
+    { connector: 'mooncake', prefill: { bootstrap_host: 'prefill' } },
+    'prefill.bootstrap_cluster: expected a value: connector mooncake needs it unless there is an endpoint_header',
+  ],
 ];
 
 /** Taken, and then no request without more is served by P/D. */

@@ -290,7 +290,10 @@ export function verdictOf(body: Buffer, expected: Expected): Verdict {
 
 function verdictOfText(text: string, expected: Expected): Verdict {
   const root = parse(text);
-  const routed = (item: Node) => all(item, 'choices').length > 0 || places(text, item).length > 0;
+  // Elements of a list have SGLang's members only.
+  const routed = (item: Node) =>
+    all(item, 'choices').length > 0 ||
+    places(text, item).some(({ key }) => /^(meta_info|sglext)\./.test(key));
   if (root?.kind === 'array' && !root.items.some(routed))
     return { merged: [], absent: true, nulled: text, why: '' };
   if (root?.kind !== 'object') return refused('not a JSON object');

@@ -164,6 +164,8 @@ export function readPrefill(body: Buffer): Brought | null {
   const right =
     value !== null &&
     found.length === 1 &&
+    // The one choice that was asked for.
+    place!.choice === 0 &&
     all(root, 'choices').length === 1 &&
     all(all(root, 'choices')[0]!.items[place!.choice], dialect!.key).length === 1 &&
     value.rows > 0 &&

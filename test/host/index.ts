@@ -290,11 +290,8 @@ function configurationOf(config: Record<string, unknown>, upstream: Protocol = '
   const prefill = config.prefill ?? {};
   if (typeof prefill !== 'object' || Array.isArray(prefill)) return JSON.stringify(config);
   const proxy = 'cluster_type' in prefill && prefill.cluster_type === 'dynamic_forward_proxy';
-  const cluster = !('endpoint_header' in prefill)
-    ? 'prefill'
-    : proxy
-      ? `dynamic_forward_proxy_${upstream}`
-      : 'original_dst';
+  const byRequest = `${proxy ? 'dynamic_forward_proxy' : 'original_dst'}_${upstream}`;
+  const cluster = 'endpoint_header' in prefill ? byRequest : 'prefill';
   const asked = asksBootstrap(config, prefill) ? { bootstrap_cluster: 'bootstrap' } : {};
   return JSON.stringify({ ...config, prefill: { cluster, ...asked, ...prefill } });
 }

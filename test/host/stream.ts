@@ -468,7 +468,8 @@ export class HttpStream implements FilterCallbacks, Account {
       if (encoder.aborted) status = DataStatus.StopIterationNoBuffer;
       const complete = this.#localComplete && !this.#responseTrailers;
       if (!this.#afterData(encoder, status, data, complete, () => this.continueEncoding())) return;
-      if (before !== this.#responseTrailers) {
+      // Envoy 1.40 sends no trailers that were added to data that it lets go in commonContinue.
+      if (before !== this.#responseTrailers && !continuing) {
         this.#sendData(data, false);
         return this.#sendTrailers();
       }

@@ -1,0 +1,4 @@
+import { onEnvoy } from '../scenarios/hosts.ts';
+import { runRanks } from '../scenarios/ranks.ts';
+
+runRanks(onEnvoy);

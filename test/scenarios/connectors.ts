@@ -1,0 +1,392 @@
+// The connectors of both legs at once, between simulated engines that insist on their handshake: rooms and transfers must
+// be the same on both sides, or an engine waits in vain. The answer is the oracle's.
+
+import { expect } from 'vitest';
+import { createEngine, type Address, type EngineOptions } from '../engine/engine.ts';
+import { Fleet } from '../engine/fleet.ts';
+import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
+import { header, type Case, type Suite } from './case.ts';
+import {
+  CHAT,
+  COMPLETIONS,
+  GENERATE,
+  GOOD_DECODE,
+  answering,
+  expectOutcome,
+  jsonOf,
+  post,
+} from './messages.ts';
+
+const PROTOCOLS: Protocol[] = ['http1', 'http2'];
+const NATIVE = '/generate';
+const HOST = '127.0.0.1';
+
+type Json = Record<string, any>;
+
+interface Spec {
+  name: string;
+  path: string;
+  body: Json;
+  protocol: Protocol;
+  config?: Json;
+  engine?: Partial<EngineOptions>;
+}
+
+/** Bootstrap servers that no exchange has asked before: what a VM remembers is by their ports. */
+let lastPort = 10_000;
+
+/** What the filter makes up, and the ports. */
+const RANDOM =
+  /"bootstrap_room":(\d+|\[[\d,]+\])|xfer-[0-9a-f-]{36}|(?<=http:\/\/127\.0\.0\.1:)\d+|(?<="bootstrap_port":)[\d,[\]]+/g;
+
+/** A reply without what differs between engines: ids, and what only prefill counts. */
+function rest(text: string): unknown {
+  return JSON.parse(text, (key, value: unknown) => (OF_AN_ENGINE.has(key) ? undefined : value));
+}
+
+const OF_AN_ENGINE = new Set(['id', 'request_id', 'cached_tokens', 'system_fingerprint']);
+
+const bodies = (text: string, events: boolean): string[] =>
+  events ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : [])) : [text];
+
+function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
+  const { name, path, body, protocol, config, engine } = spec;
+  const request = JSON.stringify(body);
+  const options = (address: Address) =>
+    ({
+      connector,
+      ...(connector === 'mooncake' ? { ranks: 3 } : {}),
+      bootstrap: address,
+      // Long enough for a loaded machine; a leg that nobody joins fails the test.
+      patience: 5000,
+      model: { layers: 3, topK: 2, experts: 9 },
+      ...engine,
+    }) satisfies Partial<EngineOptions>;
+
+  const scenario = (): Scenario => {
+    const address = { host: HOST, port: ++lastPort };
+    const shared = { ...options(address), fleet: new Fleet() };
+    const prefill = createEngine({ ...shared, role: 'prefill' });
+    return {
+      name,
+      config: {
+        connector,
+        ...config,
+        prefill: { bootstrap_host: HOST, bootstrap_port: address.port, ...config?.['prefill'] },
+      },
+      client: post(request, { path }),
+      prefill,
+      bootstrap: prefill,
+      decode: createEngine({ ...shared, role: 'decode', promptRows: 'stale', chunkBytes: 101 }),
+      downstream: protocol,
+      upstream: protocol,
+    };
+  };
+
+  const check = (result: Result): void => {
+    expect(result).toMatchObject({ status: 200, complete: true });
+    const oracle = createEngine({ ...options({ host: HOST, port: 1 }), role: 'oracle' });
+    const { chunks } = oracle({
+      method: 'POST',
+      path,
+      headers: [['content-type', 'application/json']],
+      body: Buffer.from(request),
+    }) as EngineReply;
+    const [ours, theirs] = [result.body, Buffer.concat(chunks)].map((each) =>
+      bodies(each.toString(), body['stream'] === true).map(rest),
+    );
+    expect(ours).toEqual(theirs);
+    expect(result.logged).toMatch(/^merged; rows=\d+; choices=\d+$/);
+    expect(result.prefillRequests).toHaveLength(1);
+    expect(result.decodeRequests).toHaveLength(1);
+    if (connector === 'mooncake') checkMooncake(result);
+  };
+  return { name, scenario, check, random: RANDOM, cutDecidesHead: true };
+}
+
+function checkMooncake({ prefillRequests, bootstrapRequests, decodeRequests }: Result): void {
+  expect(bootstrapRequests.map(({ method, path, body }) => [method, path, body.length])).toEqual([
+    ['GET', '/query', 0],
+  ]);
+  const [prefill, decode] = [prefillRequests[0]!, decodeRequests[0]!];
+  expect(header(prefill.headers, 'x-data-parallel-rank')).toBe('0');
+  expect(header(decode.headers, 'x-data-parallel-rank')).toBeUndefined();
+  const [one, two] = [prefill, decode].map((request) => jsonOf(request)['kv_transfer_params'] as Json);
+  expect(one!['transfer_id']).toBe(two!['transfer_id']);
+  expect(one!['transfer_id']).toMatch(
+    /^xfer-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/,
+  );
+}
+
+// ---- SGLang
+
+const routed = (body: Json): Json => ({ ...body, return_routed_experts: true });
+const native = (body: Json, sampling: Json = {}): Json =>
+  routed({ ...body, sampling_params: { max_new_tokens: 7, ...sampling } });
+
+const SGLANG: [string, string, Json][] = [
+  ['a text', NATIVE, native({ text: 'The quick brown fox' })],
+  ['tokens', NATIVE, native({ input_ids: [5, 6, 7, 8] })],
+  ['one generated token', NATIVE, native({ text: 'The quick' }, { max_new_tokens: 1 })],
+  ['a long prompt', NATIVE, native({ input_ids: Array.from({ length: 3000 }, (_, i) => i % 500) })],
+  ['a list of one text', NATIVE, native({ text: ['The quick'] })],
+  ['two texts', NATIVE, native({ text: ['The quick', 'brown fox jumps'] })],
+  ['three lists of tokens', NATIVE, native({ input_ids: [[1, 2, 3], [4], [5, 6]] })],
+  [
+    'parameters for each text',
+    NATIVE,
+    routed({ text: ['The quick', 'brown'], sampling_params: [{ max_new_tokens: 4 }, { max_new_tokens: 4 }] }),
+  ],
+  ['a completion', COMPLETIONS, routed({ prompt: 'The quick brown fox', max_tokens: 7 })],
+  ['a completion of tokens', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7 })],
+  ['a chat', CHAT, routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 })],
+];
+
+const sglangCases: Case[] = SGLANG.flatMap(([name, path, body]) =>
+  PROTOCOLS.flatMap((protocol) =>
+    [0, 1 << 20].map((hold_bytes) =>
+      caseOf('sglang', {
+        name: `sglang, ${path}: ${name}, hold_bytes ${hold_bytes}, ${protocol}`,
+        path,
+        body,
+        protocol,
+        config: { hold_bytes },
+      }),
+    ),
+  ),
+);
+
+const sglangStreams: Case[] = SGLANG.filter(([name]) => !/list|texts|lists|for each/.test(name)).flatMap(
+  ([name, path, body]) =>
+    PROTOCOLS.map((protocol) =>
+      caseOf('sglang', {
+        name: `sglang, ${path}: a stream, ${name}, ${protocol}`,
+        path,
+        body: { ...body, stream: true },
+        protocol,
+      }),
+    ),
+);
+
+// ---- Mooncake
+
+const MOONCAKE: [string, string, Json][] = [
+  ['a text', COMPLETIONS, { prompt: 'The quick brown fox', max_tokens: 7 }],
+  ['tokens', COMPLETIONS, { prompt: [3, 4, 5], max_tokens: 7 }],
+  ['one generated token', COMPLETIONS, { prompt: [3, 4, 5], max_tokens: 1 }],
+  [
+    'a long prompt',
+    COMPLETIONS,
+    { prompt: Array.from({ length: 3000 }, (_, i) => 3 + (i % 500)), max_tokens: 7 },
+  ],
+  ['n is 1', COMPLETIONS, { prompt: [3, 4, 5], max_tokens: 7, n: 1 }],
+  ['a minimum of tokens', COMPLETIONS, { prompt: [3, 4, 5], max_tokens: 7, min_tokens: 3 }],
+  ['a chat', CHAT, { messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 }],
+  ['generate', GENERATE, { token_ids: [61, 62, 63], sampling_params: { max_tokens: 7 } }],
+  [
+    'generate, a stream',
+    GENERATE,
+    { token_ids: [61, 62, 63], stream: true, sampling_params: { max_tokens: 7 } },
+  ],
+];
+
+const mooncakeCases: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
+  PROTOCOLS.flatMap((protocol) =>
+    [0, 1 << 20].map((hold_bytes) =>
+      caseOf('mooncake', {
+        name: `mooncake, ${path}: ${name}, hold_bytes ${hold_bytes}, ${protocol}`,
+        path,
+        body,
+        protocol,
+        config: { hold_bytes },
+      }),
+    ),
+  ),
+);
+
+/** A model whose first token ends the text: prefill must not stop there, or there is no transfer. */
+const firstIsEnd: Case[] = [COMPLETIONS, GENERATE].map((path) =>
+  caseOf('mooncake', {
+    name: `mooncake, ${path}: the first token ends the text`,
+    path,
+    body:
+      path === GENERATE
+        ? { token_ids: [61, 62, 63], sampling_params: { max_tokens: 7 } }
+        : { prompt: [3, 4, 5], max_tokens: 7 },
+    protocol: 'http1',
+    engine: { eosAfter: 1 },
+  }),
+);
+
+// ---- what one transfer can't serve, and servers that fail
+
+const alone = (name: string, body: Json, path = COMPLETIONS): Case => ({
+  name: `mooncake, ${name}: decode alone`,
+  scenario: () => ({
+    name,
+    config: { connector: 'mooncake', prefill: { bootstrap_host: HOST, bootstrap_port: ++lastPort } },
+    client: post(JSON.stringify({ ...body, kv_transfer_params: { evil: 1 } }), { path }),
+    prefill: answering(''),
+    bootstrap: answering(''),
+    decode: answering(GOOD_DECODE),
+  }),
+  check(result) {
+    expect(result.body.toString()).toBe(GOOD_DECODE);
+    expect([...result.prefillRequests, ...result.bootstrapRequests]).toEqual([]);
+    expect(jsonOf(result.decodeRequests[0]!)).toEqual(body);
+    expectOutcome(result, 'local');
+  },
+});
+
+const samples: Case[] = [
+  alone('several samples', { prompt: 'a', n: 2 }),
+  alone('several samples, in a text', { prompt: 'a', n: '2' }),
+  alone('several prompts', { prompt: ['a', 'b'] }),
+  alone('several samples of tokens', { token_ids: [1], sampling_params: { n: 3 } }, GENERATE),
+];
+
+const FAILURES = { 'routed_experts.prefill_failures': 1 };
+
+const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
+  ['is down', 'down', 'the bootstrap server does not tell its ranks'],
+  ['answers 500', answering('{}', { status: 500 }), 'the bootstrap server does not tell its ranks'],
+  ['answers 404', answering('{}', { status: 404 }), 'the bootstrap server does not tell its ranks'],
+  ['answers with no rank', answering('{}'), 'the bootstrap server does not tell its ranks'],
+  ['answers with a list', answering('[{"engine_id":"a"}]'), 'the bootstrap server does not tell its ranks'],
+  ['answers with no id', answering('{"0":{}}'), 'the bootstrap server does not tell its ranks'],
+  [
+    'answers with a number',
+    answering('{"0":{"engine_id":1}}'),
+    'the bootstrap server does not tell its ranks',
+  ],
+  [
+    'answers with a quote',
+    answering('{"0":{"engine_id":"a\\"b"}}'),
+    'the bootstrap server does not tell its ranks',
+  ],
+  ['answers with text', answering('ready'), 'the bootstrap server does not tell its ranks'],
+  ['answers with half', answering('{"0":{"engine_id":"a"'), 'the bootstrap server does not tell its ranks'],
+  [
+    'answers with more than it could have',
+    answering(`{"0":{"engine_id":"a"},"x":"${'y'.repeat(70_000)}"}`),
+    'the bootstrap server does not tell its ranks',
+  ],
+  [
+    'breaks off',
+    answering('{"0":{"engine_id":"a"}}', { fault: 'reset_body', pieces: [Buffer.from('{"0')] }),
+    'connection reset, or reply too large',
+  ],
+  ['is silent', answering('', { fault: 'stall' }), 'timeout', 'GatewayTimeoutError'],
+];
+
+const rankless: Case[] = RANKLESS.flatMap(([name, bootstrap, text, type = 'BadGatewayError']) =>
+  ['decode', 'reject'].flatMap((policy) =>
+    PROTOCOLS.map((protocol): Case => ({
+      name: `mooncake, the bootstrap server ${name}: ${policy}, ${protocol}`,
+      scenario: () => ({
+        name,
+        config: {
+          connector: 'mooncake',
+          on_prefill_failure: policy,
+          prefill: { bootstrap_host: HOST, bootstrap_port: ++lastPort, timeout_ms: 300, retries: 0 },
+        },
+        client: post('{"prompt":"a"}'),
+        prefill: answering(''),
+        bootstrap,
+        decode: answering(GOOD_DECODE),
+        downstream: protocol,
+        upstream: protocol,
+      }),
+      check(result) {
+        expect(result.prefillRequests).toEqual([]);
+        if (policy === 'decode') {
+          expect(result.body.toString()).toBe(GOOD_DECODE);
+          expect(jsonOf(result.decodeRequests[0]!)).toEqual({ prompt: 'a' });
+          return expectOutcome(result, 'local', FAILURES);
+        }
+        const { error } = JSON.parse(result.body.toString()) as { error: Json };
+        expect(error).toMatchObject({ message: `prefill failed: ${text}`, type });
+        expect(result.decodeRequests).toEqual([]);
+        expectOutcome(result, 'rejected', FAILURES);
+      },
+    })),
+  ),
+);
+
+/** With the endpoint in the request the bootstrap server is on its host. */
+const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
+  ['original_dst', 'dynamic_forward_proxy'].map((cluster_type): Case => {
+    const address = { host: HOST, port: 0 };
+    const request = { prompt: 'The quick brown fox', max_tokens: 4 };
+    return {
+      name: `mooncake, the endpoint in the request, ${cluster_type}, ${protocol}`,
+      random: RANDOM,
+      scenario: () => {
+        const shared = {
+          connector: 'mooncake',
+          bootstrap: address,
+          patience: 5000,
+          fleet: new Fleet(),
+        } as const;
+        const prefill = createEngine({ ...shared, role: 'prefill' });
+        return {
+          name: 'endpoint',
+          config: {
+            connector: 'mooncake',
+            prefill: {
+              endpoint_header: 'x-prefiller-host-port',
+              allowed_endpoints: ['{prefill:1}'],
+              cluster_type,
+              bootstrap_port: '{bootstrap:port}',
+            },
+          },
+          client: {
+            ...post(JSON.stringify(request)),
+            headers: [...post(JSON.stringify(request)).headers, ['x-prefiller-host-port', '{prefill:1}']],
+          },
+          prefill: [answering('', { status: 418 }), prefill],
+          bootstrap: (query) => {
+            const to = header(query.headers, 'x-envoy-original-dst-host') ?? header(query.headers, 'host');
+            address.port = portOf(to);
+            return prefill(query);
+          },
+          decode: (received) => {
+            // An HTTP/2 engine is not told its own name: the port is what decode was told.
+            if (address.port === 0)
+              address.port = Number(/127\.0\.0\.1:(\d+)/.exec(received.body.toString())![1]);
+            return createEngine({ ...shared, role: 'decode' })(received);
+          },
+          downstream: protocol,
+          upstream: protocol,
+        };
+      },
+      check(result) {
+        expect(result).toMatchObject({ status: 200, complete: true });
+        expect(result.logged).toMatch(/^merged/);
+        expect(result.prefillRequests.filter(({ path }) => path !== '/health')).toHaveLength(1);
+        expect(result.bootstrapRequests.map(({ path }) => path)).toEqual(['/query']);
+        for (const { headers } of [
+          ...result.prefillRequests,
+          ...result.decodeRequests,
+          ...result.bootstrapRequests,
+        ])
+          expect(headers.map(([name]) => name)).not.toContain('x-prefiller-host-port');
+      },
+    };
+  }),
+);
+
+const portOf = (address: string | undefined): number => Number(/:(\d+)$/.exec(address ?? '')?.[1] ?? 0);
+
+export const connectors: Suite = {
+  name: 'connectors of both legs at once',
+  cases: [
+    ...sglangCases,
+    ...sglangStreams,
+    ...mooncakeCases,
+    ...firstIsEnd,
+    ...samples,
+    ...rankless,
+    ...byRequest,
+  ],
+};

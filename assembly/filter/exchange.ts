@@ -50,6 +50,7 @@ import { Rewrite } from '../connectors/rewrite';
 import { RANDOM_BYTES, Session } from '../connectors/session';
 import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
 import { EventStream } from '../routing/event_stream';
+import { Format } from '../routing/prompt';
 import { Reason, reasonText } from '../routing/reason';
 import { BodySink, Outlet } from './body_sink';
 import { chooseRank, forgetRanks, startQuery, takeRanks } from './bootstrap';
@@ -931,8 +932,10 @@ export class Exchange extends StreamContext implements HeldHead {
 
   /** Whether edits to come may change the length of the body. */
   private get mayGrow(): bool {
-    const values = this.expected.prompt.values.length > 0;
-    return this.nulling || values || (this.expected.tail && this.expected.choices != 1);
+    const prompt = this.expected.prompt;
+    // An object says itself whether it has generated rows only, whatever was asked for.
+    const tails = this.expected.tail || prompt.format == Format.Object;
+    return this.nulling || prompt.values.length > 0 || (tails && this.expected.choices != 1);
   }
 
   /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */

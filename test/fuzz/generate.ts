@@ -360,16 +360,19 @@ export function caseOf(seed: number): FuzzCase {
     prefill.length === 1 &&
     (prefill[0] as Reply).fault === undefined;
   const hold_bytes = random.pick([0, 0, 1, 64, 300, 1000, 1 << 20]);
+  // Heads that are not held: what can't be merged is reset.
+  const pass = random.chance(0.15);
   const prefillConfig = { retries: random.below(2), timeout_ms: 1000 };
   return {
     seed,
     clean,
     config: {
       ...messages.config,
-      on_unmergeable: random.pick(['reject', 'null', 'forward']),
+      on_unmergeable: random.pick(pass ? ['reject', 'forward'] : ['reject', 'null', 'forward']),
       on_prefill_failure: random.pick(['decode', 'reject']),
       hold_bytes,
       ...(random.chance(0.2) ? { max_hold_bytes: Math.max(hold_bytes, random.pick([0, 200, 2000])) } : {}),
+      ...(pass ? { headers: 'pass' } : {}),
       ...(random.chance(0.1) ? { max_capture_bytes: 10 } : {}),
       ...(random.chance(0.1) ? { max_parked_bytes: 10 } : {}),
       prefill: prefillConfig,

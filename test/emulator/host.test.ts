@@ -933,7 +933,7 @@ describe('loading', () => {
     emulator.openStream({ prefill: 3 });
     expect(said(emulator)).toEqual([
       '{"prefill":{"cluster":"prefill"}}',
-      '{"prefill":{"cluster":"original_dst","endpoint_header":"x"}}',
+      '{"prefill":{"cluster":"original_dst_http1","endpoint_header":"x"}}',
       '{"prefill":{"cluster":"mine"}}',
       '{"prefill":3}',
     ]);

@@ -716,8 +716,8 @@ export class Exchange extends StreamContext implements HeldHead {
       return this.unmergeable(Reason.Hold, 0, endOfStream);
     }
     this.ended = endOfStream;
-    if (!endOfStream || this.received > WRITABLE) return BodyStatus.StopIterationNoBuffer;
-    // Envoy 1.40 crashes when a body is touched from outside after any other status.
+    if (!endOfStream) return BodyStatus.StopIterationNoBuffer;
+    // Envoy 1.40 crashes when a body is touched from outside after any other status. What it keeps it also counts.
     replaceBuffer(BufferKind.ResponseBody, 0, 0);
     this.writable = true;
     return BodyStatus.StopIterationAndBuffer;

@@ -17,6 +17,7 @@ import {
   METHOD,
   PATH,
   POST,
+  PUT,
   REQUEST_ID,
   STATUS,
 } from './names';
@@ -44,18 +45,22 @@ export class RequestHead {
     const reader = new PairReader(pairs);
     const endpointHeader = config.endpointHeader;
     let post = false;
+    let put = false;
     let named = false;
     while (reader.next()) {
       if (endpointHeader !== null && reader.is(endpointHeader)) {
         if (!named) head.takeEndpoint(reader.valuePtr, reader.valueLen);
         named = true;
-      } else if (reader.is(METHOD)) post = POST.equals(reader.valuePtr, reader.valueLen);
-      else if (reader.is(PATH)) head.api = config.apiOf(reader.valuePtr, reader.valueLen);
+      } else if (reader.is(METHOD)) {
+        post = POST.equals(reader.valuePtr, reader.valueLen);
+        put = PUT.equals(reader.valuePtr, reader.valueLen);
+      } else if (reader.is(PATH)) head.api = config.apiOf(reader.valuePtr, reader.valueLen);
       else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
       else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
       else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
     }
-    if (!post) head.api = Api.None;
+    // SGLang takes both for the same.
+    if (!post && !(put && head.api == Api.Native)) head.api = Api.None;
     return head;
   }
 

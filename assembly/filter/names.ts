@@ -22,6 +22,7 @@ export const OUTCOME_PROPERTY = new Ascii('routed_experts');
 
 export const GET = new Ascii('GET');
 export const POST = new Ascii('POST');
+export const PUT = new Ascii('PUT');
 /** A path that every engine answers without work. */
 export const HEALTH = new Ascii('/health');
 /** Where a Mooncake bootstrap server tells its ranks. */

@@ -3,7 +3,8 @@
 import { FILTER_WASM } from '../../tools/paths.mjs';
 import { createEnvoyHost } from '../envoy/index.ts';
 import { createEmulator } from '../host/index.ts';
-import type { Start } from './run.ts';
+import type { Limits } from './case.ts';
+import type { Start, TestHost } from './run.ts';
 
 export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCanStop }) => {
   const host = await createEnvoyHost({
@@ -19,10 +20,19 @@ export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCan
   });
 };
 
-export const onEmulator: Start = async ({ bufferLimit, asyncResponseLimit, headsCanStop }) => {
+export const onEmulator: Start = (limits) => emulator(limits, false);
+
+/** The end of a body comes with its last bytes: Envoy may do that, and may not. */
+export const onEmulatorMerging: Start = (limits) => emulator(limits, true);
+
+const emulator = async (
+  { bufferLimit, asyncResponseLimit, headsCanStop }: Limits,
+  mergeEndOfStream: boolean,
+): Promise<TestHost> => {
   const host = await createEmulator({
     ...(headsCanStop === undefined ? {} : { allowOnHeadersStopIteration: headsCanStop }),
     wasmPath: FILTER_WASM,
+    mergeEndOfStream,
     bufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
     ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),
   });

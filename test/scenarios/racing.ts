@@ -138,6 +138,13 @@ const BODIES: Body[] = [
     pieces: 9000,
   },
   {
+    name: 'a body in one piece over Envoy’s buffer limit',
+    decode: decodeBody([array], { before: LONG }),
+    out: decodeBody([right], { before: LONG }),
+    pieces: 1 << 20,
+    firsts: ['prefill', 'end'],
+  },
+  {
     name: 'a body over hold_bytes',
     decode: decodeBody([array], { before: LONG }),
     out: decodeBody([right], { before: LONG }),
@@ -295,6 +302,52 @@ const unmergeable: Case[] = FIRST.flatMap((first) =>
     })),
   ),
 );
+
+/** What SGLang serves beside the OpenAI endpoints; it takes PUT for POST. */
+const methods: Case[] = [
+  ['POST', '/generate', true],
+  ['PUT', '/generate', true],
+  ['PUT', '/v1/completions', false],
+  ['DELETE', '/generate', false],
+  ['POST', '/inference/v1/generate', false],
+  ['POST', '/v1/generate', false],
+].map(([method, path, served]): Case => ({
+  name: `${method as string} ${path as string} is ${served ? 'served' : 'left alone'}`,
+  scenario: () =>
+    scenarioOf(
+      'prefill',
+      { prefill: prefillReply(), decode: decodeReply() },
+      {},
+      {
+        client: post('{"text":"a"}', { method: method as string, path: path as string }),
+        ...(served ? {} : { decode: answering(GOOD_DECODE) }),
+      },
+    ),
+  check(result) {
+    expect(result.prefillRequests.map(({ method }) => method)).toEqual(served ? [method] : []);
+    expect(result.body.toString()).toBe(served ? GOOD_MERGED : GOOD_DECODE);
+    expectOutcome(result, served ? MERGED : 'local', served ? SPLICED : {});
+  },
+}));
+
+/** Decode's leg does not fit into Envoy's buffer: prefill has been asked in vain. */
+const tooLarge: Case = {
+  name: 'a request that the members of its leg take over the limit',
+  scenario: () =>
+    scenarioOf(
+      'prefill',
+      { prefill: prefillReply(), decode: decodeReply() },
+      {},
+      {
+        client: post(`{"prompt":"${'x'.repeat((64 << 10) - 20)}"}`),
+      },
+    ),
+  check(result) {
+    expect(result.status).toBe(413);
+    expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual([1, 0]);
+    expectOutcome(result, 'absent');
+  },
+};
 
 // ---- prefill fails
 
@@ -898,6 +951,8 @@ export const racing: Suite = {
   cases: randomized([
     ...both,
     ...members,
+    ...methods,
+    tooLarge,
     ...without,
     ...unmergeable,
     ...failing,

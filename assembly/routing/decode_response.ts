@@ -80,6 +80,7 @@ export class DecodeResponse extends Site {
   private arraysInElement: i32 = 0;
   private rawInChoice: i32 = 0;
   private choicesInDocument: i32 = 0;
+  private choiceIsObject: bool = false;
   /** Kinds of values that the choice, and the document, have had: a bit each. */
   private valuesInChoice: i32 = 0;
   private valuesInDocument: i32 = 0;
@@ -241,6 +242,7 @@ export class DecodeResponse extends Site {
         if (++this.choicesSeen > 1 && this.treatment != Treatment.Null) this.refuse(Reason.Duplicate);
         break;
       case Place.Choice:
+        this.choiceIsObject = scanner.first == 0x7b;
         this.choicesInDocument++;
         this.arraysInChoice = 0;
         this.rawInChoice = 0;
@@ -419,7 +421,7 @@ export class DecodeResponse extends Site {
         if (array === null) this.checkGenerated(2, scanner.count);
         break;
       case Place.Choice:
-        if (!this.events) this.insertMissing(true);
+        if (!this.events && this.choiceIsObject) this.insertMissing(true);
         break;
       case Place.Element:
         this.checkElement();

@@ -20,8 +20,8 @@ const SPACE = /[ \t\n\r]*/y;
 const STRING = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"/y;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y;
 const LITERAL = /true|false|null|NaN|-?Infinity/y;
-/** Of the runtime's stack; nothing deeper is expected to be read. */
-const MAX_DEPTH = 3000;
+/** Containers in containers: nothing deeper is read. */
+const MAX_DEPTH = 512;
 
 function match(pattern: RegExp, text: string, at: number): number {
   pattern.lastIndex = at;

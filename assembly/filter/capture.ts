@@ -3,6 +3,7 @@
 import { bufferBytes } from '../abi/host';
 import { BufferKind } from '../abi/types';
 import { Block, fits } from '../bytes/block';
+import { lanes } from '../bytes/vector';
 import { alphabetEnd } from '../routing/base64';
 import { Wanted } from '../routing/formats/format';
 import { PromptCheck } from '../routing/formats/prompt_value';
@@ -153,10 +154,27 @@ function readText(span: Span, room: Room): RowChars | null {
   const chars = new HeldChars(PIECE);
   for (let at = span.start; at < span.end; at += PIECE) {
     const piece = bufferBytes(BufferKind.CallResponseBody, <u32>at, <u32>min(PIECE, span.end - at));
+    if (piece !== null) joinLines(piece.ptr, piece.end);
     if (piece === null || !chars.add(piece)) {
       chars.free();
       return null;
     }
   }
   return chars;
+}
+
+/** Line ends of a JSON value, which are never in a string, become spaces: an event's document is on one line. */
+function joinLines(ptr: usize, end: usize): void {
+  const feed = lanes(0x0a);
+  const carriage = lanes(0x0d);
+  const space = lanes(0x20);
+  for (; ptr + 16 <= end; ptr += 16) {
+    const bytes = v128.load(ptr);
+    const ends = v128.or(i8x16.eq(bytes, feed), i8x16.eq(bytes, carriage));
+    if (v128.any_true(ends)) v128.store(ptr, v128.bitselect(space, bytes, ends));
+  }
+  for (; ptr < end; ptr++) {
+    const c = load<u8>(ptr);
+    if (c == 0x0a || c == 0x0d) store<u8>(ptr, 0x20);
+  }
 }

@@ -38,7 +38,7 @@ export class Mooncake extends Connector {
 
   judge(body: RequestBody): Unfit {
     // A transfer is taken once: a second sample would wait for it.
-    return body.samples > 1 || body.spelled(Field.N) ? Unfit.SeveralChoices : Unfit.No;
+    return body.integer(Field.N) > 1 || body.spelled(Field.N) ? Unfit.SeveralChoices : Unfit.No;
   }
 
   prefill(rewrite: Rewrite, session: Session): void {

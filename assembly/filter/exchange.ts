@@ -1016,9 +1016,9 @@ export class Exchange extends StreamContext implements HeldHead {
     return this.sent(sink);
   }
 
-  /** The response can't be merged any more. Only a stream of which no array has left may go on. */
+  /** The response can't be merged any more. Only a stream of which no routing of prefill's has left may go on. */
   private streamFailed(reason: Reason, sink: BodySink): bool {
-    const untouched = this.events !== null && this.response!.choices == 0;
+    const untouched = this.events !== null && !this.response!.merged;
     if (!untouched || this.config.onUnmergeable != OnUnmergeable.Forward) {
       this.reset(reason);
       return false;

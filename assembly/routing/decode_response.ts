@@ -151,10 +151,10 @@ export class DecodeResponse extends Site {
     this.choicesSeen = 0;
     this.element = -1;
     this.arraysInElement = 0;
-    this.rawRows = 0;
+    this.forgetRaw();
     this.valuesInDocument = 0;
     // Counts of an event say nothing of the next: they may be counts so far.
-    this.promptTokens = this.completionTokens = -1;
+    this.counts.reset();
   }
 
   /** Whether no document has begun that has not ended. */
@@ -232,8 +232,8 @@ export class DecodeResponse extends Site {
       case Place.Element:
         this.element++;
         this.arraysInElement = 0;
-        this.rawRows = 0;
-        this.promptTokens = this.completionTokens = -1;
+        this.forgetRaw();
+        this.counts.reset();
         break;
       case Place.ElementChoices:
         this.refuse(Reason.Json);
@@ -264,7 +264,9 @@ export class DecodeResponse extends Site {
       case Place.Start:
       case Place.Dtype: {
         const array = this.array;
-        if (array !== null && array.onValue(this, place)) this.stage = Stage.Array;
+        if (array !== null) {
+          if (array.onValue(this, place)) this.stage = Stage.Array;
+        } else if (place == Place.Shape && scanner.first != 0x5b) this.checkGenerated(0, -1);
         break;
       }
       case Place.PromptExperts:
@@ -282,8 +284,10 @@ export class DecodeResponse extends Site {
         if (scanner.first == 0x6e) this.onPrefillValue(Kind.TokensDetails, false);
         break;
       case Place.Usage:
-        // A second `usage` counts instead of the first.
-        this.promptTokens = this.completionTokens = -1;
+        this.counts.usage.reset();
+        break;
+      case Place.Meta:
+        this.counts.meta.reset();
         break;
       default:
     }
@@ -328,7 +332,9 @@ export class DecodeResponse extends Site {
   /** Prefill's rows for the element that is being read; null when nobody can tell which they are. */
   private rowsHere(prompt: Prompt): PromptRows | null {
     const several = prompt.rows.length > 1;
-    if (several != this.list && (several || this.expected.prompts > 1)) return null;
+    const prompts = this.expected.prompts > 1;
+    // An array beside no other says nothing of which prompt it is of, and one of a list is of one of them.
+    if (this.list ? prompts && !several : prompts || several) return null;
     return prompt.rowsOf(max(this.element, 0));
   }
 
@@ -390,22 +396,30 @@ export class DecodeResponse extends Site {
     }
     switch (place) {
       case Place.TokenIds:
-        // Of `null` there is no count.
-        this.tokens = scanner.first == 0x5b ? scanner.count : -1;
+        this.tokens = countOf(scanner);
         break;
       case Place.PromptTokens:
-        this.promptTokens = scanner.integer;
+        this.counts.usage.prompt = scanner.integer;
         break;
       case Place.CompletionTokens:
-        this.completionTokens = scanner.integer;
+        this.counts.usage.completion = scanner.integer;
+        break;
+      case Place.MetaPromptTokens:
+        this.counts.meta.prompt = scanner.integer;
+        break;
+      case Place.MetaCompletionTokens:
+        this.counts.meta.completion = scanner.integer;
         break;
       case Place.Array:
       case Place.Raw:
       case Place.ChoiceRaw:
         if (array !== null) this.endArray(array);
         break;
-      case Place.Data:
       case Place.Shape:
+        if (array !== null) array.onValueEnd(this, place);
+        else if (scanner.count != 3) this.checkGenerated(0, -1);
+        break;
+      case Place.Data:
       case Place.Start:
       case Place.Dtype:
         if (array !== null) array.onValueEnd(this, place);
@@ -415,10 +429,10 @@ export class DecodeResponse extends Site {
         else this.checkGenerated(scanner.index, scanner.integer);
         break;
       case Place.Row:
-        if (array === null) this.checkGenerated(1, scanner.count);
+        if (array === null) this.checkGenerated(1, countOf(scanner));
         break;
       case Place.Layer:
-        if (array === null) this.checkGenerated(2, scanner.count);
+        if (array === null) this.checkGenerated(2, countOf(scanner));
         break;
       case Place.Choice:
         if (!this.events && this.choiceIsObject) this.insertMissing(true);
@@ -444,10 +458,11 @@ export class DecodeResponse extends Site {
     if (this.stage == Stage.Drop) this.endDrop();
   }
 
-  /** A dimension of decode's generated rows, beside prefill's value: 1 layers, 2 top_k. */
+  /** A dimension of decode's generated rows, beside prefill's value: 1 layers, 2 top_k; a size below 0 is none. */
   private checkGenerated(dimension: i32, size: i64): void {
     const prompt = this.expected.prompt;
     if (prompt.format != Format.Prompt || this.treatment == Treatment.Null) return;
+    if (dimension > 2 || size < 0) return this.refuse(Reason.Shape);
     if (dimension == 1 && <u64>size != prompt.layers) this.refuse(Reason.Layers);
     if (dimension == 2 && <u64>size != prompt.topK) this.refuse(Reason.TopK);
   }
@@ -477,12 +492,14 @@ export class DecodeResponse extends Site {
   private checkElement(): void {
     const rows = this.rawRows;
     if (rows == 0 || this.treatment == Treatment.Null) return;
+    if (this.counts.differ) return this.refuse(Reason.Prompt);
     const prompt = this.expected.prompt.rowsOf(max(this.element, 0));
-    const tokens = this.promptTokens;
+    const tokens = this.counts.prompt;
     if (prompt !== null && tokens >= 0 && <u64>tokens != prompt.end) return this.refuse(Reason.Prompt);
     const single = this.list || this.expected.choices == 1;
-    const generated = this.completionTokens;
+    const generated = this.counts.completion;
     const start = prompt === null ? 0 : prompt.start;
+    if (single && this.rawUneven) return this.refuse(Reason.Rows);
     if (single && tokens >= 0 && generated >= 1 && rows + start != <u64>(tokens + generated - 1)) {
       this.refuse(Reason.Rows);
     }
@@ -491,30 +508,34 @@ export class DecodeResponse extends Site {
   private onDocumentEnd(): void {
     const prompt = this.expected.prompt;
     if (prompt.format == Format.None || this.treatment == Treatment.Null) return;
-    if (this.list) return;
+    if (this.list) {
+      // Without one of them nobody knows which are there.
+      const elements = prompt.rows.length;
+      if (elements > 1 && this.choices > 0 && this.element + 1 != elements) this.refuse(Reason.Choices);
+      return;
+    }
     if (this.undecided > 0) {
       if (this.form == Form.Unknown) this.form = this.formOfAll(prompt.rowCount);
       if (this.form == Form.Unknown) return this.refuse(Reason.Ambiguous);
       this.again = this.form;
     }
     // A tail that is not as long as the generated text does not start behind the prompt.
-    const counted = this.tails > 0 && this.tails == this.choicesInDocument && this.completionTokens >= 0;
-    if (counted && !this.events && this.tailRows + <u64>this.tails != <u64>this.completionTokens)
+    const counted = this.tails > 0 && this.tails == this.choicesInDocument && this.counts.completion >= 0;
+    if (counted && !this.events && this.tailRows + <u64>this.tails != <u64>this.counts.completion)
       this.refuse(Reason.Rows);
     // The legs must have tokenised the same prompt.
-    const tokens = this.promptTokens;
-    if (this.choices + this.undecided > 0 && tokens >= 0 && <u64>tokens != promptEnd(prompt)) {
-      this.refuse(Reason.Prompt);
-    }
+    const tokens = this.counts.prompt;
+    const other = this.counts.differ || (tokens >= 0 && <u64>tokens != promptEnd(prompt));
+    if (other && (this.merged || this.undecided > 0)) this.refuse(Reason.Prompt);
     this.checkElement();
   }
 
   /** The form of all arrays together, from the number of tokens: a choice has one row less than tokens. */
   private formOfAll(rows: u64): Form {
     // The tokens of a choice without an array are counted too.
-    if (this.completionTokens < 0 || this.undecided != this.choicesInDocument) return Form.Unknown;
+    if (this.counts.completion < 0 || this.undecided != this.choicesInDocument) return Form.Unknown;
     const held = this.undecidedRows + <u64>this.undecided;
-    const generated = <u64>this.completionTokens;
+    const generated = <u64>this.counts.completion;
     if (held == generated) return Form.Tail;
     return held == generated + <u64>this.undecided * rows ? Form.Full : Form.Unknown;
   }
@@ -571,6 +592,11 @@ export class DecodeResponse extends Site {
   private refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }
+}
+
+/** Elements of the value that has ended; -1: it is no list. */
+function countOf(scanner: Scanner): i64 {
+  return scanner.first == 0x5b ? scanner.count : -1;
 }
 
 /** Places whose value can go as a whole. */

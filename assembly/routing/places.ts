@@ -31,6 +31,10 @@ export const enum Place {
   Usage,
   PromptTokens,
   CompletionTokens,
+  /** SGLang's own, of a reply or an element. */
+  Meta,
+  MetaPromptTokens,
+  MetaCompletionTokens,
   TokensDetails,
   CachedTokens,
 }
@@ -64,15 +68,17 @@ export function replyPaths(): Paths {
     .add('usage.completion_tokens', Place.CompletionTokens)
     .add('usage.prompt_tokens_details', Place.TokensDetails)
     .add('usage.prompt_tokens_details.cached_tokens', Place.CachedTokens)
+    .add('meta_info', Place.Meta)
     .add('meta_info.routed_experts', Place.Raw)
-    .add('meta_info.prompt_tokens', Place.PromptTokens)
-    .add('meta_info.completion_tokens', Place.CompletionTokens)
+    .add('meta_info.prompt_tokens', Place.MetaPromptTokens)
+    .add('meta_info.completion_tokens', Place.MetaCompletionTokens)
     .add('sglext.routed_experts', Place.Raw)
     .add('*', Place.Element)
     .add('*.choices', Place.ElementChoices)
+    .add('*.meta_info', Place.Meta)
     .add('*.meta_info.routed_experts', Place.Raw)
-    .add('*.meta_info.prompt_tokens', Place.PromptTokens)
-    .add('*.meta_info.completion_tokens', Place.CompletionTokens)
+    .add('*.meta_info.prompt_tokens', Place.MetaPromptTokens)
+    .add('*.meta_info.completion_tokens', Place.MetaCompletionTokens)
     .add('*.sglext.routed_experts', Place.Raw);
   paths = made;
   return made;

@@ -3,6 +3,7 @@
 // that they are copied once.
 
 import { Event, Scanner } from '../json/scanner';
+import { Counts } from './counts';
 import { PrefillArray, Progress, Wanted } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
 import { ObjectPrefill } from './formats/raw_object';
@@ -42,7 +43,7 @@ export class PrefillReply {
   json: bool = true;
   /** The value of `kv_transfer_params`, when it is an object. */
   readonly params: Span = new Span();
-  /** Tokens of the prompt as `usage` says, else as the rows do; -1 when neither is there. Known after `finish`. */
+  /** Tokens of the prompt as the counts say, else as the rows do; -1 when neither is there. Known after `giveRows`. */
   promptTokens: i64 = -1;
 
   private scanner: Scanner = Scanner.take(replyPaths());
@@ -54,7 +55,7 @@ export class PrefillReply {
   private arrayElements: i32[] = [];
   private arrayPrompts: i64[] = [];
   private arrayCompletions: i64[] = [];
-  private completionTokens: i64 = -1;
+  private counts: Counts = new Counts();
   private format: Format = Format.None;
   /** The reply is a list of elements, as SGLang's are. */
   list: bool = false;
@@ -63,6 +64,7 @@ export class PrefillReply {
   private choices: i32 = 0;
   private arraysInChoice: i32 = 0;
   private arraysInElement: i32 = 0;
+  private rawInChoice: i32 = 0;
   private spans: StaticArray<Span | null> = new StaticArray<Span | null>(Kind.Count);
 
   /** `size`: bytes of the whole body. */
@@ -115,6 +117,8 @@ export class PrefillReply {
 
   /** Hands the rows over, if they are good; else `prompt.missing` says why not. After `finish`. */
   giveRows(prompt: Prompt): void {
+    this.promptTokens = this.counts.prompt;
+    if (this.counts.differ) this.refuse(Reason.Prompt);
     if (this.span(Kind.PromptExperts) !== null) {
       // Lists and objects of `choices` are then the generated rows.
       if (this.format == Format.None || this.format == Format.Object || this.format == Format.Prompt) {
@@ -133,7 +137,8 @@ export class PrefillReply {
   private giveArray(i: i32, prompt: Prompt): void {
     const array = this.arrays[i];
     const tokens = this.list ? this.arrayPrompts[i] : this.promptTokens;
-    const rows = array.giveRows(tokens, this.list ? this.arrayCompletions[i] : this.completionTokens);
+    const completion = this.list ? this.arrayCompletions[i] : this.counts.completion;
+    const rows = array.giveRows(tokens, completion, this.list ? 1 : this.choices);
     if (rows === null) return this.refuse(array.reason);
     prompt.rows.push(rows);
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
@@ -188,7 +193,7 @@ export class PrefillReply {
       case Place.Element:
         this.elements++;
         this.arraysInElement = 0;
-        this.promptTokens = this.completionTokens = -1;
+        this.counts.reset();
         break;
       case Place.ElementChoices:
         this.json = false;
@@ -209,8 +214,10 @@ export class PrefillReply {
         this.onRaw();
         break;
       case Place.ChoiceRaw:
-        // The same rows once more.
-        if (this.choices == 1 && scanner.first != 0x6e) this.onRaw();
+        // The first choice's are those of the reply once more.
+        if (this.choices > 1) break;
+        if (++this.rawInChoice > 1) this.refuse(Reason.Duplicate);
+        if (scanner.first != 0x6e) this.onRaw();
         break;
       case Place.Data:
       case Place.Shape:
@@ -241,7 +248,10 @@ export class PrefillReply {
         this.open(Kind.CachedTokens, false);
         break;
       case Place.Usage:
-        this.promptTokens = this.completionTokens = -1;
+        this.counts.usage.reset();
+        break;
+      case Place.Meta:
+        this.counts.meta.reset();
         break;
       default:
     }
@@ -290,6 +300,10 @@ export class PrefillReply {
     span.open = first != 0x6e;
     // Prefill has one choice: of several nobody knows which one counts.
     if (inChoice && this.choices > 1) span.open = false;
+    const earlier = this.spans[kind];
+    if (earlier !== null && kind == Kind.PromptExperts) {
+      if (earlier.open && span.open) this.refuse(Reason.Duplicate);
+    }
     this.spans[kind] = span;
   }
 
@@ -306,16 +320,23 @@ export class PrefillReply {
         if (this.params.open) this.params.end = scanner.offset;
         break;
       case Place.PromptTokens:
-        this.promptTokens = scanner.integer;
+        this.counts.usage.prompt = scanner.integer;
         break;
       case Place.CompletionTokens:
-        this.completionTokens = scanner.integer;
+        this.counts.usage.completion = scanner.integer;
+        break;
+      case Place.MetaPromptTokens:
+        this.counts.meta.prompt = scanner.integer;
+        break;
+      case Place.MetaCompletionTokens:
+        this.counts.meta.completion = scanner.integer;
         break;
       case Place.Element: {
         const last = this.arrays.length - 1;
         if (last >= 0 && this.arrayElements[last] == this.elements) {
-          this.arrayPrompts[last] = this.promptTokens;
-          this.arrayCompletions[last] = this.completionTokens;
+          if (this.counts.differ) this.refuse(Reason.Prompt);
+          this.arrayPrompts[last] = this.counts.prompt;
+          this.arrayCompletions[last] = this.counts.completion;
         }
         break;
       }

@@ -4,6 +4,7 @@ import { Block } from '../../bytes/block';
 import { Rope } from '../../bytes/rope';
 import { Scanner } from '../../json/scanner';
 import { carriers, encodedLength } from '../base64';
+import { Counts } from '../counts';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
@@ -68,8 +69,11 @@ export abstract class PrefillArray {
 
   onValueEnd(scanner: Scanner, place: Place): void {}
 
-  /** The rows (handed over), once the reply's counts are known; -1: not known. Null: see `reason`. */
-  abstract giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null;
+  /**
+   * The rows (handed over), once the counts beside the array are known, which are of so many choices together; -1: not
+   * known. Null: see `reason`.
+   */
+  abstract giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null;
 
   abstract free(): void;
 }
@@ -96,16 +100,16 @@ export abstract class Site {
   form: Form = Form.Unknown;
   /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
   tokens: i64 = -1;
-  promptTokens: i64 = -1;
-  completionTokens: i64 = -1;
+  readonly counts: Counts = new Counts();
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
   /** Arrays of generated rows only, and the rows in them. */
   tails: i32 = 0;
   tailRows: u64 = 0;
-  /** Rows of the element's array without a header; 0: none came. */
+  /** Rows of the element's array without a header; 0: none came. Of several: whether they have as many. */
   rawRows: u64 = 0;
+  rawUneven: bool = false;
 
   constructor(
     readonly scanner: Scanner,
@@ -123,6 +127,17 @@ export abstract class Site {
   edited(): void {
     this.planned = true;
     this.choices++;
+  }
+
+  /** An array without a header has ended. */
+  takeRaw(rows: u64): void {
+    this.rawUneven = this.rawUneven || (this.rawRows != 0 && this.rawRows != rows);
+    this.rawRows = rows;
+  }
+
+  forgetRaw(): void {
+    this.rawRows = 0;
+    this.rawUneven = false;
   }
 
   /** Replaces bytes by a decimal number. */

@@ -81,7 +81,7 @@ export class NpyPrefill extends PrefillArray {
     this.closing = true;
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
     const rows = this.rows;
     if (rows === null || this.reason != Reason.None) return null;
     if (promptTokens >= 0 && <u64>promptTokens != rows.rows) {
@@ -217,7 +217,7 @@ export class NpyDecode extends DecodeArray {
     if (limit >= 0 && held >= <u64>limit) return Form.Full;
     // In a stream an event's `token_ids` are the last ones only.
     let tokens = site.events ? -1 : site.tokens;
-    if (tokens <= 0 && site.choicesAsked == 1) tokens = site.completionTokens;
+    if (tokens <= 0 && site.choicesAsked == 1) tokens = site.counts.completion;
     if (tokens > 0) {
       if (held == <u64>tokens - 1) return Form.Tail;
       if (held == rows.rows + <u64>tokens - 1) return Form.Full;

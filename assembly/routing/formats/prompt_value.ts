@@ -40,6 +40,8 @@ export class PromptCheck {
   topK: i64 = -1;
 
   private object: bool = false;
+  /** Lists in nested lists, of whatever depth. */
+  private lists: i64 = 0;
   private reading: Reading = Reading.Nothing;
   private members: Members = new Members();
   private reason: Reason = Reason.None;
@@ -56,7 +58,10 @@ export class PromptCheck {
         scanner.feed(text.ptr, <usize>got);
         // The first byte tells a list, whose bytes are then all looked at.
         if (offset == 0) this.object = load<u8>(text.ptr) == 0x7b;
-        if (!this.object) this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
+        if (!this.object) {
+          this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
+          this.lists += count(text.ptr, text.ptr + <usize>got, 0x5b);
+        }
         whole = this.read(scanner);
         offset += got;
       }
@@ -84,6 +89,8 @@ export class PromptCheck {
     }
     if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
     else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
+    // An expert is a number.
+    else if (!this.object && this.lists != 1 + this.rows * (1 + this.layers)) this.refuse(Reason.Shape);
   }
 
   /** False when the window is not JSON. */
@@ -151,4 +158,13 @@ function unlisted(ptr: usize, end: usize): Reason {
     if (!(c - 0x30 < 10 || c == 0x2c || c == 0x5b || c == 0x5d || c <= 0x20)) return Reason.Format;
   }
   return Reason.None;
+}
+
+/** How often a byte occurs. */
+function count(ptr: usize, end: usize, byte: u8): i64 {
+  const wanted = lanes(byte);
+  let found: i64 = 0;
+  for (; ptr + 16 <= end; ptr += 16) found += popcnt(i8x16.bitmask(i8x16.eq(v128.load(ptr), wanted)));
+  for (; ptr < end; ptr++) found += i64(load<u8>(ptr) == byte);
+  return found;
 }

@@ -69,7 +69,7 @@ export class ObjectPrefill extends PrefillArray {
     scanner.pass(scanner.skipping);
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
     const members = this.members;
     const chars = this.chars;
     this.reason = members.judge();

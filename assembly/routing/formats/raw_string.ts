@@ -60,13 +60,16 @@ export class RawPrefill extends PrefillArray {
     scanner.pass(scanner.skipping);
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
     const chars = this.chars;
     if (chars === null || this.reason != Reason.None) return null;
     const bytes = this.run.bytes;
     const start = <i64>this.start;
-    const held = promptTokens - start + max<i64>(completionTokens, 1) - 1;
-    if (bytes < 0) this.reason = Reason.Size;
+    // The array is the first choice's: of several, only where each has the one token of a prefill is its length known.
+    const uneven = choices > 1 && completionTokens >= 0 && completionTokens != choices;
+    const generated = choices > 1 ? 0 : max<i64>(completionTokens, 1) - 1;
+    const held = promptTokens - start + generated;
+    if (bytes < 0 || uneven) this.reason = Reason.Size;
     else if (bytes == 0 || promptTokens <= start) this.reason = Reason.Prompt;
     else if (bytes % held != 0 || (bytes / held) % ITEM != 0) this.reason = Reason.Size;
     if (this.reason != Reason.None) return null;
@@ -154,7 +157,7 @@ export class RawDecode extends DecodeArray {
       const rowBytes = this.rows!.rowBytes;
       if (bytes < 0 || <u64>bytes % rowBytes != 0) this.reason = Reason.Size;
       else if (chars < prompt) this.reason = Reason.Rows;
-      else site.rawRows = <u64>bytes / rowBytes;
+      else site.takeRaw(<u64>bytes / rowBytes);
       if (this.reason != Reason.None) return this.refused(site);
       this.heldFrom = -1;
       return Progress.Done;

@@ -75,7 +75,7 @@ function exchange(random: Random, kind: Kind, model: Model, prompt: number): Soa
       ? `{"token_ids":${ids},"sampling_params":{${sampling}},"stream":true}`
       : `{"prompt":${ids},${sampling}}`,
   );
-  const expected = { brought: readPrefill(prefill)!, n, maxTokens: tokens, tail: true };
+  const expected = { brought: readPrefill(prefill)!, prompts: 1, n, maxTokens: tokens, tail: true };
   const { merged, why } = stream ? streamVerdict(decode, expected) : verdictOf(decode, expected);
   if (merged.length !== 1) throw new Error(`${kind} of ${prompt}: ${why}`);
   return {

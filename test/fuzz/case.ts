@@ -26,6 +26,8 @@ export interface FuzzCase {
   /** One for each try; the last one answers all further ones. */
   prefill: (Reply | 'down')[];
   decode: Reply | 'down';
+  /** Prefill's bootstrap server. */
+  bootstrap?: Reply;
   downstream: Protocol;
   upstream: Protocol;
   /** The client leaves when an engine is asked, or when it has seen so many bytes of the body. */

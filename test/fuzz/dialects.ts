@@ -1,5 +1,5 @@
-// The forms in which engines return routing, for the fuzzer: how one is written, and what the reference reads and writes.
-// A form is one entry of `DIALECTS`.
+// Forms in which a choice's array holds rows of both legs, for the fuzzer: how one is written, and what the reference reads
+// and writes. A form is one entry of `DIALECTS`; those of other shapes are in split.ts and raw.ts.
 
 import { npyHeader, type NpyOptions } from '../engine/npy.ts';
 import { all, integer, isNull, parse, type Node } from './json.ts';
@@ -50,7 +50,7 @@ export interface Dialect {
   merged(like: Rows, data: Buffer, tail: boolean, start: number): string;
 }
 
-const DTYPES = ['|u1', '<u2', '<i2', '<i4'];
+export const DTYPES = ['|u1', '<u2', '<i2', '<i4'];
 export const itemBytes = (dtype: string): number => Number(dtype.slice(2));
 
 /** The dictionary of a `.npy` header; null when it is not as NumPy writes it, whatever the order and the spaces. */
@@ -92,7 +92,7 @@ function readNpy(file: Buffer): Rows | null {
 }
 
 /** The bytes of a JSON string that is base64 (RFC 4648, section 4), padded; null for any other value. */
-function base64Of(text: string): Buffer | null {
+export function base64Of(text: string): Buffer | null {
   const inner = text.slice(1, -1);
   return /^"[A-Za-z0-9+/]*={0,2}"$/.test(text) && inner.length % 4 === 0
     ? Buffer.from(inner, 'base64')
@@ -125,7 +125,7 @@ const npy: Dialect = {
   },
 };
 
-const NUMPY_NAMES: Record<string, string> = {
+export const NUMPY_NAMES: Record<string, string> = {
   '|u1': 'uint8',
   '<u2': 'uint16',
   '<i2': 'int16',
@@ -185,35 +185,10 @@ const object: Dialect = {
 
 export const DIALECTS: readonly Dialect[] = [npy, object];
 
-/** Members that hold routing in some form: of a choice, and of the document. */
-const OF_CHOICE = [['routed_experts'], ['prompt_routed_experts'], ['meta_info', 'routed_experts']];
-const OF_ROOT = [['prompt_routed_experts'], ['meta_info', 'routed_experts'], ['sglext', 'routed_experts']];
-
-export interface Place {
-  node: Node;
-  /** The choice it is in; -1: none. */
-  choice: number;
-  /** As `choices.0.routed_experts`, without the number. */
-  key: string;
-}
-
-const follow = (node: Node, path: string[]): Node[] =>
-  path.reduce<Node[]>((nodes, key) => nodes.flatMap((each) => all(each, key)), [node]);
-
-/** Every value in a document that is not null and is, or could be, routing; in order. */
-export function places(text: string, root: Node): Place[] {
-  const found: Place[] = [];
-  const add = (node: Node, path: string[], choice: number) => {
-    for (const value of follow(node, path))
-      if (!isNull(text, value)) found.push({ node: value, choice, key: path.join('.') });
-  };
-  for (const path of OF_ROOT) add(root, path, -1);
-  let choice = 0;
-  for (const choices of all(root, 'choices')) {
-    for (const item of choices.items) {
-      for (const path of OF_CHOICE) add(item, path, choice);
-      choice++;
-    }
+/** Whether some row is all -1, of a signed type: the engine does not know it. */
+export function hasSentinel(data: Buffer, width: number): boolean {
+  for (let at = 0; at < data.length; at += width) {
+    if (data.subarray(at, at + width).every((byte) => byte === 0xff)) return true;
   }
-  return found.sort((a, b) => a.node.start - b.node.start);
+  return false;
 }

@@ -3,219 +3,50 @@
 import { createEngine, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
 import { captureNames, loadCapture, type Capture } from '../engine/replay.ts';
-import type { Dtype } from '../engine/router.ts';
 import type { Header, Protocol } from '../scenario.ts';
-import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
+import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
 import { Random } from '../unit/random.ts';
 import type { FuzzCase, Reply } from './case.ts';
-import { DIALECTS, itemBytes, type Dialect } from './dialects.ts';
+import { choicesByHand } from './by_hand.ts';
+import {
+  decodeLeg,
+  isConcurrent,
+  prefillLeg,
+  readRequest,
+  REMOTE_DECODE,
+  type ConnectorName,
+} from './legs.ts';
+import { JSON_TYPE, ranksOf, type Messages } from './messages.ts';
 import { mutate, mutateStream } from './mutate.ts';
-import { decodeLeg, prefillLeg, readPrefill, readRequest } from './reference.ts';
+import { readPrefill } from './reference.ts';
+import { sglangByHand } from './sglang.ts';
 
-/** Messages of one exchange, without anything wrong in them. */
-interface Messages {
-  path: string;
-  request: string;
-  prefill: { headers: Header[]; body: string };
-  decode: { headers: Header[]; body: string };
-  config: Record<string, unknown>;
-  /** False: it is known not to be merged. */
-  merges: boolean;
-  note: string;
-}
-
-const latin1 = (text: string) => Buffer.from(text, 'utf8').toString('latin1');
 const isStream = (headers: Header[]) =>
   headers.some(([name, value]) => name === 'content-type' && /^text\/event-stream/i.test(value));
 
-// ---- JSON in any style
-
-/** Text that is put into a document as it is. */
-class Raw {
-  constructor(readonly text: string) {}
-}
-
-type Space = () => string;
-
-function render(value: unknown, space: Space): string {
-  if (value instanceof Raw) return value.text;
-  const around = (text: string) => space() + text + space();
-  if (Array.isArray(value))
-    return `[${value.map((item) => around(render(item, space))).join(',')}${space()}]`;
-  if (typeof value !== 'object' || value === null) return latin1(JSON.stringify(value));
-  const members = Object.entries(value).map(
-    ([key, item]) => around(latin1(JSON.stringify(key))) + ':' + around(render(item, space)),
-  );
-  return `{${members.join(',')}${space()}}`;
-}
-
-function shuffled(random: Random, value: object): object {
-  return Object.fromEntries(random.shuffled(Object.entries(value)));
-}
-
-const TEXTS = [
-  ...[
-    'hello',
-    '',
-    'she said "routed_experts":"k05VTVBZ" \\',
-    '{"choices":[{"routed_experts":"AAAA"}]}',
-    'é\u{1f600}漢',
-  ],
-  ...['\u0000\u001f\u007f', 'a\nb\tc\r', '\\', '"', 'data: {"x":1}\n\n', 'x'.repeat(300), ']}', '\ud800'],
-];
-
-// ---- messages by hand
-
-interface Shape {
-  dtype: Dtype;
-  layers: number;
-  topK: number;
-}
-
-function byHand(random: Random): Messages {
-  const dialect = random.pick(DIALECTS);
-  const path = random.pick([COMPLETIONS, CHAT, GENERATE]);
-  const stream = path === GENERATE && random.chance(0.3);
-  const shape: Shape = {
-    dtype: random.pick(['|u1', '<u2', '<i2', '<i4'] as const),
-    layers: random.between(1, 4),
-    topK: random.between(1, 4),
-  };
-  const prompt = random.chance(0.1) ? random.between(50, 400) : random.between(1, 12);
-  const n = random.chance(0.6) ? 1 : random.between(2, 4);
-  const tail = random.chance(0.5);
-  // An engine that does not look at `routed_experts_prompt_start` answers in full.
-  const answersTail = tail && random.chance(0.8);
-  const lengths = Array.from({ length: n }, () => random.between(1, 6));
-  const maxTokens = random.chance(0.6) ? Math.max(...lengths) : null;
-  const rest = lengths.reduce((a, b) => a + b, 0);
-  const width = shape.layers * shape.topK * itemBytes(shape.dtype);
-  const data = (rows: number) => {
-    const bytes = random.bytes(rows * width);
-    // No row of -1.
-    for (let row = 0; row < rows; row++) bytes[row * width]! &= 0x7f;
-    return bytes;
-  };
-  const array = (rows: number, npy: Parameters<Dialect['write']>[0]['npy'], start = 0) =>
-    new Raw(dialect.write({ ...shape, rows, data: data(rows), npy, start }));
-  const npyOf = () => ({
-    version: random.chance(0.8) ? (1 as const) : random.pick([2, 3] as const),
-    padding: random.chance(0.7) ? 0 : random.between(0, 70),
-  });
-  const prefillNpy = npyOf();
-  const decodeNpy = npyOf();
-  const space: Space = random.chance(0.7) ? () => '' : () => random.pick(['', '', ' ', '\n', '\t ', '\r\n']);
-  const order = random.chance(0.5) ? (value: object) => value : (value: object) => shuffled(random, value);
-  const words = () => random.pick(TEXTS);
-
-  const sampling = order({
-    ...(maxTokens === null ? {} : { max_tokens: maxTokens }),
-    ...(n > 1 || random.chance(0.2) ? { n } : {}),
-    ...(random.chance(0.2) ? { min_tokens: random.between(0, 3) } : {}),
-    ...(random.chance(0.1) ? { prompt_logprobs: null } : {}),
-  });
-  const common = {
-    ...(random.chance(0.2) ? { kv_transfer_params: { do_remote_prefill: true, remote_host: 'evil' } } : {}),
-    ...(random.chance(0.1) ? { vllm_xargs: { kv_transfer_params: { a: 1 }, b: 2 } } : {}),
-    ...(random.chance(0.1) ? { cache_hit_threshold: 0.5 } : {}),
-    ...(random.chance(0.5) ? { model: words() } : {}),
-  };
-  const request =
-    path === GENERATE
-      ? {
-          token_ids: Array.from({ length: prompt }, (_, i) => i),
-          ...(Object.keys(sampling).length > 0 || random.chance(0.5)
-            ? {
-                sampling_params: {
-                  ...sampling,
-                  ...(random.chance(0.1) ? { extra_args: { kv_transfer_params: { x: 1 } } } : {}),
-                },
-              }
-            : {}),
-          ...(stream ? { stream: true } : {}),
-          ...common,
-        }
-      : {
-          ...(path === CHAT ? { messages: [{ role: 'user', content: words() }] } : { prompt: words() }),
-          ...(path === CHAT && maxTokens !== null && random.chance(0.3)
-            ? { max_completion_tokens: maxTokens }
-            : {}),
-          ...sampling,
-          ...common,
-          ...(random.chance(0.1) ? { stream: false, echo: false } : {}),
-        };
-
-  const params = {
-    do_remote_prefill: true,
-    remote_request_id: words(),
-    remote_block_ids: [[random.below(100)]],
-    more: words(),
-  };
-  const usage = (completion: number) =>
-    order({ prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion });
-  const withUsage = random.chance(0.8);
-  const withIds = random.chance(0.4) || path === GENERATE;
-  const choice = (index: number, rows: Raw, tokens: number) =>
-    order({
-      index,
-      ...(path === CHAT
-        ? { message: order({ role: 'assistant', content: words() }) }
-        : path === COMPLETIONS
-          ? { text: words() }
-          : {}),
-      logprobs: random.chance(0.2) ? { content: [{ token: words(), top_logprobs: [] }] } : null,
-      ...(withIds ? { token_ids: Array.from({ length: tokens }, (_, i) => i * 1000) } : {}),
-      [dialect.key]: rows,
-      finish_reason: 'length',
-    });
-  const prefillBody = order({
-    id: words(),
-    choices: [choice(0, array(prompt, prefillNpy), 1)],
-    ...(random.chance(0.8) ? { usage: usage(1) } : {}),
-    kv_transfer_params: params,
-  });
-  const rowsOf = (tokens: number) => (answersTail ? 0 : prompt) + tokens - 1;
-  const type: Header = ['content-type', stream ? 'text/event-stream; charset=utf-8' : 'application/json'];
-  let body: string;
-  if (stream) {
-    const end = random.pick(['\n', '\r\n', '\r']);
-    const events = lengths.flatMap((tokens, index) =>
-      Array.from({ length: tokens }, (_, t) => {
-        const rows = t === tokens - 1 ? array(rowsOf(tokens), decodeNpy, answersTail ? prompt : 0) : null;
-        const item = order({ index, token_ids: [t], text: words(), [dialect.key]: rows });
-        // A stream's document is on one line.
-        return render(order({ request_id: words(), choices: [item] }), () => '');
-      }),
-    );
-    if (withUsage) events.push(render({ choices: [], usage: usage(rest) }, () => ''));
-    body = [...events, '[DONE]'].map((event) => `data: ${event}${end}${end}`).join('');
-  } else {
-    const choices = lengths.map((tokens, i) =>
-      choice(i, array(rowsOf(tokens), decodeNpy, answersTail ? prompt : 0), tokens),
-    );
-    body = render(
-      order({ id: words(), choices, ...(withUsage ? { usage: usage(rest) } : {}), kv_transfer_params: null }),
-      space,
-    );
-  }
-  return {
-    path,
-    request: render(order(request), space),
-    prefill: { headers: [['content-type', 'application/json']], body: render(prefillBody, space) },
-    decode: { headers: [type], body },
-    config: { decode_rows: tail ? 'tail' : 'full' },
-    merges: true,
-    note: `by hand, ${dialect.name}`,
-  };
-}
-
 // ---- messages of the simulated engine
+
+function ask(engine: SimulatedEngine, path: string, value: unknown) {
+  const reply = engine({
+    method: 'POST',
+    path,
+    headers: JSON_TYPE,
+    body: Buffer.from(JSON.stringify(value)),
+  });
+  // These roles answer at once.
+  if (reply instanceof Promise) throw new Error('the simulated engine waits');
+  const headers = reply.headers.filter(([name]) => name !== 'content-length');
+  return { headers, body: Buffer.concat(reply.chunks).toString('latin1') };
+}
 
 function bySimulation(random: Random): Messages {
   const path = random.pick([COMPLETIONS, CHAT, GENERATE]);
   const tail = random.chance(0.5);
   const connector = tail ? 'shared_storage' : random.pick(['nixl', 'shared_storage'] as const);
+  const format = random.pick(tail ? (['A', 'B'] as const) : (['A', 'B', 'C'] as const));
+  const remotePrompt = random.pick(['invalid', 'null', 'missing'] as const);
   const stream = random.chance(0.25);
+  const streamArrays = random.chance(0.5);
   const n = random.chance(0.7) ? 1 : 2;
   const sampling = { max_tokens: random.between(1, 5), n, ...(n > 1 ? { temperature: 1 } : {}) };
   const prompt = Array.from({ length: random.between(1, 20) }, () => 3 + random.below(400));
@@ -227,48 +58,70 @@ function bySimulation(random: Random): Messages {
         ? { messages: [{ role: 'user', content: 'one two three' }], ...sampling, ...streaming }
         : { prompt, ...sampling, ...streaming };
   const text = JSON.stringify(request);
-  const fleet = new Fleet();
+  const experts = format === 'A' ? random.pick([16, 300]) : 16;
   const shared = {
-    fleet,
+    fleet: new Fleet(),
     connector,
-    version: tail ? ('0.32' as const) : ('0.30' as const),
-    model: { layers: random.between(1, 3), topK: random.between(1, 3), experts: random.pick([16, 300]) },
+    format,
+    streamArrays,
+    ...(format === 'C' ? {} : { version: tail ? ('0.32' as const) : ('0.30' as const) }),
+    split: {
+      encoding: random.pick(['nested', 'base64'] as const),
+      place: random.pick(['top', 'choice'] as const),
+      remotePrompt,
+    },
+    model: {
+      layers: random.between(1, 3),
+      topK: random.between(1, 3),
+      experts,
+      dtype: experts > 256 ? ('<u2' as const) : ('|u1' as const),
+    },
   };
-  const shapes = {
-    ...shared,
-    model: { ...shared.model, dtype: shared.model.experts > 256 ? ('<u2' as const) : ('|u1' as const) },
-  };
-  const ask = (engine: SimulatedEngine, value: unknown) => {
-    const reply = engine({
-      method: 'POST',
-      path,
-      headers: [['content-type', 'application/json']],
-      body: Buffer.from(JSON.stringify(value)),
-    });
-    // These roles answer at once.
-    if (reply instanceof Promise) throw new Error('the simulated engine waits');
-    const headers = reply.headers.filter(([name]) => name !== 'content-length');
-    return { headers, body: Buffer.concat(reply.chunks).toString('latin1') };
-  };
-  const asked = readRequest('POST', path, Buffer.from(text))!;
-  const prefill = ask(createEngine({ ...shapes, role: 'prefill' }), prefillLeg(asked, connector));
+  const asked = readRequest(path, Buffer.from(text), connector)!;
+  const own = connector === 'nixl' ? { kv_transfer_params: REMOTE_DECODE } : {};
+  const prefill = ask(createEngine({ ...shared, role: 'prefill' }), path, prefillLeg(asked, own));
   const brought = readPrefill(Buffer.from(prefill.body, 'latin1'))!;
-  const leg = decodeLeg(
-    asked,
-    connector,
-    JSON.parse(brought.params ?? 'null'),
-    tail ? brought.promptTokens : null,
-  );
-  const decode = ask(createEngine({ ...shapes, role: 'decode', promptRows: 'stale' }), leg);
+  const params = connector === 'nixl' ? { kv_transfer_params: JSON.parse(brought.params!) as unknown } : {};
+  const leg = decodeLeg(asked, params, tail ? brought.promptTokens : null);
+  const decode = ask(createEngine({ ...shared, role: 'decode', promptRows: 'stale' }), path, leg);
   return {
     path,
     request: text,
     prefill,
     decode,
     config: { connector, decode_rows: tail ? 'tail' : 'full' },
-    // Streams of the other endpoints have no routing.
-    merges: !stream || path === GENERATE,
-    note: `simulated${stream ? ' stream' : ''}`,
+    // Streams of the other endpoints have no routing; one without a place for it has none.
+    merges: !stream || (format !== 'C' && (path === GENERATE || streamArrays)),
+    note: `simulated ${format}${stream ? ' stream' : ''}`,
+  };
+}
+
+/** SGLang's roles wait for each other: here one engine says what each would, of prompts of the same length. */
+function bySglang(random: Random): Messages {
+  const path = random.pick([NATIVE, COMPLETIONS]);
+  const stream = random.chance(0.25);
+  const length = random.between(1, 20);
+  const requestOf = (tokens: number, streams: boolean) => {
+    const prompt = Array.from({ length }, () => 3 + random.below(400));
+    const more = { return_routed_experts: true, ...(streams ? { stream: true } : {}) };
+    return path === NATIVE
+      ? { input_ids: prompt, sampling_params: { max_new_tokens: tokens }, ...more }
+      : { prompt, max_tokens: tokens, ...more };
+  };
+  const engine = createEngine({
+    role: 'oracle',
+    api: 'sglang',
+    model: { layers: random.between(1, 3), topK: random.between(1, 3) },
+  });
+  const tokens = random.between(1, 5);
+  return {
+    path,
+    request: JSON.stringify(requestOf(tokens, stream)),
+    prefill: ask(engine, path, requestOf(1, false)),
+    decode: ask(engine, path, requestOf(tokens, stream)),
+    config: { connector: 'sglang' },
+    merges: true,
+    note: `simulated SGLang${stream ? ' stream' : ''}`,
   };
 }
 
@@ -303,7 +156,10 @@ export function caseOf(seed: number): FuzzCase {
   const random = new Random(seed);
   // Neighbouring seeds begin alike.
   for (let i = 0; i < 3; i++) random.next();
-  const from = random.pick([byHand, byHand, byHand, bySimulation, bySimulation, byCapture]);
+  const from = random.pick([
+    ...[choicesByHand, choicesByHand, choicesByHand, sglangByHand, sglangByHand],
+    ...[bySimulation, bySimulation, bySglang, byCapture],
+  ]);
   const messages = from(random);
   const notes = [messages.note];
   let { request } = messages;
@@ -350,6 +206,8 @@ export function caseOf(seed: number): FuzzCase {
   }
   const leaves = random.chance(0.03);
   if (leaves) notes.push('leaves');
+  const connector = (messages.config['connector'] ?? 'nixl') as ConnectorName;
+  const bootstrap = connector === 'mooncake' ? bootstrapOf(random, notes) : null;
   const body = Buffer.from(request, 'latin1');
   const clean =
     damage === 0 &&
@@ -358,11 +216,19 @@ export function caseOf(seed: number): FuzzCase {
     !leaves &&
     !decode.fault &&
     prefill.length === 1 &&
+    !notes.includes(RANKS) &&
     (prefill[0] as Reply).fault === undefined;
   const hold_bytes = random.pick([0, 0, 1, 64, 300, 1000, 1 << 20]);
   // Heads that are not held: what can't be merged is reset.
-  const pass = random.chance(0.15);
-  const prefillConfig = { retries: random.below(2), timeout_ms: 1000 };
+  const pass = !isConcurrent(connector) && random.chance(0.15);
+  const prefillConfig = {
+    retries: random.below(2),
+    timeout_ms: 1000,
+    // What a VM remembers of a bootstrap server is of this case alone.
+    ...(isConcurrent(connector)
+      ? { bootstrap_host: `p${seed}`, bootstrap_port: random.between(1, 65_535) }
+      : {}),
+  };
   return {
     seed,
     clean,
@@ -388,6 +254,7 @@ export function caseOf(seed: number): FuzzCase {
     ...(random.chance(0.05) && downstream === 'http2' ? { trailers: [['x-end', '1']] } : {}),
     prefill,
     decode,
+    ...(bootstrap ? { bootstrap } : {}),
     downstream,
     upstream,
     ...(leaves
@@ -395,6 +262,17 @@ export function caseOf(seed: number): FuzzCase {
       : {}),
     notes,
   };
+}
+
+const RANKS = 'bootstrap: damaged';
+
+/** What a bootstrap server answers, now and then a wrong one. */
+function bootstrapOf(random: Random, notes: string[]): Reply {
+  const damaged = random.chance(0.05);
+  const ranks = ranksOf(random);
+  if (damaged) notes.push(RANKS);
+  const status = damaged && random.chance(0.5) ? random.pick([404, 500, 503]) : 200;
+  return replyOf(random, damaged ? mutate(random, ranks)[0] : ranks, JSON_TYPE, status);
 }
 
 function replyOf(random: Random, text: string, headers: Header[], status = 200): Reply {

@@ -93,7 +93,8 @@ export function read(text: string): unknown {
   return root === null ? undefined : build(text, root);
 }
 
-function build(text: string, node: Node): unknown {
+/** The value of a node. */
+export function build(text: string, node: Node): unknown {
   if (node.kind === 'array') return node.items.map((item) => build(text, item));
   if (node.kind === 'object') {
     // As own members, `__proto__` too; of a key that occurs twice the last counts.

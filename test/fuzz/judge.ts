@@ -4,7 +4,18 @@ import { isDeepStrictEqual } from 'node:util';
 import type { EngineRequest, Header, Result } from '../scenario.ts';
 import { GENERATE } from '../scenarios/messages.ts';
 import type { FuzzCase, Reply } from './case.ts';
-import { all, parse, read, type Node } from './json.ts';
+import { all, build, parse, read, type Node } from './json.ts';
+import {
+  BOOTSTRAP,
+  REMOTE_DECODE,
+  decodeLeg,
+  isConcurrent,
+  localLeg,
+  prefillLeg,
+  readRequest,
+  type ConnectorName,
+  type Json,
+} from './legs.ts';
 import * as reference from './reference.ts';
 
 const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
@@ -52,22 +63,26 @@ function headOf(of: FuzzCase, { headers, status, complete }: Result, logged: str
 // ---- what the engines were sent
 
 const jsonOf = ({ body }: EngineRequest): unknown => read(body.toString('latin1'));
+const connectorOf = ({ config }: FuzzCase) => String(config['connector'] ?? 'nixl') as ConnectorName;
+const askedOf = (of: FuzzCase) => readRequest(of.path, Buffer.from(of.body, 'latin1'), connectorOf(of));
 
 function legsOf(of: FuzzCase, result: Result, outcome: string): string | null {
   const body = Buffer.from(of.body, 'latin1');
-  const asked = reference.readRequest('POST', of.path, body);
+  const asked = askedOf(of);
   const [prefilled, decoded] = [result.prefillRequests, result.decodeRequests];
-  const connector = String(of.config['connector'] ?? 'nixl');
+  const connector = connectorOf(of);
   const readable = parse(of.body)?.kind === 'object';
   if (decoded.length > 1) return 'decode was asked twice';
   // Envoy tries a call again, and the filter makes another.
   const { retries } = of.config['prefill'] as { retries: number };
   if (prefilled.length > (1 + retries) ** 2) return 'too many tries';
+  const own = ownOf(of, prefilled, decoded);
+  if (typeof own === 'string') return own;
   if (prefilled.length > 0) {
     if (!readable) return 'prefill was sent what is no JSON object';
     if (asked) {
       if (!asked.fit) return 'P/D served what it must not';
-      const leg = reference.prefillLeg(asked, connector);
+      const leg = prefillLeg(asked, own.prefill);
       for (const request of prefilled) {
         if (!isPrefillLeg(jsonOf(request), leg, of.path))
           return `prefill was sent ${request.body.toString('latin1')}`;
@@ -85,66 +100,120 @@ function legsOf(of: FuzzCase, result: Result, outcome: string): string | null {
   const [request] = decoded;
   if (!request) return null;
   if (!readable) return request.body.equals(body) ? null : 'a body that is no JSON object was changed';
-  const params = paramsIn(request.body, of.path);
+  const sent = ownIn(request.body, of.path, connector);
+  if (isConcurrent(connector) && prefilled.length > 0) {
+    if (sent.length !== Object.keys(own.decode).length) return `decode was sent ${sent.join()}`;
+    if (!asked || isDeepStrictEqual(jsonOf(request), decodeLeg(asked, own.decode, null))) return null;
+    return `decode was sent ${request.body.toString('latin1')}`;
+  }
   const brought = broughtOf(of, prefilled.length);
-  if (brought?.strange) return null;
   // Broken off, it does not say whether prefill's rows were too large.
-  if (outcome === 'aborted' && tooLarge(of) && asked && params.length === 0) {
-    if (isDeepStrictEqual(jsonOf(request), reference.localLeg(asked))) return null;
+  if (outcome === 'aborted' && tooLarge(of) && asked && sent.length === 0) {
+    if (isDeepStrictEqual(jsonOf(request), localLeg(asked))) return null;
   }
   if (outcome === 'local' || servesAlone(of, brought)) {
-    if (params.length > 0) return `decode alone was sent ${params.join()}`;
-    if (asked && !isDeepStrictEqual(jsonOf(request), reference.localLeg(asked)))
+    if (sent.length > 0) return `decode alone was sent ${sent.join()}`;
+    if (asked && !isDeepStrictEqual(jsonOf(request), localLeg(asked)))
       return `decode alone was sent ${request.body.toString('latin1')}`;
     return null;
   }
   if (!brought) return 'decode was asked after a prefill that failed';
-  if (connector === 'nixl' ? params.length !== 1 || params[0] !== brought.params : params.length > 0)
-    return `decode was sent ${params.join()}`;
+  if (connector === 'nixl' ? sent.length !== 1 || sent[0] !== brought.params : sent.length > 0)
+    return `decode was sent ${sent.join()}`;
   if (!asked) return null;
-  const tail = of.config['decode_rows'] === 'tail';
-  const leg = reference.decodeLeg(
-    asked,
-    connector,
-    read(brought.params ?? 'null'),
-    tail ? brought.promptTokens : null,
-  );
+  const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : {};
+  const leg = decodeLeg(asked, params, of.config['decode_rows'] === 'tail' ? brought.promptTokens : null);
   return isDeepStrictEqual(jsonOf(request), leg)
     ? null
     : `decode was sent ${request.body.toString('latin1')}`;
 }
 
+const paramsOf = (request: EngineRequest | undefined): Json | undefined =>
+  request && ((jsonOf(request) as Json | undefined)?.['kv_transfer_params'] as Json | undefined);
+
+/** Members that only the connector sets: they follow from what prefill was sent. A text says what is wrong with them. */
+function ownOf(
+  of: FuzzCase,
+  prefilled: EngineRequest[],
+  decoded: EngineRequest[],
+): { prefill: Json; decode: Json } | string {
+  const connector = connectorOf(of);
+  const first = prefilled[0];
+  if (connector === 'nixl') return { prefill: { kv_transfer_params: REMOTE_DECODE }, decode: {} };
+  if (!isConcurrent(connector) || !first) return { prefill: {}, decode: {} };
+  const { bootstrap_host: host, bootstrap_port: port } = of.config['prefill'] as Json;
+  const sent = jsonOf(first) as Json;
+  if (connector === 'sglang') {
+    const rooms = ownIn(first.body, of.path, connector).at(-1) ?? '';
+    const batch = askedOf(of)?.batch ?? 0;
+    const texts = rooms.match(/\d+/g) ?? [];
+    const form = batch > 0 ? /^\[\d+(,\d+)*\]$/ : /^\d+$/;
+    const right = form.test(rooms) && texts.every((room) => BigInt(room) < 1n << 62n);
+    if (!right || texts.length !== Math.max(batch, 1) || new Set(texts).size !== texts.length)
+      return `rooms ${rooms}`;
+    const each = (value: unknown) => (batch > 0 ? texts.map(() => value) : value);
+    const own = {
+      bootstrap_host: each(host),
+      bootstrap_port: each(port),
+      bootstrap_room: sent['bootstrap_room'],
+    };
+    return { prefill: own, decode: own };
+  }
+  const { transfer_id } = paramsOf(first)!;
+  if (!/^xfer-[0-9a-f-]{36}$/.test(String(transfer_id))) return `transfer ${String(transfer_id)}`;
+  const rank = value(first.headers, 'x-data-parallel-rank') ?? '';
+  // Of a rank that is named twice, either id.
+  const told = all(parse(of.bootstrap!.body)!, rank).map(
+    (node) => (build(of.bootstrap!.body, node) as Json)?.['engine_id'],
+  );
+  const asked = paramsOf(decoded[0])?.['remote_engine_id'];
+  const prefill = { do_remote_decode: true, do_remote_prefill: false, transfer_id };
+  const decode = {
+    do_remote_prefill: true,
+    do_remote_decode: false,
+    transfer_id,
+    remote_bootstrap_addr: `http://${String(host)}:${String(port)}`,
+    remote_engine_id: told.includes(asked) ? asked : told[0],
+  };
+  return { prefill: { kv_transfer_params: prefill }, decode: { kv_transfer_params: decode } };
+}
+
 /** A zero may become 1 where it was written in another way, such as 0.0. */
-function isPrefillLeg(sent: unknown, leg: reference.Json, path: string): boolean {
+function isPrefillLeg(sent: unknown, leg: Json, path: string): boolean {
   const small = (value: unknown) => value === 0 || value === 1;
-  const strip = (of: reference.Json): reference.Json =>
+  const strip = (of: Json): Json =>
     Object.fromEntries(
       Object.entries(of).filter(([key, value]) => !(['n', 'min_tokens'].includes(key) && small(value))),
     );
-  const comparable = (of: reference.Json) =>
-    path === GENERATE
-      ? { ...of, sampling_params: strip(of['sampling_params'] as reference.Json) }
-      : strip(of);
-  return isDeepStrictEqual(comparable(sent as reference.Json), comparable(leg));
+  const comparable = (of: Json) =>
+    path === GENERATE ? { ...of, sampling_params: strip(of['sampling_params'] as Json) } : strip(of);
+  return isDeepStrictEqual(comparable(sent as Json), comparable(leg));
 }
 
-/** Every `kv_transfer_params` that an engine could find in a request. */
-function paramsIn(body: Buffer, path: string): string[] {
+/** The text of every member that an engine could find and that only the connector may set. */
+function ownIn(body: Buffer, path: string, connector: ConnectorName): string[] {
   const text = body.toString('latin1');
   const root = parse(text)!;
   const nested =
     path === GENERATE ? all(root, 'sampling_params').flatMap((each) => all(each, 'extra_args')) : [];
-  return [root, ...all(root, 'vllm_xargs'), ...nested]
-    .flatMap((each: Node) => all(each, 'kv_transfer_params'))
-    .map(({ start, end }) => text.slice(start, end));
+  const params = [root, ...all(root, 'vllm_xargs'), ...nested].flatMap((each: Node) =>
+    all(each, 'kv_transfer_params'),
+  );
+  const bootstrap = connector === 'sglang' ? BOOTSTRAP.flatMap((key) => all(root, key)) : [];
+  return [...params, ...bootstrap].map(({ start, end }) => text.slice(start, end));
 }
 
 /** What the last prefill reply brought; null when that failed. */
 function broughtOf(of: FuzzCase, tries: number): reference.Brought | null {
   const reply = of.prefill[Math.min(tries, of.prefill.length) - 1];
   if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
-  return reference.readPrefill(Buffer.from(reply.body, 'latin1'));
+  const lists = connectorOf(of) !== 'nixl' && connectorOf(of) !== 'mooncake';
+  return reference.readPrefill(Buffer.from(reply.body, 'latin1'), lists, askedOf(of)?.start);
 }
+
+/** Of both legs at once, decode's response is there also when prefill's is not. */
+const broughtAtLeast = (of: FuzzCase, tries: number): reference.Brought | null =>
+  broughtOf(of, tries) ?? (isConcurrent(connectorOf(of)) ? reference.NOTHING : null);
 
 // ---- what the client got
 
@@ -188,8 +257,7 @@ function bodyOf(of: FuzzCase, result: Result, logged: string, outcome: string): 
       const brought = prefillRequests.length > 0 ? broughtOf(of, prefillRequests.length) : null;
       // Only the array says how long the prompt is, and it is damaged: the filter may be stricter than the reference.
       const unsure = brought?.usage === -1 && of.notes.some((note) => note.startsWith('prefill'));
-      if (!servesAlone(of, brought) && !tooLarge(of) && !unsure && !brought?.strange)
-        return 'prefill did not fail';
+      if (!servesAlone(of, brought) && !tooLarge(of) && !unsure) return 'prefill did not fail';
       if (faulty) return null;
       return status === decode.status && complete && body === decode.body
         ? null
@@ -201,26 +269,26 @@ function bodyOf(of: FuzzCase, result: Result, logged: string, outcome: string): 
   }
   if (faulty && !complete) return null;
   if (decode === 'down') return `${outcome} without decode`;
-  const brought = broughtOf(of, prefillRequests.length);
+  const brought = broughtAtLeast(of, prefillRequests.length);
   if (!brought) return `${outcome} although prefill failed`;
   if (!good(decode)) return `${outcome} of a ${decode.status}`;
-  // Of these only what holds for every body is known.
-  if (brought.strange || decode.body.includes('"meta_info"')) return null;
   if (outcome === 'merged') return merged(of, decode, brought, logged, body);
   // unmerged
   if (!complete || status !== decode.status) return 'a response that was let go is not whole';
   if (of.config['on_unmergeable'] === 'forward')
-    return body === decode.body ? null : 'a forwarded body was changed';
+    return body === decode.body || (brought.values && events(decode) && isSameButValues(body, decode.body))
+      ? null
+      : 'a forwarded body was changed';
   if (of.config['on_unmergeable'] !== 'null') return 'unmerged under reject';
   return nulled(of, decode, brought, body);
 }
 
 /** Whether decode has to do without what this prefill reply brought, or did not. */
-function servesAlone({ config }: FuzzCase, brought: reference.Brought | null): boolean {
+function servesAlone(of: FuzzCase, brought: reference.Brought | null): boolean {
   if (!brought) return true;
-  const nixl = (config['connector'] ?? 'nixl') === 'nixl';
+  const nixl = connectorOf(of) === 'nixl';
   return (
-    (nixl && brought.params === null) || (config['decode_rows'] === 'tail' && brought.promptTokens === -1)
+    (nixl && brought.params === null) || (of.config['decode_rows'] === 'tail' && brought.promptTokens === -1)
   );
 }
 
@@ -228,7 +296,9 @@ function servesAlone({ config }: FuzzCase, brought: reference.Brought | null): b
 const tooLarge = ({ config, prefill }: FuzzCase) =>
   config['max_capture_bytes'] !== undefined &&
   (config['max_parked_bytes'] !== undefined ||
-    prefill.some((reply) => reply !== 'down' && /prompt_logprobs|prompt_tokens_details/.test(reply.body)));
+    prefill.some(
+      (reply) => reply !== 'down' && /prompt_(logprobs|tokens_details|routed_experts)/.test(reply.body),
+    ));
 
 function rejected({ complete, status, body, headers }: Result): string | null {
   if (!complete) return null;
@@ -239,25 +309,29 @@ function rejected({ complete, status, body, headers }: Result): string | null {
 }
 
 function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): string | null {
+  const { decode } = of;
   const tried = result.prefillRequests.length;
   const reply = of.prefill[Math.min(tried, of.prefill.length) - 1];
-  if (tried > 0 && reply && reply !== 'down' && reply.status >= 400 && reply.status < 500)
-    return result.status === reply.status && body === reply.body ? null : "prefill's answer was changed";
-  const { decode } = of;
+  const refused = tried > 0 && reply && reply !== 'down' && reply.status >= 400 && reply.status < 500;
+  // Of both legs at once, decode's error may have come first.
+  const first = isConcurrent(connectorOf(of)) && decode !== 'down' && !good(decode);
+  if (refused && result.status === reply.status && body === reply.body) return null;
+  if (refused && !first) return "prefill's answer was changed";
   if (faulty || decode === 'down') return null;
-  const brought = broughtOf(of, tried);
+  const brought = broughtAtLeast(of, tried);
   const same = body === decode.body || (brought?.values && isSameButValues(body, decode.body));
   if (result.status !== decode.status || !same || !result.complete) return 'an absent response was changed';
   if (!good(decode) || body === '') return null;
   if (!brought) return 'absent although prefill failed';
-  return brought.strange || verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
+  return verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
 }
 
 function verdict(of: FuzzCase, decode: Reply, brought: reference.Brought): reference.Verdict {
   const body = Buffer.from(decode.body, 'latin1');
-  const asked = reference.readRequest('POST', of.path, Buffer.from(of.body, 'latin1'));
+  const asked = askedOf(of);
   const expected = {
     brought,
+    prompts: Math.max(asked?.batch ?? 1, 1),
     n: asked?.n ?? 1,
     maxTokens: asked?.maxTokens ?? -1,
     tail: of.config['decode_rows'] === 'tail',
@@ -268,8 +342,8 @@ function verdict(of: FuzzCase, decode: Reply, brought: reference.Brought): refer
 /** Base64 with zeros in the bits that no byte needs. */
 const canonical = (text: string) =>
   text.replace(
-    /"([A-Za-z0-9+/]{16,}={0,2})"/g,
-    (_, inner: string) => `"${Buffer.from(inner, 'base64').toString('base64')}"`,
+    /"([A-Za-z0-9+/]{16,}={0,2})"|(?<="(?:routed_experts|data)"\s*:\s*)"([A-Za-z0-9+/]+={0,2})"/g,
+    (_, long?: string, short?: string) => `"${Buffer.from(long ?? short!, 'base64').toString('base64')}"`,
   );
 
 function merged(
@@ -291,7 +365,7 @@ function merged(
     (brought.values && isSameButValues(right, body));
   const found = allowed.find((each) => same(each.body));
   if (!found) return 'another merge than the reference’s';
-  const says = `merged; rows=${brought.rows!.rows}; choices=${found.choices}`;
+  const says = `merged; rows=${reference.rowCount(brought)}; choices=${found.choices}`;
   return logged === says || says.startsWith(`${logged};`) ? null : `logged ${logged}, not ${says}`;
 }
 

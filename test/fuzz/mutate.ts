@@ -113,6 +113,13 @@ const STRUCTURE: Record<string, Edit> = {
     const written = JSON.stringify(key);
     return text.replace(`${written}:`, `"${random.pick(KEYS)}":`);
   },
+  count(random, text, root) {
+    const numbers = nodesOf(root).filter(({ kind }) => kind === 'number');
+    if (numbers.length === 0) return null;
+    const { start, end } = random.pick(numbers);
+    const by = Number(text.slice(start, end)) + random.pick([-1, 1, 1, 7]);
+    return splice(text, start, end, String(by));
+  },
   wrap(_random, text) {
     return `[${text}]`;
   },
@@ -121,7 +128,31 @@ const STRUCTURE: Record<string, Edit> = {
   },
 };
 
-const ARRAY = /"k05VTVBZ[^"]*"/g;
+/** Base64 at the places that have it. */
+const ARRAY = /(?<="(?:routed_experts|data)"\s*:\s*)"[A-Za-z0-9+/=]*"/g;
+const FILE = 'k05VTVBZ';
+
+/** Rows without a header, damaged. */
+function damagedRows(random: Random, data: Buffer): Buffer {
+  switch (random.below(4)) {
+    case 0:
+      return data.subarray(0, random.below(data.length + 1));
+    case 1:
+      return Buffer.concat([data, random.bytes(random.between(1, 40))]);
+    case 2:
+      return Buffer.concat([data, data]);
+    default:
+      return unknownRows(random, data, 0);
+  }
+}
+
+/** Rows that an engine does not know, from `from` on. */
+function unknownRows(random: Random, bytes: Buffer, from: number): Buffer {
+  const copy = Buffer.from(bytes);
+  const at = from + random.below(copy.length - from + 1);
+  copy.fill(0xff, at, Math.min(copy.length, at + random.between(1, copy.length - from + 1)));
+  return copy;
+}
 
 /** The `.npy` file in an array's text, damaged. */
 function damagedFile(random: Random, file: Buffer): Buffer {
@@ -192,13 +223,8 @@ function damagedFile(random: Random, file: Buffer): Buffer {
       return flipped(0, Math.min(start, file.length));
     case 9:
       return flipped(0, size);
-    case 10: {
-      // Rows that an engine does not know.
-      const copy = Buffer.from(file);
-      const from = size + random.below(data.length + 1);
-      copy.fill(0xff, from, Math.min(file.length, from + random.between(1, data.length + 1)));
-      return copy;
-    }
+    case 10:
+      return unknownRows(random, file, size);
     default:
       return text((of) => of.replace(/ *\n$/, `${' '.repeat(random.below(200))}\n`));
   }
@@ -236,7 +262,9 @@ export function mutateArrays(random: Random, text: string): string | null {
   const { 0: array, index } = random.pick(arrays);
   const inner = array.slice(1, -1);
   const by = random.chance(0.6)
-    ? damagedFile(random, Buffer.from(inner, 'base64')).toString('base64')
+    ? (inner.startsWith(FILE) ? damagedFile : damagedRows)(random, Buffer.from(inner, 'base64')).toString(
+        'base64',
+      )
     : damagedText(random, inner);
   return splice(text, index, index + array.length, `"${by}"`);
 }
@@ -294,7 +322,7 @@ export function mutateStream(random: Random, text: string): [text: string, note:
   const lines = text.split('\n');
   const documents = lines.flatMap((line, i) => (line.startsWith('data: {') ? [i] : []));
   if (kind < 0.7 && documents.length > 0) {
-    const arrays = documents.filter((i) => lines[i]!.includes('k05VTVBZ'));
+    const arrays = documents.filter((i) => /"(data|routed_experts)"\s*:\s*["[{]/.test(lines[i]!));
     const i = random.pick(arrays.length > 0 && random.chance(0.6) ? arrays : documents);
     const [damaged, note] = mutate(random, lines[i]!.slice(6));
     lines[i] = `data: ${damaged}`;

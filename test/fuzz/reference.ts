@@ -1,163 +1,69 @@
-// What the filter must do, said a second time on JSON.parse and Buffer: which legs follow from a request, what a prefill
-// reply brings, and which bodies are right merges of a decode response. Calls nothing of the filter's.
+// What the filter must do with replies, said a second time on JSON.parse and Buffer: what a prefill reply brings, and which
+// bodies are right merges of a decode response. Calls nothing of the filter's.
 
-import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
-import { DIALECTS, itemBytes, places, type Dialect, type Place, type Rows } from './dialects.ts';
-import { all, integer, isNull, last, parse, read, type Node } from './json.ts';
-
-export type Json = Record<string, unknown>;
-
-const isObject = (value: unknown): value is Json =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-const plain = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
-
-export const REMOTE_DECODE = {
-  do_remote_decode: true,
-  do_remote_prefill: false,
-  remote_engine_id: null,
-  remote_block_ids: null,
-  remote_host: null,
-  remote_port: null,
-};
-
-/** As pydantic reads an integer. */
-const isZero = (value: unknown) =>
-  value === 0 || value === false || (typeof value === 'string' && /^-?0+(\.0*)?$/.test(value.trim()));
-
-const SERVED = [COMPLETIONS, CHAT, GENERATE];
-
-/** A request as P/D sees it. */
-export interface Asked {
-  path: string;
-  value: Json;
-  /** Whether P/D may serve it. */
-  fit: boolean;
-  n: number;
-  /** -1: not known. */
-  maxTokens: number;
-}
-
-/** Null: not a request that P/D looks at. */
-export function readRequest(method: string, path: string, body: Buffer): Asked | null {
-  if (method !== 'POST' || !SERVED.includes(path)) return null;
-  const value = read(body.toString('latin1'));
-  if (!isObject(value)) return null;
-  const generate = path === GENERATE;
-  const sampling = generate ? (isObject(value['sampling_params']) ? value['sampling_params'] : {}) : value;
-  const { prompt, echo } = generate ? ({} as Json) : value;
-  const several =
-    Array.isArray(prompt) && prompt.length > 1 && (typeof prompt[0] === 'string' || Array.isArray(prompt[0]));
-  const caps = generate ? [sampling['max_tokens']] : [value['max_tokens'], value['max_completion_tokens']];
-  const given = (key: string) => sampling[key] !== undefined && sampling[key] !== null;
-  const fit = !(
-    several ||
-    (!generate && value['prompt_embeds'] !== undefined && value['prompt_embeds'] !== null) ||
-    // Prefill's take the place of decode's, but in a stream.
-    (given('prompt_logprobs') && ![undefined, null, false].includes(value['stream'] as never)) ||
-    (echo !== undefined && echo !== null && echo !== false) ||
-    caps.some(isZero) ||
-    (given('routed_experts_prompt_start') && sampling['routed_experts_prompt_start'] !== 0)
-  );
-  const n = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
-  const known = caps.filter((cap) => cap !== undefined && cap !== null);
-  const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;
-  return { path, value, fit, n, maxTokens };
-}
-
-function withoutParams(path: string, value: Json): Json {
-  const { kv_transfer_params: _, ...out } = value;
-  if (isObject(out['vllm_xargs'])) {
-    const { kv_transfer_params: _, ...xargs } = out['vllm_xargs'];
-    out['vllm_xargs'] = xargs;
-  }
-  const sampling = out['sampling_params'];
-  if (path === GENERATE && isObject(sampling) && isObject(sampling['extra_args'])) {
-    const { kv_transfer_params: _, ...extra } = sampling['extra_args'];
-    out['sampling_params'] = { ...sampling, extra_args: extra };
-  }
-  return out;
-}
-
-/** The request for an engine that serves it alone. */
-export const localLeg = ({ path, value }: Asked): Json => withoutParams(path, value);
-
-export function prefillLeg({ path, value }: Asked, connector: string): Json {
-  const out = withoutParams(path, value);
-  const generate = path === GENERATE;
-  delete out['stream_options'];
-  if (generate) delete out['stream'];
-  else out['stream'] = false;
-  const holder = generate ? (isObject(out['sampling_params']) ? { ...out['sampling_params'] } : {}) : out;
-  holder['max_tokens'] = 1;
-  if (!generate && 'max_completion_tokens' in holder) holder['max_completion_tokens'] = 1;
-  for (const key of ['min_tokens', 'n']) {
-    const had = holder[key];
-    // `1.0` and `1` are one number to JSON.parse.
-    if (had !== undefined && had !== null && !(plain(had) && (had as number) <= 1)) holder[key] = 1;
-  }
-  if (generate) out['sampling_params'] = holder;
-  if (connector === 'nixl') out['kv_transfer_params'] = REMOTE_DECODE;
-  else if ('cache_hit_threshold' in out) out['cache_hit_threshold'] = 0;
-  return out;
-}
-
-/** `promptStart` null: all rows. */
-export function decodeLeg(
-  asked: Asked,
-  connector: string,
-  params: unknown,
-  promptStart: number | null,
-): Json {
-  const out = withoutParams(asked.path, asked.value);
-  const holder = asked.path === GENERATE ? out['sampling_params'] : out;
-  if (isObject(holder) && ![undefined, null].includes(holder['prompt_logprobs'] as never)) {
-    const { prompt_logprobs: _, ...rest } = holder;
-    if (asked.path === GENERATE) out['sampling_params'] = rest;
-    else delete out['prompt_logprobs'];
-  }
-  if (connector === 'nixl') out['kv_transfer_params'] = params;
-  else if ('cache_hit_threshold' in out) out['cache_hit_threshold'] = 0;
-  if (promptStart !== null) {
-    if (asked.path === GENERATE) {
-      const sampling = isObject(out['sampling_params']) ? out['sampling_params'] : {};
-      out['sampling_params'] = { ...sampling, routed_experts_prompt_start: promptStart };
-    } else out['routed_experts_prompt_start'] = promptStart;
-  }
-  return out;
-}
+import { DIALECTS, hasSentinel, itemBytes, type Dialect, type Rows } from './dialects.ts';
+import { all, isNull, last, parse, type Node } from './json.ts';
+import { isObject, type Json } from './legs.ts';
+import { choicesOf, countOf, everyPlace, isRaw, places, type Place } from './places.ts';
+import { mergedRaw, mergeRaw, readRaw, type RawRows } from './raw.ts';
+import { mergeSplit, readSplit, type Split } from './split.ts';
 
 // ---- prefill's reply
 
 export interface Brought {
+  /** Rows for every choice, and their form. */
   rows: Rows | null;
   dialect: Dialect | null;
+  /** Rows of SGLang's, one for each element. */
+  raw: RawRows[] | null;
+  /** The prompt's rows as a value. */
+  split: Split | null;
   /** Text of `kv_transfer_params`, when it is an object. */
   params: string | null;
-  /** As `usage` says; -1: it does not. */
+  /** As its counts say; -1: they do not. */
   usage: number;
   /** As `usage`, else the rows say. */
   promptTokens: number;
-  /** Routing in a form that the reference does not read. */
-  strange: boolean;
   /** Other values that take the place of decode's. */
   values: boolean;
+}
+
+/** Of a leg that failed. */
+export const NOTHING: Brought = {
+  rows: null,
+  dialect: null,
+  raw: null,
+  split: null,
+  params: null,
+  usage: -1,
+  promptTokens: -1,
+  values: false,
+};
+
+/** Rows that prefill brought, of all prompts; 0: none that can be used. */
+export function rowCount({ rows, raw, split }: Brought): number {
+  if (raw) return raw.reduce((sum, { start, end }) => sum + end - start, 0);
+  return split?.tokens ?? rows?.rows ?? 0;
 }
 
 const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
   DIALECTS.find((each) => key === each.key && text[node.start] === each.first) ?? null;
 
-/** Null: no reply. */
-export function readPrefill(body: Buffer): Brought | null {
+/** Null: no reply. `lists`: it may be a list of elements; `start`: the first token whose row was asked for. */
+export function readPrefill(body: Buffer, lists = false, start = 0): Brought | null {
   const text = body.toString('latin1');
   const root = parse(text);
-  const nothing = { rows: null, dialect: null, params: null, usage: -1, promptTokens: -1, values: false };
-  // A list of elements, as SGLang answers several prompts.
-  if (root?.kind === 'array') return { ...nothing, strange: true };
+  if (root?.kind === 'array') return lists && isList(root) ? readList(text, root, start) : null;
   if (root?.kind !== 'object') return null;
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' ? text.slice(kv.start, kv.end) : null;
-  const usage = integer(text, last(last(root, 'usage'), 'prompt_tokens'));
+  const usage = countOf(text, root, 'prompt_tokens') ?? -1;
   const found = places(text, root);
+  const common = { ...NOTHING, params, usage, promptTokens: usage, values: hasValues(text, root) };
+  const raw = found.length > 0 ? readRaw(text, root, found, start) : null;
+  if (raw) return { ...common, raw };
+  const split = readSplit(text, root, found);
+  if (split) return { ...common, split };
   const [place] = found;
   const dialect = place ? dialectOf(text, place) : null;
   const value = place && dialect ? dialect.read(text.slice(place.node.start, place.node.end)) : null;
@@ -167,18 +73,23 @@ export function readPrefill(body: Buffer): Brought | null {
     // The one choice that was asked for.
     place!.choice === 0 &&
     all(root, 'choices').length === 1 &&
-    all(all(root, 'choices')[0]!.items[place!.choice], dialect!.key).length === 1 &&
+    all(choicesOf(root)[0], dialect!.key).length === 1 &&
     value.rows > 0 &&
+    countOf(text, root, 'prompt_tokens') !== null &&
     (usage < 0 || usage === value.start + value.rows) &&
-    !hasSentinel(value);
-  const rows = right ? value : null;
-  const end = rows ? rows.start + rows.rows : -1;
-  // Other forms, or several at once: the reference does not know what follows.
-  const other = found.some((each) => dialectOf(text, each) === null) || found.length > 1;
-  // Counts of tokens are there, too.
-  const strange = other || all(root, 'meta_info').length > 0;
-  const values = hasValues(text, root);
-  return { rows, dialect, params, usage, promptTokens: usage >= 0 ? usage : end, strange, values };
+    !(value.dtype.startsWith('<i') && hasSentinel(value.data, value.data.length / value.rows));
+  if (!right) return { ...common, dialect };
+  return { ...common, rows: value, dialect, promptTokens: usage >= 0 ? usage : value.start + value.rows };
+}
+
+/** Of elements as SGLang has them: none has choices. */
+const isList = ({ items }: Node): boolean => items.every((item) => all(item, 'choices').length === 0);
+
+function readList(text: string, root: Node, start: number): Brought {
+  const found = places(text, root);
+  const raw = found.length > 0 ? readRaw(text, root, found, start) : null;
+  const tokens = root.items.map((item) => countOf(text, item, 'prompt_tokens', true) ?? -1).at(-1) ?? -1;
+  return { ...NOTHING, raw, usage: tokens, promptTokens: tokens };
 }
 
 /** Members besides routing whose value in prefill's reply takes the place of decode's. */
@@ -200,19 +111,12 @@ export function withoutValues(value: unknown): unknown {
   return out;
 }
 
-function hasSentinel({ dtype, rows, data }: Rows): boolean {
-  if (!dtype.startsWith('<i') || rows === 0) return false;
-  const bytes = data.length / rows;
-  for (let at = 0; at < data.length; at += bytes) {
-    if (data.subarray(at, at + bytes).every((byte) => byte === 0xff)) return true;
-  }
-  return false;
-}
-
 // ---- decode's response
 
 export interface Expected {
   brought: Brought;
+  /** Prompts and choices that were asked for. */
+  prompts: number;
   n: number;
   maxTokens: number;
   tail: boolean;
@@ -258,7 +162,7 @@ export function filled(text: string, { rows, dialect }: Brought): string[] {
 }
 
 interface Edit {
-  node: Node;
+  node: Pick<Node, 'start' | 'end'>;
   text: string;
 }
 
@@ -292,25 +196,31 @@ export function verdictOf(body: Buffer, expected: Expected): Verdict {
 
 function verdictOfText(text: string, expected: Expected): Verdict {
   const root = parse(text);
-  // Elements of a list have SGLang's members only.
-  const routed = (item: Node) =>
-    all(item, 'choices').length > 0 ||
-    places(text, item).some(({ key }) => /^(meta_info|sglext)\./.test(key));
-  if (root?.kind === 'array' && !root.items.some(routed))
-    return { merged: [], absent: true, nulled: text, why: '' };
-  if (root?.kind !== 'object') return refused('not a JSON object');
+  if (root?.kind !== 'object' && !(root?.kind === 'array' && isList(root)))
+    return refused('not a JSON object');
   const found = places(text, root);
   const nulled = nullsOf(text, found);
+  const { raw, split } = expected.brought;
+  if (split && root.kind === 'object') {
+    const merged = splitMerge(text, root, found, expected, false);
+    if (typeof merged === 'string') return refused(merged, nulled);
+    if (merged.choices > 0 || merged.placed) return { merged: [merged], absent: false, nulled, why: '' };
+  }
   if (found.length === 0) return { merged: [], absent: true, nulled, why: 'no routing' };
+  if (raw) {
+    const merged = rawMerge(text, root, found, expected);
+    if (typeof merged === 'string') return refused(merged, nulled);
+    return { merged: [merged], absent: false, nulled, why: '' };
+  }
   const arrays = arraysOf(text, root, found, expected);
   if (typeof arrays === 'string') return refused(arrays, nulled);
   const { rows } = expected.brought;
-  const usage = last(root, 'usage');
-  const promptTokens = integer(text, last(usage, 'prompt_tokens'));
+  const promptTokens = countOf(text, root, 'prompt_tokens');
+  const completion = countOf(text, root, 'completion_tokens');
+  if (promptTokens === null || completion === null) return refused('counts that differ', nulled);
   if (promptTokens >= 0 && promptTokens !== rows!.start + rows!.rows)
     return refused('another prompt', nulled);
-  const choices = all(root, 'choices')[0]!.items;
-  const completion = integer(text, last(usage, 'completion_tokens'));
+  const choices = choicesOf(root);
   const tokens = arrays.map(({ place }) => {
     const ids = last(choices[place.choice], 'token_ids');
     return ids?.kind === 'array' ? ids.items.length : -1;
@@ -324,6 +234,38 @@ function verdictOfText(text: string, expected: Expected): Verdict {
     choices: arrays.length,
   }));
   return { merged, absent: false, nulled, why: 'no form fits' };
+}
+
+/** A document with all that can be merged in it. */
+interface Merged {
+  body: string;
+  choices: number;
+  /** Prefill's value is in it. */
+  placed: boolean;
+}
+
+function splitMerge(
+  text: string,
+  root: Node,
+  found: Place[],
+  { brought, n }: Expected,
+  event: boolean,
+): Merged | string {
+  const merged = mergeSplit(text, root, found, brought.split!, { n, event });
+  if (typeof merged === 'string') return merged;
+  return { body: edited(text, merged.edits), choices: merged.generated, placed: merged.placed };
+}
+
+function rawMerge(
+  text: string,
+  root: Node,
+  found: Place[],
+  { brought, prompts, n }: Expected,
+): Merged | string {
+  const merged = mergeRaw(text, root, found, { rows: brought.raw!, prompts, choices: n });
+  return typeof merged === 'string'
+    ? merged
+    : { body: edited(text, merged), choices: merged.length, placed: false };
 }
 
 interface Array_ {
@@ -340,7 +282,7 @@ function arraysOf(text: string, root: Node, found: Place[], { brought, n }: Expe
   for (const place of found) {
     const dialect = dialectOf(text, place);
     if (dialect === null || dialect !== brought.dialect) return `a value at ${place.key}`;
-    const choice = all(root, 'choices')[0]!.items[place.choice];
+    const choice = choicesOf(root)[place.choice];
     if (all(choice, dialect.key).length > 1) return 'the key twice';
     const value = dialect.read(text.slice(place.node.start, place.node.end));
     if (!value) return 'an array that can not be read';
@@ -357,24 +299,33 @@ export function nullsOrMerges(text: string, out: string, brought: Brought): bool
   if (!root) return text === out;
   let at = 0;
   let to = 0;
-  for (const { node } of places(text, root)) {
+  for (const place of everyPlace(root)) {
+    const { node } = place;
     // A value inside one that goes is gone with it.
     if (node.start < at) continue;
     const before = text.slice(at, node.start);
     if (!out.startsWith(before, to)) return false;
     to += before.length;
     at = node.end;
-    const by = ['null', ...mergesOf(text.slice(node.start, node.end), brought)].find((each) =>
-      out.startsWith(each, to),
-    );
+    const was = text.slice(node.start, node.end);
+    const by = [...mergesOf(place, was, brought), 'null'].find((each) => out.startsWith(each, to));
     if (by === undefined) return false;
     to += by.length;
   }
   return out.slice(to) === text.slice(at);
 }
 
-function mergesOf(text: string, { rows, dialect }: Brought): string[] {
-  const value = rows && dialect && dialect.read(text);
+/** What a value may become. */
+function mergesOf(place: Place, was: string, { rows, dialect, raw, split }: Brought): string[] {
+  if (split && place.key === 'prompt_routed_experts') return [split.text];
+  if (was === 'null') return [];
+  // Generated rows stay as they are.
+  if (split && place.key === 'routed_experts') return [was];
+  if (raw && isRaw(place)) {
+    const merged = raw.map((each) => mergedRaw(was, each)).filter((each) => each !== null);
+    return merged.map((each) => `"${each.toString('base64')}"`);
+  }
+  const value = rows && dialect && dialect.read(was);
   return value ? (['full', 'tail'] as const).map((form) => mergeOf(dialect, value, rows, form)) : [];
 }
 
@@ -453,6 +404,44 @@ export function streamVerdict(body: Buffer, expected: Expected): Verdict {
 }
 
 function streamVerdictOfText(text: string, expected: Expected): Verdict {
+  const { raw, split } = expected.brought;
+  return raw || split ? wholeEvents(text, expected) : arrayEvents(text, expected);
+}
+
+/** Of forms whose events are merged each alone. */
+function wholeEvents(text: string, expected: Expected): Verdict {
+  const { split } = expected.brought;
+  const out = { body: '', choices: 0, placed: false };
+  let nulled = '';
+  let why = '';
+  let at = 0;
+  for (const { start, end } of documentsOf(text)) {
+    const part = text.slice(start, end);
+    const root = parse(part);
+    if (root?.kind !== 'object') return refused('an event that is no JSON object');
+    const found = places(part, root);
+    nulled += text.slice(at, start) + nullsOf(part, found);
+    const merged = split
+      ? splitMerge(part, root, found, expected, true)
+      : rawMerge(part, root, found, expected);
+    if (typeof merged === 'string') why ||= merged;
+    else {
+      out.body += text.slice(at, start) + merged.body;
+      out.choices += merged.choices;
+      out.placed ||= merged.placed;
+    }
+    at = end;
+  }
+  nulled += text.slice(at);
+  out.body += text.slice(at);
+  if (split && out.choices > expected.n) why ||= 'more arrays than choices';
+  if (split && out.choices > 0 && !out.placed) why ||= 'no place for the rows of the prompt';
+  if (why) return refused(why, nulled);
+  if (out.choices === 0 && !out.placed) return { merged: [], absent: true, nulled, why: 'no routing' };
+  return { merged: [out], absent: false, nulled, why: '' };
+}
+
+function arrayEvents(text: string, expected: Expected): Verdict {
   const documents = documentsOf(text);
   const forms: Form[] = expected.tail ? ['full', 'tail'] : ['full'];
   let nulled = '';
@@ -472,9 +461,10 @@ function streamVerdictOfText(text: string, expected: Expected): Verdict {
     const list = typeof read === 'string' ? [] : read;
     arrays += list.length;
     if (arrays > expected.n) why ||= 'more arrays than choices';
-    const promptTokens = integer(part, last(last(root, 'usage'), 'prompt_tokens'));
-    if (arrays > 0 && promptTokens >= 0 && promptTokens !== expected.brought.promptTokens)
-      why ||= 'another prompt';
+    const promptTokens = countOf(part, root, 'prompt_tokens');
+    const fits =
+      promptTokens !== null && (promptTokens < 0 || promptTokens === expected.brought.promptTokens);
+    if (arrays > 0 && !fits) why ||= 'another prompt';
     const unknown = list.map(() => -1);
     const fitting = list.length > 0 ? formsOf(list, unknown, -1, expected) : forms;
     forms.forEach((form, i) => {

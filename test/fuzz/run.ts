@@ -13,7 +13,7 @@ export interface Find {
 
 const latin1 = (text: string) => Buffer.from(text, 'latin1');
 
-function scenarioOf(of: FuzzCase): Scenario {
+export function scenarioOf(of: FuzzCase): Scenario {
   let reach = () => {};
   const { leave, decode } = of;
   const left = leave === undefined ? undefined : new Promise<void>((resolve) => (reach = resolve));
@@ -42,6 +42,7 @@ function scenarioOf(of: FuzzCase): Scenario {
     },
     prefill: engine(of.prefill, 'prefill'),
     decode: decode === 'down' ? 'down' : engine([decode], 'decode'),
+    ...(of.bootstrap ? { bootstrap: engine([of.bootstrap], 'bootstrap') } : {}),
     downstream: of.downstream,
     upstream: of.upstream,
     ...(left ? { leave: left } : {}),

@@ -11,6 +11,7 @@ import {
   COMPLETIONS,
   GENERATE,
   GOOD_DECODE,
+  NATIVE,
   answering,
   expectOutcome,
   jsonOf,
@@ -18,7 +19,6 @@ import {
 } from './messages.ts';
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
-const NATIVE = '/generate';
 const HOST = '127.0.0.1';
 
 type Json = Record<string, any>;

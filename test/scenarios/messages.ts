@@ -150,6 +150,7 @@ export const GOOD_MERGED = decodeBody([quoted(merged(PROMPT, FULL))]);
 export const COMPLETIONS = '/v1/completions';
 export const CHAT = '/v1/chat/completions';
 export const GENERATE = '/inference/v1/generate';
+export const NATIVE = '/generate';
 
 /** A client's request with this body, its length announced. */
 export function post(body: string | Buffer, more: Partial<ClientRequest> = {}): ClientRequest {

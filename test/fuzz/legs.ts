@@ -1,0 +1,157 @@
+// What each leg must be sent, said a second time on JSON.parse: which requests P/D may serve, and what the engines get.
+
+import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
+import { read } from './json.ts';
+
+export type Json = Record<string, unknown>;
+export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
+
+export const isObject = (value: unknown): value is Json =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+const plain = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
+const absent = (value: unknown) => value === undefined || value === null;
+
+export const isConcurrent = (connector: ConnectorName): boolean =>
+  connector === 'mooncake' || connector === 'sglang';
+
+export const REMOTE_DECODE = {
+  do_remote_decode: true,
+  do_remote_prefill: false,
+  remote_engine_id: null,
+  remote_block_ids: null,
+  remote_host: null,
+  remote_port: null,
+};
+
+/** Members of SGLang's requests that choose the other engine. */
+export const BOOTSTRAP = ['bootstrap_host', 'bootstrap_port', 'bootstrap_room'] as const;
+const SGLANG_OWN = [...BOOTSTRAP, 'bootstrap_pair_key', 'disagg_prefill_dp_rank'];
+
+const VLLM_PATHS = [COMPLETIONS, CHAT, GENERATE];
+const SGLANG_PATHS = [COMPLETIONS, CHAT, NATIVE];
+
+/** As pydantic reads an integer. */
+const isZero = (value: unknown) =>
+  value === 0 || value === false || (typeof value === 'string' && /^-?0+(\.0*)?$/.test(value.trim()));
+
+/** A request as P/D sees it. */
+export interface Asked {
+  path: string;
+  value: Json;
+  connector: ConnectorName;
+  /** Whether P/D may serve it. */
+  fit: boolean;
+  /** Prompts in a list of them; 0: it has one, in no list. */
+  batch: number;
+  /** Choices, of all prompts. */
+  n: number;
+  /** -1: not known. */
+  maxTokens: number;
+  /** First token whose row is asked for, of SGLang. */
+  start: number;
+}
+
+const listed = (prompt: unknown): number =>
+  Array.isArray(prompt) && (typeof prompt[0] === 'string' || Array.isArray(prompt[0])) ? prompt.length : 0;
+
+/** Null: not a request that P/D looks at. */
+export function readRequest(path: string, body: Buffer, connector: ConnectorName): Asked | null {
+  const sglang = connector === 'sglang';
+  if (!(sglang ? SGLANG_PATHS : VLLM_PATHS).includes(path)) return null;
+  const value = read(body.toString('latin1'));
+  if (!isObject(value)) return null;
+  const within = path === GENERATE || path === NATIVE;
+  const params = value['sampling_params'];
+  // SGLang takes one a prompt.
+  const last: unknown = Array.isArray(params) ? params.at(-1) : params;
+  const sampling = within ? (isObject(last) ? last : {}) : value;
+  const prompts = path === NATIVE ? [value['text'], value['input_ids']] : [value['prompt']];
+  const batch = path === GENERATE ? 0 : Math.max(...prompts.map(listed));
+  const samples = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
+  const asked = { path, value, connector, batch, n: samples * Math.max(batch, 1) };
+  if (sglang) {
+    const start = value['routed_experts_start_len'];
+    return { ...asked, fit: true, maxTokens: -1, start: plain(start) ? (start as number) : 0 };
+  }
+  const echo = within ? undefined : value['echo'];
+  const caps = within ? [sampling['max_tokens']] : [value['max_tokens'], value['max_completion_tokens']];
+  const fit = !(
+    batch > 1 ||
+    (!within && !absent(value['prompt_embeds'])) ||
+    // Prefill's take the place of decode's, but in a stream.
+    (!absent(sampling['prompt_logprobs']) && ![undefined, null, false].includes(value['stream'] as never)) ||
+    !(absent(echo) || echo === false) ||
+    caps.some(isZero) ||
+    (!absent(sampling['routed_experts_prompt_start']) && sampling['routed_experts_prompt_start'] !== 0) ||
+    // A transfer is taken once.
+    (connector === 'mooncake' && !absent(sampling['n']) && !(plain(sampling['n']) && samples === 1))
+  );
+  const known = caps.filter((cap) => !absent(cap));
+  const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;
+  return { ...asked, fit, maxTokens, start: 0 };
+}
+
+function withoutParams({ path, value, connector }: Asked): Json {
+  const { kv_transfer_params: _, ...out } = value;
+  if (connector === 'sglang') for (const key of SGLANG_OWN) delete out[key];
+  if (isObject(out['vllm_xargs'])) {
+    const { kv_transfer_params: _, ...xargs } = out['vllm_xargs'];
+    out['vllm_xargs'] = xargs;
+  }
+  const sampling = out['sampling_params'];
+  if (path === GENERATE && isObject(sampling) && isObject(sampling['extra_args'])) {
+    const { kv_transfer_params: _, ...extra } = sampling['extra_args'];
+    out['sampling_params'] = { ...sampling, extra_args: extra };
+  }
+  return out;
+}
+
+/** The request for an engine that serves it alone. */
+export const localLeg = (asked: Asked): Json => withoutParams(asked);
+
+/** `own`: members that only the connector sets. */
+export function prefillLeg(asked: Asked, own: Json): Json {
+  const { path, connector } = asked;
+  const out = withoutParams(asked);
+  const generate = path === GENERATE;
+  delete out['stream_options'];
+  if (generate) delete out['stream'];
+  else out['stream'] = false;
+  if (connector === 'sglang') return { ...out, ...own };
+  const holder = generate ? (isObject(out['sampling_params']) ? { ...out['sampling_params'] } : {}) : out;
+  holder['max_tokens'] = 1;
+  if (!generate && 'max_completion_tokens' in holder) holder['max_completion_tokens'] = 1;
+  for (const key of ['min_tokens', 'n']) {
+    const had = holder[key];
+    // `1.0` and `1` are one number to JSON.parse.
+    if (!absent(had) && !(plain(had) && (had as number) <= 1)) holder[key] = 1;
+  }
+  // It must end with its cap.
+  if (connector === 'mooncake') holder['min_tokens'] = 1;
+  if (generate) out['sampling_params'] = holder;
+  return { ...out, ...threshold(asked), ...own };
+}
+
+/** `own`: members that only the connector sets; `promptStart` null: all rows. */
+export function decodeLeg(asked: Asked, own: Json, promptStart: number | null): Json {
+  const { path, connector } = asked;
+  const out = withoutParams(asked);
+  if (connector === 'sglang') return { ...out, ...own };
+  const generate = path === GENERATE;
+  const holder = generate ? out['sampling_params'] : out;
+  if (isObject(holder) && !absent(holder['prompt_logprobs'])) {
+    const { prompt_logprobs: _, ...rest } = holder;
+    if (generate) out['sampling_params'] = rest;
+    else delete out['prompt_logprobs'];
+  }
+  if (promptStart !== null) {
+    const sampling = isObject(out['sampling_params']) ? out['sampling_params'] : {};
+    if (generate) out['sampling_params'] = { ...sampling, routed_experts_prompt_start: promptStart };
+    else out['routed_experts_prompt_start'] = promptStart;
+  }
+  return { ...out, ...threshold(asked), ...own };
+}
+
+/** Where the client asks for a share of cached blocks, none is asked of engines that share a store. */
+const threshold = ({ connector, value }: Asked): Json =>
+  connector === 'shared_storage' && 'cache_hit_threshold' in value ? { cache_hit_threshold: 0 } : {};

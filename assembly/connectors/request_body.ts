@@ -66,7 +66,7 @@ export const enum Unfit {
   PromptLogprobs,
   /** `max_tokens: 0`. */
   NoOutput,
-  /** The client chose which rows it wants. */
+  /** The client chose which rows it wants, of vLLM; of SGLang, in a way that is no plain integer. */
   PromptStart,
   /** `sampling_params` twice. */
   Duplicate,
@@ -350,6 +350,8 @@ export class RequestBody {
     if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
     this.batch = max(this.batchOf(Field.Prompt, ptr, len), this.batchOf(Field.PromptIds, ptr, len));
     if (this.schema.dialect == Dialect.Sglang) {
+      // An engine takes 5.0 for 5: which rows come is not known then.
+      if (this.spelled(Field.StartLen)) return Unfit.PromptStart;
       return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
     }
     if (this.batch > 1 || this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;

@@ -230,7 +230,8 @@ const parses = (text: string): boolean => {
 function validity(of: FuzzCase, { status, complete, body, decodeRequests }: Result): string | null {
   if (decodeRequests.length === 0) return null;
   if (of.decode === 'down' || of.decode.fault || status !== of.decode.status || !complete) return null;
-  if (encoded(of.decode)) return null;
+  // Of an error either leg's may be it.
+  if (encoded(of.decode) || !good(of.decode)) return null;
   // Values of prefill's may be in it; where its reply has NaN, which Python writes, so has the body.
   if (!of.prefill.every((reply) => reply === 'down' || !/NaN|Infinity/.test(reply.body))) return null;
   const text = body.toString('latin1');

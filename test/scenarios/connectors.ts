@@ -142,6 +142,59 @@ const SGLANG: [string, string, Json][] = [
   ['a chat', CHAT, routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 })],
 ];
 
+/** Of an engine that has a transfer for each: one array, of the first, beside counts of all. */
+const sglangSamples: Case[] = (
+  [
+    ['a completion', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 })],
+    ['a native reply', NATIVE, native({ input_ids: [3, 4, 5] }, { n: 2, temperature: 0.8 })],
+    [
+      'a chat with meta_info',
+      CHAT,
+      routed({
+        messages: [{ role: 'user', content: 'The quick' }],
+        ...{ max_tokens: 7, n: 3, temperature: 0.8, return_meta_info: true },
+      }),
+    ],
+  ] as [string, string, Json][]
+).map(([name, path, body]) =>
+  caseOf('sglang', {
+    name: `sglang, ${path}: several samples, ${name}`,
+    path,
+    body,
+    protocol: 'http1',
+    engine: { parallelSampling: true },
+  }),
+);
+
+/** Which of them its one array is of, and how long that prompt is, nothing says. */
+const severalPrompts: Case = {
+  name: 'sglang, /v1/completions: two prompts in one reply are refused',
+  scenario: () => {
+    // By the counts of both, the first one's array has 14 rows that are half as wide.
+    const prompt = [7, 6].map((length) => Array.from({ length }, (_, i) => 3 + i));
+    const body = routed({ prompt, max_tokens: 7 });
+    const address = { host: HOST, port: ++lastPort };
+    const shared = {
+      ...{ connector: 'sglang' as const, bootstrap: address, patience: 5000, fleet: new Fleet() },
+      model: { layers: 3, topK: 2, experts: 9 },
+    };
+    return {
+      name: 'two prompts',
+      config: { connector: 'sglang', prefill: { bootstrap_host: HOST, bootstrap_port: address.port } },
+      client: post(JSON.stringify(body), { path: COMPLETIONS }),
+      prefill: createEngine({ ...shared, role: 'prefill' }),
+      decode: createEngine({ ...shared, role: 'decode', promptRows: 'stale' }),
+    };
+  },
+  check(result) {
+    expect(result.status).toBe(502);
+    expect(result.logged).toMatch(/^rejected; reason=/);
+    expect(result.decodeRequests).toHaveLength(1);
+  },
+  random: RANDOM,
+  cutDecidesHead: true,
+};
+
 const sglangCases: Case[] = SGLANG.flatMap(([name, path, body]) =>
   PROTOCOLS.flatMap((protocol) =>
     [0, 1 << 20].map((hold_bytes) =>
@@ -382,6 +435,8 @@ export const connectors: Suite = {
   name: 'connectors of both legs at once',
   cases: [
     ...sglangCases,
+    ...sglangSamples,
+    severalPrompts,
     ...sglangStreams,
     ...mooncakeCases,
     ...firstIsEnd,

@@ -12,7 +12,7 @@ import { ROOT } from '../tools/paths.mjs';
 import { Problem, runMain } from '../tools/problem.mjs';
 import { describeMachine, load, residentBytes } from './machine.ts';
 import { table } from './report.ts';
-import { exchanges, faultOf, pick, replyOf, type Soaked } from './soak_exchanges.ts';
+import { CONNECTORS, exchanges, faultOf, pick, replyOf, type Soaked } from './soak_exchanges.ts';
 import { digits, megabytes, quantile } from './stats.ts';
 import { largestVm } from './vm_memory.ts';
 
@@ -21,6 +21,9 @@ const CONCURRENCY = 12;
 const FAULTS = 0.06;
 const LEAVERS = 0.02;
 const ID = 'x-soak';
+/** Of both listeners, in the order of `CONNECTORS`. */
+const CONFIG = { max_capture_bytes: 2 ** 27, max_hold_bytes: 2 ** 25 };
+const PREFILL = { retries: 1, timeout_ms: 10_000 };
 
 interface Sample {
   minutes: number;
@@ -67,7 +70,8 @@ async function soak(minutes: number, seed: number) {
     prefillPort: prefill.port,
     decodePort: decode.port,
     requestBodyBufferLimit: 2 ** 24,
-    config: { decode_rows: 'tail', max_capture_bytes: 2 ** 25, prefill: { retries: 1, timeout_ms: 10_000 } },
+    config: { ...CONFIG, decode_rows: 'tail', prefill: PREFILL },
+    more: [{ ...CONFIG, connector: 'sglang', prefill: { ...PREFILL, bootstrap_host: '127.0.0.1' } }],
   });
   const totals: Totals = { outcomes: {}, compared: 0, wrong: [] };
   const samples: Sample[] = [];
@@ -82,12 +86,13 @@ async function soak(minutes: number, seed: number) {
       const prefillFails = fails && random.chance(0.5);
       const leg = { of: pick(random, all), prefillFails, decodeFails: fails && !prefillFails };
       running.set(id, leg);
-      const { path, request, merged, name } = leg.of;
+      const { path, request, merged, name, connector } = leg.of;
       const leaves = !fails && random.chance(LEAVERS);
       const leave = leaves ? new Promise((resolve) => setTimeout(resolve, random.below(15))) : undefined;
       const begun = performance.now();
       const answer = await of.send({
         path,
+        listener: CONNECTORS.indexOf(connector),
         body: request,
         headers: { [ID]: id },
         ...(leave ? { leave } : {}),
@@ -226,7 +231,7 @@ function report(result: Awaited<ReturnType<typeof soak>>, minutes: number, befor
     `    npm run soak -- --minutes ${minutes}`,
     '',
     `${describeMachine()}; load average ${before} before, ${load()} after. One worker, ${CONCURRENCY} requests at once; engines and ` +
-      `client in one process beside it. Prompts of 7 to 16,000 tokens, .npy in full and as tails, objects, streams, one and two choices; ` +
+      `client in one process beside it. Prompts of 7 to 16,000 tokens, .npy in full and as tails, objects, prompt rows apart, SGLang’s, streams and lists, one and two choices, legs one after the other and at once; ` +
       `${FAULTS * 100} % of the exchanges with a leg that resets, breaks off, answers 500 or sends what is no JSON or no array; ` +
       `${LEAVERS * 100} % of the clients leave.`,
     '',

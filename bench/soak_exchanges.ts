@@ -1,6 +1,8 @@
 // What a soak sends: exchanges of many sizes and forms with what must come of each, as an independent merge says; and faults.
 
 import { npyHeader } from '../test/engine/npy.ts';
+import { NUMPY_NAMES } from '../test/fuzz/dialects.ts';
+import { readRequest } from '../test/fuzz/legs.ts';
 import { readPrefill, streamVerdict, verdictOf } from '../test/fuzz/reference.ts';
 import type { EngineReply } from '../test/scenario.ts';
 import { Random } from '../test/unit/random.ts';
@@ -8,6 +10,8 @@ import { Random } from '../test/unit/random.ts';
 export interface Soaked {
   name: string;
   path: string;
+  /** Which of the connectors serves it. */
+  connector: (typeof CONNECTORS)[number];
   request: Buffer;
   prefill: Buffer;
   decode: Buffer;
@@ -15,6 +19,9 @@ export interface Soaked {
   /** What the client must get. */
   merged: Buffer;
 }
+
+/** Each has a listener of its own. */
+export const CONNECTORS = ['nixl', 'sglang'] as const;
 
 interface Model {
   dtype: '|u1' | '<u2';
@@ -27,80 +34,181 @@ const MODELS: Model[] = [
   { dtype: '<u2', layers: 27, topK: 6 },
 ];
 const SIZES = [7, 100, 1000, 4000, 16_000];
-type Kind = 'full' | 'tail' | 'object' | 'stream';
-const KINDS: Kind[] = ['full', 'tail', 'object', 'stream'];
-const NAMES = { '|u1': 'uint8', '<u2': 'uint16' };
+/** int32 and numbers in text take several times the bytes of a row. */
+const LARGEST = { raw: 4000, lists: 1000 };
 
-function exchange(random: Random, kind: Kind, model: Model, prompt: number): Soaked {
+type Messages = Omit<Soaked, 'name' | 'merged'>;
+/** One kind of exchange; null: not of that size. */
+type Kind = (random: Random, model: Model, prompt: number) => Messages | null;
+
+const tokensOf = (prompt: number) => Math.max(2, prompt >> 3);
+const array = (length: number, text: string) => `[${Array(length).fill(text).join(',')}]`;
+
+function rowsOf(random: Random, bytes: number): Buffer {
+  const data = Buffer.alloc(bytes);
+  for (let i = 0; i < data.length; i += 997) data[i] = random.below(128);
+  return data;
+}
+
+const widthOf = ({ dtype, layers, topK }: Model) => layers * topK * Number(dtype.slice(2));
+
+interface Replies {
+  /** Members of a choice with so many rows from a token on. */
+  choice(rows: number, start: number): string;
+  /** Members beside `choices`. */
+  root?(leg: 'prefill' | 'decode'): string;
+  /** Decode sends its own rows only. */
+  tail: boolean;
+  stream?: boolean;
+}
+
+/** vLLM's replies. */
+function choices(random: Random, prompt: number, { choice, root, tail, stream = false }: Replies): Messages {
   const n = random.pick([1, 1, 1, 2]);
-  const tokens = Math.max(2, prompt >> 3);
-  const { dtype, layers, topK } = model;
-  const width = layers * topK * Number(dtype.slice(2));
-  const array = (rows: number, start: number) => {
-    const data = Buffer.alloc(rows * width);
-    for (let i = 0; i < data.length; i += 997) data[i] = random.below(128);
-    if (kind !== 'object')
-      return `"${Buffer.concat([npyHeader(dtype, [rows, layers, topK]), data]).toString('base64')}"`;
-    const members = {
-      data: data.toString('base64'),
-      shape: [rows, layers, topK],
-      start,
-      dtype: NAMES[dtype],
-    };
-    return JSON.stringify(members);
-  };
-  const tail = kind === 'tail' || kind === 'object';
-  const rows = (tail ? 0 : prompt) + tokens - 1;
-  const usage = `"usage":{"prompt_tokens":${prompt},"completion_tokens":${tokens * n}}`;
-  const choice = (index: number) =>
-    `{"index":${index},"text":"${'word '.repeat(tokens)}","token_ids":[${Array(tokens).fill(7).join(',')}],` +
-    `"routed_experts":${array(rows, tail ? prompt : 0)}}`;
+  const tokens = tokensOf(prompt);
+  const usage = (completion: number) =>
+    `"usage":{"prompt_tokens":${prompt},"completion_tokens":${completion}}${root ? ',' : ''}`;
+  const of = (index: number) =>
+    `{"index":${index},"text":"${'word '.repeat(tokens)}","token_ids":${array(tokens, '7')},` +
+    `${choice((tail ? 0 : prompt) + tokens - 1, tail ? prompt : 0)}}`;
+  const all = Array.from({ length: n }, (_, i) => of(i));
   const params = '"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[[1]]}';
-  const prefill = Buffer.from(
-    `{"choices":[{"index":0,"routed_experts":${array(prompt, 0)}}],"usage":{"prompt_tokens":${prompt},"completion_tokens":1},${params}}`,
-  );
-  const choices = Array.from({ length: n }, (_, i) => choice(i));
-  const stream = kind === 'stream';
-  const decode = Buffer.from(
-    stream
-      ? [...choices.map((each) => `{"choices":[${each}]}`), '[DONE]']
-          .map((data) => `data: ${data}\n\n`)
-          .join('')
-      : `{"choices":[${choices.join(',')}],${usage},"kv_transfer_params":null}`,
-  );
   const sampling = `"max_tokens":${tokens},"n":${n}`;
-  const ids = `[${Array(prompt).fill(11).join(',')}]`;
-  const request = Buffer.from(
-    stream
-      ? `{"token_ids":${ids},"sampling_params":{${sampling}},"stream":true}`
-      : `{"prompt":${ids},${sampling}}`,
-  );
-  const expected = { brought: readPrefill(prefill)!, prompts: 1, n, maxTokens: tokens, tail: true };
-  const { merged, why } = stream ? streamVerdict(decode, expected) : verdictOf(decode, expected);
-  if (merged.length !== 1) throw new Error(`${kind} of ${prompt}: ${why}`);
+  const ids = array(prompt, '11');
   return {
-    name: `${kind}, ${prompt} tokens`,
     path: stream ? '/inference/v1/generate' : '/v1/completions',
-    request,
-    prefill,
-    decode,
+    connector: 'nixl',
+    request: Buffer.from(
+      stream
+        ? `{"token_ids":${ids},"sampling_params":{${sampling}},"stream":true}`
+        : `{"prompt":${ids},${sampling}}`,
+    ),
+    prefill: Buffer.from(
+      `{"choices":[{"index":0,${choice(prompt, 0)}}],${usage(1)}${root?.('prefill') ?? ''},${params}}`,
+    ),
+    decode: Buffer.from(
+      stream
+        ? [...all.map((each) => `{"choices":[${each}]}`), '[DONE]']
+            .map((data) => `data: ${data}\n\n`)
+            .join('')
+        : `{"choices":[${all.join(',')}],${usage(tokens * n)}${root?.('decode') ?? ''},"kv_transfer_params":null}`,
+    ),
     stream,
-    merged: Buffer.from(merged[0]!.body, 'latin1'),
   };
 }
 
-/** One of each form, model and size; the larger, the rarer when they are picked. */
-export function exchanges(seed: number): Soaked[] {
+const npy =
+  (tail: boolean, stream = false): Kind =>
+  (random, model, prompt) => {
+    const { dtype, layers, topK } = model;
+    const choice = (rows: number) => {
+      const file = Buffer.concat([
+        npyHeader(dtype, [rows, layers, topK]),
+        rowsOf(random, rows * widthOf(model)),
+      ]);
+      return `"routed_experts":"${file.toString('base64')}"`;
+    };
+    return choices(random, prompt, { choice, tail, stream });
+  };
+
+function rawBytes(random: Random, model: Model, rows: number, more: object): string {
+  const { dtype, layers, topK } = model;
+  const data = rowsOf(random, rows * widthOf(model)).toString('base64');
+  return JSON.stringify({ data, shape: [rows, layers, topK], dtype: NUMPY_NAMES[dtype], ...more });
+}
+
+const object: Kind = (random, model, prompt) =>
+  choices(random, prompt, {
+    choice: (rows, start) => `"routed_experts":${rawBytes(random, model, rows, { start })}`,
+    tail: true,
+  });
+
+/** The prompt's rows apart from the generated ones. */
+const split =
+  (nested: boolean): Kind =>
+  (random, model, prompt) => {
+    if (nested && prompt > LARGEST.lists) return null;
+    const { layers, topK } = model;
+    const rowsIn = (rows: number) => {
+      const experts = () => array(topK, String(random.below(128)));
+      return nested
+        ? `[${Array.from({ length: rows }, () => array(layers, experts())).join(',')}]`
+        : rawBytes(random, model, rows, { encoding: 'base64' });
+    };
+    return choices(random, prompt, {
+      choice: (rows) => `"routed_experts":${rowsIn(Math.min(rows, tokensOf(prompt) - 1))}`,
+      root: (leg) =>
+        `"prompt_routed_experts":${leg === 'prefill' || random.chance(0.5) ? rowsIn(prompt) : null}`,
+      tail: true,
+    });
+  };
+
+/** SGLang's own endpoint: one element, a list of two, or events. */
+const raw =
+  (elements: 0 | 2, stream = false): Kind =>
+  (random, { layers, topK }, prompt) => {
+    if (prompt > LARGEST.raw) return null;
+    const tokens = tokensOf(prompt);
+    const element = (made: number) => {
+      const rows = rowsOf(random, (prompt + made - 1) * layers * topK * 4).toString('base64');
+      const counts = `"prompt_tokens":${prompt},"completion_tokens":${made}`;
+      return `{"text":"${'word '.repeat(made)}","meta_info":{${counts},"routed_experts":"${rows}"}}`;
+    };
+    const reply = (made: number) =>
+      elements === 0 ? element(made) : `[${Array.from({ length: elements }, () => element(made)).join(',')}]`;
+    const ids = array(prompt, '11');
+    const prompts = elements === 0 ? ids : array(elements, ids);
+    return {
+      path: '/generate',
+      connector: 'sglang',
+      request: Buffer.from(
+        `{"input_ids":${prompts},"sampling_params":{"max_new_tokens":${tokens}},"stream":${stream}}`,
+      ),
+      prefill: Buffer.from(reply(1)),
+      decode: Buffer.from(stream ? `data: ${reply(tokens)}\n\ndata: [DONE]\n\n` : reply(tokens)),
+      stream,
+    };
+  };
+
+const KINDS: Record<string, Kind> = {
+  full: npy(false),
+  tail: npy(true),
+  stream: npy(false, true),
+  object,
+  'prompt apart': split(false),
+  'prompt apart, in lists': split(true),
+  raw: raw(0),
+  'list of raw': raw(2),
+  'stream of raw': raw(0, true),
+};
+
+function exchange(random: Random, name: string, kind: Kind, model: Model, prompt: number): Soaked | null {
+  const messages = kind(random, model, prompt);
+  if (!messages) return null;
+  const { prefill, decode, stream, connector, request, path } = messages;
+  const asked = readRequest(path, request, connector)!;
+  const brought = readPrefill(prefill, connector === 'sglang')!;
+  const prompts = Math.max(asked.batch, 1);
+  const expected = { brought, prompts, n: asked.n, maxTokens: asked.maxTokens, tail: true };
+  const { merged, why } = stream ? streamVerdict(decode, expected) : verdictOf(decode, expected);
+  if (merged.length !== 1) throw new Error(`${name} of ${prompt}: ${why}`);
+  return { ...messages, name: `${name}, ${prompt} tokens`, merged: Buffer.from(merged[0]!.body, 'latin1') };
+}
+
+/** By size: one of each form and model. */
+export function exchanges(seed: number): Soaked[][] {
   const random = new Random(seed);
-  return SIZES.flatMap((prompt) =>
-    MODELS.flatMap((model) => KINDS.map((kind) => exchange(random, kind, model, prompt))),
+  return SIZES.map((prompt) =>
+    MODELS.flatMap((model) =>
+      Object.entries(KINDS).flatMap(([name, kind]) => exchange(random, name, kind, model, prompt) ?? []),
+    ),
   );
 }
 
-export function pick(random: Random, all: Soaked[]): Soaked {
-  const perSize = all.length / SIZES.length;
-  const size = Math.min(SIZES.length - 1, Math.floor(-Math.log2(1 - random.next() * 0.97)));
-  return all[size * perSize + random.below(perSize)]!;
+/** The larger, the rarer. */
+export function pick(random: Random, all: Soaked[][]): Soaked {
+  const size = Math.min(all.length - 1, Math.floor(-Math.log2(1 - random.next() * 0.97)));
+  return random.pick(all[size]!);
 }
 
 /** A reply, in pieces of some size. */
@@ -134,9 +242,9 @@ export function faultOf(random: Random, body: Buffer, stream: boolean): EngineRe
       return { ...good, chunks: [Buffer.from(body).fill(0x7d, body.length - 30)] };
     default: {
       // An array that is no array.
-      const at = body.indexOf('k05VTVBZ');
+      const at = body.indexOf('routed_experts":');
       const copy = Buffer.from(body);
-      if (at >= 0) copy.write('k05WTVBZ', at);
+      copy.write('"-', at + 'routed_experts":'.length);
       return { ...good, chunks: [copy] };
     }
   }

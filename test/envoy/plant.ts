@@ -29,6 +29,8 @@ export interface PlantOptions extends EnvoyOptions {
   decodePort: number;
   /** Plugin configuration. */
   config?: Record<string, unknown>;
+  /** Configurations of further listeners, beside that one in the same VM. */
+  more?: Record<string, unknown>[];
   args?: string[];
 }
 
@@ -45,6 +47,8 @@ export interface Sent {
   path?: string;
   body: string | Buffer;
   headers?: Record<string, string>;
+  /** Number of the listener; the first is 0. */
+  listener?: number;
   /** The client hangs up when this resolves. */
   leave?: Promise<unknown>;
 }
@@ -71,27 +75,25 @@ const PATIENCE_MS = 60_000;
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed/;
 
 export async function createPlant(options: PlantOptions): Promise<Plant> {
+  const more = options.more ?? [];
   const port = await freePort();
+  const ports = [port, ...(await Promise.all(more.map(freePort)))];
   let files: Files = { lds: '', accessLog: '' };
-  const publish = (config: Record<string, unknown>) => {
+  const publish = (first: Record<string, unknown>) => {
     const cluster = clusterOf('prefill', 'http1');
-    const prefill = { cluster, ...(config['prefill'] as object | undefined) };
-    const spec = {
-      name: 'plant',
-      config: { ...config, prefill },
-      decodeCluster: clusterOf('decode', 'http1'),
-    };
-    const resource = listener(spec, options, options.wasmPath ?? FILTER_WASM, files) as Record<
-      string,
-      unknown
-    >;
-    // A port that stays when the listener is updated.
-    resource['address'] = { socket_address: { address: '127.0.0.1', port_value: port } };
-    writeFileSync(`${files.lds}.new`, JSON.stringify({ resources: [resource] }));
+    const resources = [first, ...more].map((config, i) => {
+      const prefill = { cluster, ...(config['prefill'] as object | undefined) };
+      const name = i === 0 ? 'plant' : `plant ${i}`;
+      const spec = { name, config: { ...config, prefill }, decodeCluster: clusterOf('decode', 'http1') };
+      const resource = listener(spec, options, options.wasmPath ?? FILTER_WASM, files);
+      // A port that stays when the listener is updated.
+      return { ...resource, address: { socket_address: { address: '127.0.0.1', port_value: ports[i] } } };
+    });
+    writeFileSync(`${files.lds}.new`, JSON.stringify({ resources }));
     renameSync(`${files.lds}.new`, files.lds);
   };
   const leg = (of: number) => ({ http1: of, http2: of });
-  const ports = new Map([
+  const engines = new Map([
     [prefillName(0), leg(options.prefillPort)],
     ['decode', leg(options.decodePort)],
   ]);
@@ -99,7 +101,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     config: (dir) => {
       files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };
       publish(options.config ?? {});
-      return bootstrap(options, ports, files);
+      return bootstrap(options, engines, files);
     },
     concurrency: options.concurrency,
     args: ['--file-flush-interval-msec', '5', ...(options.args ?? [])],
@@ -150,8 +152,8 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     if ((await stats('listener_manager.lds.update_rejected'))['listener_manager.lds.update_rejected'])
       throw new Error(envoy.logs());
     return (
-      (await stats('listener_manager.total_listeners_active'))['listener_manager.total_listeners_active'] ||
-      undefined
+      (await stats('listener_manager.total_listeners_active'))['listener_manager.total_listeners_active'] ===
+        ports.length || undefined
     );
   }).catch(async (error) => {
     await envoy.close();
@@ -166,7 +168,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     },
     send(request) {
       sent++;
-      return send(agent, port, request);
+      return send(agent, ports[request.listener ?? 0]!, request);
     },
     stats,
     outcomes,

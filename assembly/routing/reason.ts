@@ -134,7 +134,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Missing:
       return 'the prefill reply has no array';
     case Reason.Choices:
-      return 'there are more arrays than choices that were asked for';
+      return 'the arrays are not one for each choice that was asked for';
     case Reason.Ambiguous:
       return 'the decode array may hold all rows or only the generated ones';
     case Reason.Prefill:

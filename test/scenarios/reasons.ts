@@ -64,7 +64,7 @@ const TEXT: Record<string, string> = {
   prompt: 'the number of prompt rows is not the number of prompt tokens',
   sentinel: 'the prefill array has a row of -1',
   missing: 'the prefill reply has no array',
-  choices: 'there are more arrays than choices that were asked for',
+  choices: 'the arrays are not one for each choice that was asked for',
   ambiguous: 'the decode array may hold all rows or only the generated ones',
 };
 

@@ -10,21 +10,29 @@ export async function fuzz(
   seed: number,
   cases: number,
   progress: (done: number) => void = () => undefined,
-): Promise<{ counts: Record<string, number>; find: Find | null }> {
+): Promise<{ counts: Counts; origins: Counts; find: Find | null }> {
   const runner = await Runner.create(wasmPath);
+  const origins: Counts = {};
+  const { counts } = runner;
   for (let done = 0; done < cases;) {
     const beside = Math.min(cases - done, new Random(seed + done).pick([1, 1, 2, 3, 5]));
     const group = Array.from({ length: beside }, (_, i) => caseOf(seed + done + i));
     const find = await runner.run(group);
-    if (find) return { counts: runner.counts, find };
+    if (find) return { counts, origins, find };
+    for (const { notes } of group) origins[notes[0]!] = (origins[notes[0]!] ?? 0) + 1;
     for (let i = 0; i < beside; i++) progress(++done);
   }
-  return { counts: runner.counts, find: null };
+  return { counts, origins, find: null };
 }
 
-export function showCounts(counts: Record<string, number>): string {
-  return Object.entries(counts)
-    .sort(([, a], [, b]) => b - a)
+/** Cases by what became of them, or by what they were made from. */
+export type Counts = Record<string, number>;
+
+export const sorted = (counts: Counts): [string, number][] =>
+  Object.entries(counts).sort(([, a], [, b]) => b - a);
+
+export function showCounts(counts: Counts): string {
+  return sorted(counts)
     .map(([outcome, n]) => `${String(n).padStart(9)} ${outcome}`)
     .join('\n');
 }

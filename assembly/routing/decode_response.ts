@@ -43,6 +43,10 @@ export class Expected {
 
 /** vLLM allows no more choices (VLLM_MAX_N_SEQUENCES). Edits of held values take memory that is not counted. */
 const MAX_VALUES: i32 = 16384;
+/** Values that a document may have replaced as a whole: some in each choice. */
+const MAX_DROPS: i32 = 4 * MAX_VALUES;
+/** Long values of prefill's beyond those for the choices that were asked for: each is as long as its prompt. */
+const SPARE_COPIES: i32 = 64;
 
 const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
 const PROMPT_EXPERTS = new Ascii('"prompt_routed_experts":');
@@ -87,6 +91,9 @@ export class DecodeResponse extends Site {
 
   /** Prefill's `prompt_routed_experts` has been put in. */
   private placed: bool = false;
+  /** Long values of prefill's that were put in. */
+  private copies: i32 = 0;
+  private drops: i32 = 0;
 
   private dropFrom: u64 = 0;
   /** What the value that goes is replaced by; null: `null`. */
@@ -153,6 +160,7 @@ export class DecodeResponse extends Site {
     this.arraysInElement = 0;
     this.forgetRaw();
     this.valuesInDocument = 0;
+    this.drops = 0;
     // Counts of an event say nothing of the next: they may be counts so far.
     this.counts.reset();
   }
@@ -382,8 +390,16 @@ export class DecodeResponse extends Site {
     const value = this.expected.prompt.value(kind);
     if (value === null || this.treatment == Treatment.Null) return true;
     if (value.inChoice != inChoice) return false;
-    this.dropFor(value);
+    if (this.mayCopy(kind)) this.dropFor(value);
     return true;
+  }
+
+  /** Whether a value of prefill's may be put in once more; else the response is refused. */
+  private mayCopy(kind: Kind): bool {
+    if (kind != Kind.PromptExperts && kind != Kind.PromptLogprobs) return true;
+    if (<i64>++this.copies <= 2 * <i64>this.expected.choices + SPARE_COPIES) return true;
+    this.refuse(Reason.Choices);
+    return false;
   }
 
   private onValueEnd(): void {
@@ -477,6 +493,7 @@ export class DecodeResponse extends Site {
       const kind = value.kind;
       if (kind != Kind.PromptExperts && kind != Kind.PromptLogprobs) continue;
       if (value.inChoice != inChoice || (seen & (1 << (<i32>kind))) != 0) continue;
+      if (!this.mayCopy(kind)) return;
       if (kind == Kind.PromptExperts) this.placed = true;
       // The brace has been passed.
       const at = this.position - 1;
@@ -542,6 +559,7 @@ export class DecodeResponse extends Site {
 
   /** The value at the cursor goes for prefill's, or for `null`. */
   private dropFor(value: PrefillValue | null): void {
+    if (++this.drops > MAX_DROPS) return this.refuse(Reason.Memory);
     this.instead = value;
     this.dropFrom = this.position;
     this.stage = Stage.Drop;

@@ -170,6 +170,42 @@ const responses: Bound[] = [
     check: refused('memory'),
   },
   {
+    name: 'choices that nobody asked for, each to get prefill’s values',
+    scenario: () => ({
+      client: post('{"prompt":"x","prompt_logprobs":1}'),
+      prefill: answering(
+        GOOD_PREFILL.replace('"text":"x"', `"text":"x","prompt_logprobs":[${list(MANY, () => '0')}]`),
+      ),
+      decode: answering(`{"choices":[${list(MANY, () => '{}')}]}`),
+    }),
+    check: refused('choices'),
+  },
+  {
+    name: 'events that nobody asked for, each to get prefill’s values',
+    scenario: () => ({
+      client: post('{"prompt":"x","stream":true}'),
+      prefill: answering(
+        `{"prompt_routed_experts":[${list(MANY, () => '[[1]]')}],"choices":[],"usage":{"prompt_tokens":${MANY}},"kv_transfer_params":${PARAMS}}`,
+      ),
+      decode: answering('data: {"prompt_routed_experts":null}\n\n'.repeat(1000), {
+        headers: [['content-type', 'text/event-stream']],
+        contentLength: null,
+      }),
+    }),
+    check: (result) => {
+      expect([result.status, result.complete]).toEqual([200, false]);
+      expectOutcome(result, 'rejected; reason=choices');
+    },
+  },
+  {
+    name: 'many arrays that become null',
+    scenario: () => ({
+      config: { on_unmergeable: 'null', max_hold_bytes: 64 * MIB, hold_bytes: 64 * MIB },
+      decode: answering(decodeBody(Array(MANY).fill('[]'))),
+    }),
+    check: refused('memory'),
+  },
+  {
     name: 'a text of 100 MB before the array',
     scenario: () => ({
       decode: answering('', {

@@ -18,6 +18,10 @@ const FIRST_WINDOW: u32 = 16 << 10;
 const WINDOW: u32 = 256 << 10;
 /** Piece of rows whose length is not known: whole quanta of base64. */
 const PIECE: u64 = (512 << 10) - ((512 << 10) % 12);
+/** First read of such rows: each element of a batch may have few. */
+const FEW: u64 = 8 << 10;
+/** Counts of tokens; they may go into every event of a stream. */
+const MAX_DETAILS_BYTES: u64 = 4 << 10;
 /** An engine's parameters are some hundred bytes; more is not one. */
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
 
@@ -88,7 +92,7 @@ function read(reply: PrefillReply, size: u32, lists: bool, room: Room, into: Cap
 function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): Capture {
   const known = wanted.len > 0;
   const most = known ? wanted.len : <u64>size - wanted.at;
-  const pieceLen = known ? wanted.pieceLen : PIECE;
+  const pieceLen = known ? wanted.pieceLen : most > FEW && endsSoon(wanted.at) ? FEW : PIECE;
   const chars = room.charsFor(most, pieceLen);
   if (chars === null) return Capture.TooLarge;
   const check = wanted.check;
@@ -97,7 +101,7 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
   for (let at: u64 = 0; at < most; at += pieceLen) {
     const len = min(pieceLen, most - at);
     const more: u64 = signed && at + len < most ? 1 : 0;
-    const piece = bufferBytes(BufferKind.CallResponseBody, <u32>(wanted.at + at), <u32>(len + more));
+    let piece = bufferBytes(BufferKind.CallResponseBody, <u32>(wanted.at + at), <u32>(len + more));
     if (piece === null || <u64>piece.len != len + more) {
       if (piece !== null) piece.free();
       chars.free();
@@ -112,7 +116,7 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
     } else {
       const end = alphabetEnd(piece.ptr, piece.end);
       last = end < piece.end;
-      piece.truncate(end - piece.ptr);
+      if (last) piece = cutAt(piece, end);
     }
     if (piece.len == 0) piece.free();
     else if (!chars.add(piece)) {
@@ -125,6 +129,23 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
   return Capture.Ok;
 }
 
+/** Whether rows whose length is not known are few. */
+function endsSoon(at: u64): bool {
+  const few = bufferBytes(BufferKind.CallResponseBody, <u32>at, <u32>FEW);
+  if (few === null) return false;
+  const ends = alphabetEnd(few.ptr, few.end) < few.end;
+  few.free();
+  return ends;
+}
+
+/** The bytes of a block (taken over) before `end`, in memory of their own: a truncated block keeps all that it had. */
+function cutAt(block: Block, end: usize): Block {
+  const kept = Block.alloc(end - block.ptr);
+  memory.copy(kept.ptr, block.ptr, kept.len);
+  block.free();
+  return kept;
+}
+
 /** Copies the values that decode does not have, and checks the one that is routing. */
 function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
   for (let kind = 0; kind < Kind.Count; kind++) {
@@ -132,7 +153,8 @@ function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
     if (span === null) continue;
     // Refused: it is not needed.
     if (kind == Kind.PromptExperts && prompt.format != Format.Prompt) continue;
-    const text = readText(span, room);
+    if (kind == Kind.TokensDetails && span.len > MAX_DETAILS_BYTES) continue;
+    const text = readText(span, room, prompt.heldBytes);
     if (text === null) return Capture.TooLarge;
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
@@ -149,8 +171,9 @@ function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
   return Capture.Ok;
 }
 
-function readText(span: Span, room: Room): RowChars | null {
-  if (!room.takes(span.len)) return null;
+/** `held`: what the reply has brought that the room does not know of yet. */
+function readText(span: Span, room: Room, held: u64): RowChars | null {
+  if (!room.takes(held + span.len)) return null;
   const chars = new HeldChars(PIECE);
   for (let at = span.start; at < span.end; at += PIECE) {
     const piece = bufferBytes(BufferKind.CallResponseBody, <u32>at, <u32>min(PIECE, span.end - at));

@@ -13,6 +13,9 @@ import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
 import { RowChars } from './rows';
 
+/** Most prompts in a request that P/D serves: more arrays are no answer to it. */
+const MAX_ARRAYS: i32 = 4096;
+
 const enum Stage {
   Scan,
   /** An array reads what is its own. */
@@ -283,6 +286,7 @@ export class PrefillReply {
   private begin(array: PrefillArray): void {
     if (this.format != Format.None && this.format != array.format) this.refuse(Reason.Mixed);
     this.format = array.format;
+    if (this.arrays.length == MAX_ARRAYS) this.refuse(Reason.Choices);
     if (this.reason != Reason.None) return array.free();
     this.array = array;
     this.arrays.push(array);

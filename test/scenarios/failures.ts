@@ -117,6 +117,13 @@ const FAILING: Failing[] = [
     config: { max_capture_bytes: 10, max_parked_bytes: 10 },
   }),
   failing(
+    'rows and values over max_capture_bytes together',
+    TOO_LARGE,
+    // 40 characters of rows.
+    answering(GOOD_PREFILL.replace('"text":"x"', `"text":"x","prompt_logprobs":[${'0,'.repeat(20)}0]`)),
+    { ...ONCE, config: { max_capture_bytes: 80 } },
+  ),
+  failing(
     'no length of the prompt, for a tail',
     'the reply does not tell the length of the prompt',
     answering(prefillBody(null, null)),

@@ -113,7 +113,7 @@ const enum Failure {
 
 /** Bytes of a held response that are read at a time while arrays are looked for. */
 const LOOK: u32 = 8 << 10;
-/** A body up to this size is put into Envoy's buffer from outside of a body callback: no buffer limit is below it. */
+/** A body up to this size is put into Envoy's buffer from outside of a body callback: no usual limit is below it. */
 const WRITABLE: u64 = 16 << 10;
 
 
@@ -166,6 +166,8 @@ export class Exchange extends StreamContext implements HeldHead {
   private writable: bool = false;
   /** Where the held body goes when it can't go into Envoy's buffer as it is edited. */
   private whole: WholeBody | null = null;
+  /** The host has ended the stream. */
+  private gone: bool = false;
   /** Arrays become `null`: they can't be merged, and the configuration says so. */
   private nulling: bool = false;
 
@@ -750,7 +752,8 @@ export class Exchange extends StreamContext implements HeldHead {
     const len: usize = body === null ? 0 : body.len;
     if (passes && this.writable && <u64>len <= WRITABLE) {
       replaceBuffer(BufferKind.ResponseBody, body === null ? 0 : body.ptr, len);
-      continueStream(StreamKind.Response);
+      // Over its limit Envoy has answered inside the call; to go on then would send a second response.
+      if (!this.gone) continueStream(StreamKind.Response);
     } else if (passes) {
       const headers = headerPairs(HeaderMapKind.ResponseHeaders);
       const pairs = headers === null ? Block.alloc(0) : headers;
@@ -1168,6 +1171,7 @@ export class Exchange extends StreamContext implements HeldHead {
   }
 
   onDone(): void {
+    this.gone = true;
     this.abort();
     this.finish();
     // What a callback held when the exchange ended in it has been given back by now.

@@ -1,5 +1,5 @@
 import { onEmulator, onEmulatorMerging } from '../scenarios/hosts.ts';
-import { racing } from '../scenarios/racing.ts';
+import { racing, smallLimits } from '../scenarios/racing.ts';
 import { runSuite } from '../scenarios/run.ts';
 
 runSuite(racing, onEmulator);
@@ -12,3 +12,4 @@ runSuite(
   },
   onEmulatorMerging,
 );
+runSuite(smallLimits, onEmulator);

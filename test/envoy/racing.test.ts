@@ -1,5 +1,6 @@
-import { racing } from '../scenarios/racing.ts';
+import { racing, smallLimits } from '../scenarios/racing.ts';
 import { onEmulator, onEnvoy } from '../scenarios/hosts.ts';
 import { runSuite } from '../scenarios/run.ts';
 
 runSuite(racing, onEnvoy, onEmulator);
+runSuite(smallLimits, onEnvoy, onEmulator);

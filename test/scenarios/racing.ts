@@ -972,3 +972,31 @@ export const racing: Suite = {
     ...leaving,
   ]),
 };
+
+/** A body that is put into Envoy's buffer from outside of a body callback, where there is less room than usual. */
+export const smallLimits: Suite = {
+  name: 'both legs at once, a buffer limit of 2 KiB',
+  limits: { bufferLimit: 2048 },
+  cases: randomized(
+    FIRST.map((first): Case => ({
+      name: `a body over it, ${NAMES[first]}`,
+      cutDecidesHead: true,
+      scenario: () =>
+        scenarioOf(first, {
+          prefill: prefillReply(),
+          decode: decodeReply(decodeBody([array], { before: LONG.slice(0, 8000) }), { pieces: 1000 }),
+        }),
+      check(result) {
+        if (first === 'end') {
+          // Envoy's answer, and nothing behind it.
+          expect(result).toMatchObject({ status: 500, complete: true });
+          expect(result.body.toString()).toBe('Internal Server Error');
+        } else {
+          expect(result).toMatchObject({ status: 200, complete: true });
+          expect(result.body.toString()).toBe(decodeBody([right], { before: LONG.slice(0, 8000) }));
+        }
+        expectOutcome(result, MERGED, SPLICED);
+      },
+    })),
+  ),
+};

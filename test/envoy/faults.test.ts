@@ -8,7 +8,15 @@ import { serveEngine, type EngineServer } from '../engine/server.ts';
 import type { Engine } from '../scenario.ts';
 import { header } from '../scenarios/case.ts';
 import { GOOD_DECODE, GOOD_MERGED, GOOD_PREFILL, REQUEST } from '../scenarios/messages.ts';
-import { createPlant, http, rawEngine, type Answer, type Plant, type PlantOptions } from './plant.ts';
+import {
+  createPlant,
+  http,
+  rawEngine,
+  type Answer,
+  type Plant,
+  type PlantOptions,
+  type Sent,
+} from './plant.ts';
 import { waitFor } from './wait.ts';
 
 const open: { close(): Promise<void> }[] = [];
@@ -147,6 +155,125 @@ const FAULTS: Fault[] = [
   },
 ];
 
+/** Answers with as much as the request's header wants. */
+const cutting = (text: string): Talk => {
+  const bytes = Buffer.from(text);
+  return (socket, request) => {
+    const cut = Number(/^x-cut: (\d+)/im.exec(request)?.[1]);
+    socket.write(bytes.subarray(0, cut), () => void (cut < bytes.length && socket.destroySoon()));
+  };
+};
+
+/** Sends a request for every `step`th byte of an answer, some at once; what became of them. */
+async function atBytes(
+  of: Plant,
+  { length, step, ...request }: Sent & { length: number; step: number },
+  check: (answer: Answer) => void,
+): Promise<Record<string, number>> {
+  await of.settled();
+  const before = await of.outcomes();
+  let next = 0;
+  const client = async () => {
+    for (let cut = next; cut < length; cut = next) {
+      next += step;
+      check(await of.send({ ...request, headers: { 'x-cut': String(cut) } }));
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, client));
+  await of.settled();
+  const after = await of.outcomes();
+  const changed = Object.entries(after).map(([name, n]) => [name, n - before[name]!] as const);
+  return Object.fromEntries(changed.filter(([, n]) => n > 0));
+}
+
+const chunked = (body: string) =>
+  http(
+    `${Buffer.byteLength(body).toString(16)}\r\n${body}\r\n0\r\n\r\n`,
+    null,
+    'transfer-encoding: chunked\r\n',
+  );
+const eventsOf = (body: string) => `data: {"id":"e"}\n\ndata: ${body}\n\ndata: [DONE]\n\n`;
+const SGLANG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
+
+const base64 = (...bytes: number[]) => Buffer.from(bytes).toString('base64');
+const withArray = (array: string) =>
+  `{"choices":[{"routed_experts":${array}}],"usage":{"prompt_tokens":2,"completion_tokens":3},"kv_transfer_params":{}}`;
+const object = (data: string, rows: number, start: number) =>
+  withArray(`{"data":"${data}","shape":[${rows},1,3],"start":${start}}`);
+const lists = (prompt: string) => `{"prompt_routed_experts":${prompt},${withArray('[[[3]]]').slice(1)}`;
+const raw = (experts: number[]) =>
+  `{"text":"x","meta_info":{"prompt_tokens":2,"completion_tokens":2,"routed_experts":"${Buffer.from(Int32Array.from(experts).buffer).toString('base64')}"}}`;
+
+interface Cut {
+  name: string;
+  prefill?: string;
+  /** What decode says on its socket. */
+  decode: string;
+  /** The body that the client gets, when nothing is cut. */
+  out: string;
+  /** Bytes behind the document, without which the client can't take it for whole. */
+  behind?: number;
+  step: number;
+  request?: string;
+  path?: string;
+}
+
+const CUTS: Cut[] = [
+  { name: 'with a length', decode: http(GOOD_DECODE), out: GOOD_MERGED, step: 1 },
+  { name: 'in chunks', decode: chunked(GOOD_DECODE), out: GOOD_MERGED, behind: 7, step: 7 },
+  {
+    name: 'of events',
+    request: REQUEST.replace('}', ',"stream":true}'),
+    decode: chunked(eventsOf(GOOD_DECODE)).replace('application/json', 'text/event-stream'),
+    out: eventsOf(GOOD_MERGED),
+    step: 19,
+  },
+  {
+    name: 'with an object of generated rows',
+    prefill: object(base64(1, 2, 3, 4, 5, 6), 2, 0),
+    decode: http(object(base64(7, 8, 9, 10, 11, 12), 2, 2)),
+    out: object(base64(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), 4, 0),
+    step: 5,
+  },
+  {
+    name: 'with prompt_routed_experts',
+    prefill: lists('[[[1]],[[2]]]'),
+    decode: http(lists('[[[98]],[[99]]]')),
+    out: lists('[[[1]],[[2]]]'),
+    step: 5,
+  },
+];
+
+/** Of SGLang: on both sides the rows of two tokens, and of the one behind them. */
+const RAW: Cut = {
+  name: 'with int32',
+  path: '/generate',
+  request: '{"text":"a"}',
+  prefill: raw([1, 2, 3, 4, 5, 6]),
+  decode: http(raw([97, 98, 99, 100, 5, 6])),
+  out: raw([1, 2, 3, 4, 5, 6]),
+  step: 5,
+};
+
+/** Cuts decode's answer; whole, it is merged. */
+async function cutAnywhere(of: Plant, cut: Cut): Promise<void> {
+  const { decode, out, behind = 0, step, request: body = REQUEST, path = '/v1/completions' } = cut;
+  const outcomes = await atBytes(of, { length: decode.length, step, path, body }, (answer) => {
+    expect(answer.status !== 200 || !answer.complete).toBe(true);
+    // Nothing of decode's own prompt rows.
+    if (answer.status === 200) expect(out.startsWith(answer.body.toString())).toBe(true);
+  });
+  const { merged = 0, ...refused } = outcomes;
+  expect(merged).toBeLessThanOrEqual(behind);
+  expect(Object.keys(refused).filter((name) => !['absent', 'aborted', 'rejected'].includes(name))).toEqual(
+    [],
+  );
+  const whole = await of.send({ path, body, headers: { 'x-cut': String(decode.length) } });
+  expect(whole).toMatchObject({ status: 200, complete: true });
+  expect(whole.body.toString()).toBe(out);
+  await of.settled();
+}
+
 describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_bytes) => {
   let talk = GOOD;
   let of: Plant;
@@ -177,42 +304,66 @@ describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_byte
     isMerged(await of.send({ body: REQUEST }));
     await of.settled();
   });
-});
 
-describe('a decode response that is cut at any byte', () => {
-  const STEP = 37;
-  test.each([0, 1 << 20])('hold_bytes %i', async (hold_bytes) => {
-    let cut = 0;
-    const decode = keep(
-      await rawEngine((socket) => {
-        socket.write(http(GOOD_DECODE).slice(0, cut), () => socket.destroySoon());
-      }),
-    );
-    const prefill = keep(await rawEngine(GOOD.prefill));
-    const of = await plant({ prefillPort: prefill.port, decodePort: decode.port, config: { hold_bytes } });
-    for (cut = 0; cut < http(GOOD_DECODE).length; cut += STEP) isRefused(await of.send({ body: REQUEST }));
-    await of.settled();
-    const { merged } = await of.outcomes();
-    expect(merged).toBe(0);
+  test.each(CUTS)('decode’s answer $name is cut at any byte', async (cut) => {
+    talk = { prefill: says(http(cut.prefill ?? GOOD_PREFILL)), decode: cutting(cut.decode) };
+    await cutAnywhere(of, cut);
+    talk = GOOD;
+  });
+
+  test('decode’s answer that ends with its connection is cut at any byte', async () => {
+    const answer = http(GOOD_DECODE, null);
+    talk = { ...GOOD, decode: cutting(answer) };
+    const outcomes = await atBytes(of, { length: answer.length, step: 5, body: REQUEST }, (cut) => {
+      // Without any body it is an empty response, and told so.
+      if (cut.status === 200 && cut.body.length === 0 && cut.complete) expect(outcomeOf(cut)).toBe('absent');
+      else isRefused(cut);
+    });
+    expect(Object.keys(outcomes).sort()).toEqual(['absent', 'rejected']);
+    talk = GOOD;
+  });
+
+  test.each([
+    ['with a length', http(GOOD_PREFILL)],
+    ['in chunks', chunked(GOOD_PREFILL)],
+    ['that ends with its connection', http(GOOD_PREFILL, null)],
+  ])('prefill’s answer %s is cut at any byte', async (_name, answer) => {
+    talk = { ...GOOD, prefill: cutting(answer) };
+    const sent = { length: answer.length, step: 7, body: REQUEST };
+    expect(await atBytes(of, sent, isLocal)).toEqual({ local: Math.ceil(answer.length / 7) });
+    talk = GOOD;
   });
 });
 
-describe('a prefill reply that is cut at any byte', () => {
-  test('decode serves alone', async () => {
-    let cut = 0;
-    const prefill = keep(
-      await rawEngine((socket) => {
-        socket.write(http(GOOD_PREFILL).slice(0, cut), () => socket.destroySoon());
-      }),
-    );
-    const decode = keep(await rawEngine(GOOD.decode));
-    const of = await plant({
-      prefillPort: prefill.port,
-      decodePort: decode.port,
-      config: { prefill: { retries: 0 } },
+describe('both legs at once', () => {
+  let talk: { prefill: Talk; decode: Talk };
+  let of: Plant;
+  const ended: { close(): Promise<void> }[] = [];
+
+  beforeAll(async () => {
+    const prefill = await rawEngine((...said) => talk.prefill(...said));
+    const decode = await rawEngine((...said) => talk.decode(...said));
+    of = await createPlant({ prefillPort: prefill.port, decodePort: decode.port, config: SGLANG });
+    ended.push(of, prefill, decode);
+  });
+  afterAll(async () => {
+    for (const each of ended) await each.close();
+  });
+
+  test('decode’s answer is cut at any byte', async () => {
+    talk = { prefill: says(http(RAW.prefill!)), decode: cutting(RAW.decode) };
+    await cutAnywhere(of, RAW);
+  });
+
+  test('prefill’s answer is cut at any byte', async () => {
+    const answer = http(RAW.prefill!);
+    talk = { prefill: cutting(answer), decode: says(RAW.decode) };
+    const sent = { length: answer.length, step: RAW.step, path: RAW.path!, body: RAW.request! };
+    const outcomes = await atBytes(of, sent, (cut) => {
+      expect(cut).toMatchObject({ status: 502, complete: true });
+      expect(outcomeOf(cut)).toBe('rejected; reason=prefill');
     });
-    for (cut = 0; cut < http(GOOD_PREFILL).length; cut += 37) isLocal(await of.send({ body: REQUEST }));
-    await of.settled();
+    expect(outcomes).toEqual({ rejected: Math.ceil(answer.length / RAW.step) });
   });
 });
 

@@ -27,6 +27,8 @@ import { waitFor } from './wait.ts';
 export interface PlantOptions extends EnvoyOptions {
   prefillPort: number;
   decodePort: number;
+  /** Of prefill's bootstrap server. */
+  bootstrapPort?: number;
   /** Plugin configuration. */
   config?: Record<string, unknown>;
   /** Configurations of further listeners, beside that one in the same VM. */
@@ -64,6 +66,8 @@ export interface Plant {
   log(): Promise<LogLine[]>;
   /** Gives the listener another configuration; false when Envoy refuses it. */
   configure(config: Record<string, unknown>): Promise<boolean>;
+  /** Waits until nobody is served by an earlier configuration any more. */
+  replaced(): Promise<void>;
   /** Waits until every request that was sent has its one outcome, and nothing is held; fails when that does not come. */
   settled(): Promise<void>;
   close(): Promise<void>;
@@ -81,8 +85,10 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
   let files: Files = { lds: '', accessLog: '' };
   const publish = (first: Record<string, unknown>) => {
     const cluster = clusterOf('prefill', 'http1');
+    const asked =
+      options.bootstrapPort === undefined ? {} : { bootstrap_cluster: clusterOf('bootstrap', 'http1') };
     const resources = [first, ...more].map((config, i) => {
-      const prefill = { cluster, ...(config['prefill'] as object | undefined) };
+      const prefill = { cluster, ...asked, ...(config['prefill'] as object | undefined) };
       const name = i === 0 ? 'plant' : `plant ${i}`;
       const spec = { name, config: { ...config, prefill }, decodeCluster: clusterOf('decode', 'http1') };
       const resource = listener(spec, options, options.wasmPath ?? FILTER_WASM, files);
@@ -97,6 +103,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     [prefillName(0), leg(options.prefillPort)],
     ['decode', leg(options.decodePort)],
   ]);
+  if (options.bootstrapPort !== undefined) engines.set('bootstrap', leg(options.bootstrapPort));
   const envoy = await launchEnvoy({
     config: (dir) => {
       files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };
@@ -190,6 +197,12 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
         const now = await counts();
         if (now.rejected > before.rejected) return false;
         return now.success > before.success ? true : undefined;
+      });
+    },
+    async replaced() {
+      await waitFor('Earlier configurations are gone', async () => {
+        const draining = await stats('^listener_manager\\..*_draining$');
+        return Object.values(draining).every((n) => n === 0) ? true : undefined;
       });
     },
     settled,

@@ -7,7 +7,7 @@ import { Fleet } from '../engine/fleet.ts';
 import { serveEngine, type EngineServer } from '../engine/server.ts';
 import type { Engine } from '../scenario.ts';
 import { header } from '../scenarios/case.ts';
-import { GOOD_DECODE, GOOD_MERGED, GOOD_PREFILL, REQUEST } from '../scenarios/messages.ts';
+import { GOOD_DECODE, GOOD_MERGED, GOOD_PREFILL, PROMPT, REQUEST, rowBytes } from '../scenarios/messages.ts';
 import {
   createPlant,
   http,
@@ -364,6 +364,146 @@ describe('both legs at once', () => {
       expect(outcomeOf(cut)).toBe('rejected; reason=prefill');
     });
     expect(outcomes).toEqual({ rejected: Math.ceil(answer.length / RAW.step) });
+  });
+});
+
+// ---- exchanges that end early
+
+/** Engines that keep a part of their answers to themselves. */
+class Held {
+  readonly asked = { prefill: 0, decode: 0, bootstrap: 0 };
+  private readonly rest: (() => void)[] = [];
+
+  talk(leg: keyof Held['asked'], answer: string, bytes: number): Talk {
+    return (socket) => {
+      this.asked[leg]++;
+      socket.write(answer.slice(0, bytes));
+      if (bytes < answer.length)
+        this.rest.push(() => void (socket.destroyed || socket.write(answer.slice(bytes))));
+    };
+  }
+
+  /** The rest of all answers. */
+  letGo(): void {
+    for (const say of this.rest) say();
+  }
+}
+
+interface Stage {
+  name: string;
+  config?: Record<string, unknown>;
+  /** Of the client's body so much comes. */
+  bytes?: number;
+  /** What comes of each answer; the rest comes too late. All, unless said. */
+  prefill?: number;
+  decode?: number;
+  bootstrap?: number;
+  events?: boolean;
+}
+
+const MOONCAKE = { connector: 'mooncake', prefill: { bootstrap_host: '127.0.0.1' } };
+const RANKS = '{"0":{"engine_id":"a"}}';
+const EVENTS = chunked(eventsOf(GOOD_DECODE)).replace('application/json', 'text/event-stream');
+
+/** Room for the rows of one exchange, in whole quanta: another has none, if some are still counted. */
+const ROWS = (rowBytes(PROMPT).length / 3) * 4 + 8;
+const ROOM_FOR_ONE = { max_capture_bytes: ROWS, max_parked_bytes: 1 };
+
+const STAGES: Stage[] = [
+  { name: 'the client sends its body', bytes: 20 },
+  { name: 'prefill runs', prefill: 0 },
+  { name: 'prefill answers', prefill: 200 },
+  { name: 'decode runs', decode: 0 },
+  { name: 'the response is held', decode: 250 },
+  { name: 'the response leaves', decode: 250, config: { hold_bytes: 0 } },
+  { name: 'a tail is held', decode: 250, config: { decode_rows: 'tail' } },
+  { name: 'rows are parked', decode: 0, config: { max_capture_bytes: 1, max_parked_bytes: ROWS } },
+  { name: 'both legs run', prefill: 0, decode: 0, config: SGLANG },
+  { name: 'a part of decode’s response waits', prefill: 0, decode: 250, config: SGLANG },
+  { name: 'decode’s response waits', prefill: 0, config: SGLANG },
+  { name: 'events wait', prefill: 0, decode: 250, events: true, config: SGLANG },
+  { name: 'prefill has answered, and decode has not', decode: 0, config: SGLANG },
+  { name: 'ranks are asked for', bootstrap: 0, config: MOONCAKE },
+];
+
+describe('an exchange that ends early', () => {
+  const IDLE_MS = 300;
+  const LEGS = ['prefill', 'decode', 'bootstrap'] as const;
+  let talk: Record<string, Talk>;
+  let of: Plant;
+  const ended: { close(): Promise<void> }[] = [];
+
+  beforeAll(async () => {
+    const engine = (leg: string) => rawEngine((...said) => talk[leg]!(...said));
+    const [prefill, decode] = [await engine('prefill'), await engine('decode')];
+    const bootstrap = await engine('bootstrap');
+    of = await createPlant({
+      ...{ prefillPort: prefill.port, decodePort: decode.port, bootstrapPort: bootstrap.port },
+      streamIdleTimeoutMs: IDLE_MS,
+    });
+    ended.push(of, prefill, decode, bootstrap);
+  });
+  afterAll(async () => {
+    for (const each of ended) await each.close();
+  });
+
+  const CLIENT = 'http.ingress.downstream_cx_rx_bytes_total';
+  const DECODE = 'cluster.decode_http1.upstream_cx_rx_bytes_total';
+  const received = async (name: string) => (await of.stats(name))[name] ?? 0;
+
+  describe.each(STAGES)('while $name', (stage) => {
+    test.each(['the client leaves', 'it is idle for too long'])('%s', async (end) => {
+      const answers = {
+        prefill: http(GOOD_PREFILL),
+        decode: stage.events ? EVENTS : http(GOOD_DECODE),
+        bootstrap: http(RANKS),
+      };
+      const held = new Held();
+      const talking = (comes: Partial<Record<string, number>>) =>
+        LEGS.map((leg) => [leg, held.talk(leg, answers[leg], comes[leg] ?? answers[leg].length)]);
+      talk = Object.fromEntries(talking(stage as object));
+      // Each has ranks of its own to ask for.
+      const port = 30_000 + of.sent;
+      const prefill = { ...(stage.config?.['prefill'] as object | undefined) };
+      const config = {
+        ...ROOM_FOR_ONE,
+        ...stage.config,
+        prefill: stage.config === MOONCAKE ? { ...prefill, bootstrap_port: port } : prefill,
+      };
+      expect(await of.configure(config)).toBe(true);
+      const before = await of.outcomes();
+      const [sent, came] = [await received(CLIENT), await received(DECODE)];
+
+      // Until Envoy has all that comes.
+      const reached = waitFor('The stage is reached', async () => {
+        if (stage.bytes !== undefined) return (await received(CLIENT)) >= sent + stage.bytes || undefined;
+        const asked = LEGS.every((leg) => stage[leg] === undefined || held.asked[leg] > 0);
+        const comes = stage.decode ?? (stage.config === SGLANG ? answers.decode.length : 0);
+        return (asked && (await received(DECODE)) >= came + comes) || undefined;
+      });
+      const body = stage.events ? REQUEST.replace('}', ',"stream":true}') : REQUEST;
+      const answer = await of.send({
+        body: body.slice(0, stage.bytes ?? body.length),
+        headers: { 'content-length': String(body.length), connection: 'close' },
+        ...(end === 'the client leaves' ? { leave: reached } : {}),
+      });
+      await reached;
+      expect(answer.status === 200 && answer.complete).toBe(false);
+      const after = await waitFor('It has its outcome', async () => {
+        const now = await of.outcomes();
+        const [a, b] = [now, before].map((each) => Object.values(each).reduce((x, y) => x + y));
+        return a! > b! ? now : undefined;
+      });
+      if (end === 'the client leaves') expect(after['aborted']).toBe(before['aborted']! + 1);
+
+      // What comes too late is nobody's.
+      held.letGo();
+      await of.settled();
+      talk = Object.fromEntries(talking({}));
+      const next = await of.send({ body, headers: { connection: 'close' } });
+      expect(next.body.toString()).toBe(stage.events ? eventsOf(GOOD_MERGED) : GOOD_MERGED);
+      await of.settled();
+    });
   });
 });
 

@@ -20,7 +20,7 @@ import {
   type Files,
   type LogLine,
 } from './config.ts';
-import { prefillName } from '../scenario.ts';
+import { asksBootstrap, prefillName } from '../scenario.ts';
 import { launchEnvoy, type Envoy } from './launcher.ts';
 import { waitFor } from './wait.ts';
 
@@ -85,10 +85,10 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
   let files: Files = { lds: '', accessLog: '' };
   const publish = (first: Record<string, unknown>) => {
     const cluster = clusterOf('prefill', 'http1');
-    const asked =
-      options.bootstrapPort === undefined ? {} : { bootstrap_cluster: clusterOf('bootstrap', 'http1') };
     const resources = [first, ...more].map((config, i) => {
-      const prefill = { cluster, ...asked, ...(config['prefill'] as object | undefined) };
+      const own = (config['prefill'] ?? {}) as object;
+      const asked = asksBootstrap(config, own) ? { bootstrap_cluster: clusterOf('bootstrap', 'http1') } : {};
+      const prefill = { cluster, ...asked, ...own };
       const name = i === 0 ? 'plant' : `plant ${i}`;
       const spec = { name, config: { ...config, prefill }, decodeCluster: clusterOf('decode', 'http1') };
       const resource = listener(spec, options, options.wasmPath ?? FILTER_WASM, files);

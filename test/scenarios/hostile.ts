@@ -20,6 +20,7 @@ import {
   encoded,
   expectOutcome,
   jsonOf,
+  merged,
   post,
   prefillBody,
   quoted,
@@ -196,6 +197,9 @@ const prefill: Hostile[] = [
 const STREAM = { headers: [['content-type', 'text/event-stream'] as Header], contentLength: null };
 const broken = GOOD_DECODE.replace('k05V', 'k05W');
 
+/** In every byte another than the engine would have. */
+const WRONG = { ...FULL, from: 77 };
+
 const decode: Hostile[] = [
   {
     name: 'an outcome header of decode’s, and an array that can’t be merged',
@@ -269,6 +273,14 @@ const decode: Hostile[] = [
     name: 'rows that the engine did not forward, said to be all of them',
     scenario: { decode: answering(decodeBody([quoted(encoded({ ...FULL, rows: 4 }))])) },
     check: (result) => saysOnce(result, 'rejected; reason=rows'),
+  },
+  {
+    name: 'wrong generated rows, which are its own, and wrong rows of the prompt, which are not',
+    scenario: { decode: answering(decodeBody([quoted(encoded(WRONG))])) },
+    check(result) {
+      expect(result.body.toString()).toBe(decodeBody([quoted(merged(PROMPT, WRONG))]));
+      saysOnce(result, 'merged; rows=5; choices=1');
+    },
   },
 ];
 

@@ -172,3 +172,110 @@ describe('many large responses held at once', () => {
     expect([host.failed, held(host)]).toEqual([null, 0]);
   });
 });
+
+// Both legs at once: decode's response is held in full until prefill answers, and then put together anew.
+describe('many responses that wait for prefill', () => {
+  const SGLANG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
+  const element = (text: Buffer[], rows: string) => [
+    Buffer.from('{"text":"'),
+    ...text,
+    Buffer.from(`","meta_info":{"prompt_tokens":2,"completion_tokens":1,"routed_experts":"${rows}"}}`),
+  ];
+  const rows = (experts: number) => Buffer.alloc(2 * 6 * 4, experts).toString('base64');
+
+  test('over what the VM has room for they are let go', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const text = [Buffer.alloc(120 * MIB, 0x79)];
+    // Six fit; of the first that has its rows there is no room for a second copy.
+    const wait = gate(6, () => answer());
+    let answer = () => {};
+    const answered = new Promise<void>((resolve) => (answer = resolve));
+    const results = await Promise.all(
+      Array.from({ length: 7 }, () =>
+        host.run({
+          name: 'waits',
+          config: { ...SGLANG, max_hold_bytes: 256 * MIB, on_unmergeable: 'forward' },
+          client: post('{"text":"a"}', { path: '/generate' }),
+          prefill: async () => {
+            await answered;
+            return reply(Buffer.concat(element([], rows(1))));
+          },
+          decode: (): EngineReply => ({
+            status: 200,
+            headers: [JSON_TYPE],
+            chunks: element(text, rows(9)),
+            before: (i) => (i === 2 ? wait() : undefined),
+          }),
+        }),
+      ),
+    );
+    expect(counts(results)).toEqual({ merged: 5, unmerged: 1, rejected: 1 });
+    const reasons = results.flatMap(({ logged }) => /reason=\w+/.exec(logged!) ?? []);
+    expect(reasons).toEqual(['reason=memory', 'reason=memory']);
+    const whole = Buffer.concat(element(text, rows(1)));
+    for (const { complete, logged, body } of results) {
+      expect(complete).toBe(true);
+      if (logged!.startsWith('merged')) expect(body.equals(whole)).toBe(true);
+    }
+    expect([host.failed, held(host), host.openContexts]).toEqual([null, 0, 0]);
+  });
+});
+
+// Rows of the other formats, of which a VM has room for five.
+describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string]>([
+  [
+    'objects',
+    (rows) =>
+      `{"choices":[{"routed_experts":{"data":"${rows.toString('base64')}","shape":[${rows.length / 12},2,6]}}],"usage":{"prompt_tokens":${rows.length / 12}},"kv_transfer_params":{}}`,
+    {},
+    CHAT,
+  ],
+  [
+    'prompt_routed_experts',
+    (rows) =>
+      `{"prompt_routed_experts":[${Array(rows.length / 2)
+        .fill('[[1,2]]')
+        .join(',')}],"choices":[],"usage":{"prompt_tokens":${rows.length / 2}},"kv_transfer_params":{}}`,
+    {},
+    CHAT,
+  ],
+  [
+    'int32',
+    (rows) =>
+      `{"meta_info":{"prompt_tokens":${rows.length / 12},"completion_tokens":1,"routed_experts":"${rows.toString('base64')}"}}`,
+    { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } },
+    '/generate',
+  ],
+])('many prefill replies with %s at once', (_name, write, more, path) => {
+  test('over max_capture_bytes the others have no P/D', async () => {
+    const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
+    const prefill = write(Buffer.alloc(12_000, 3));
+    const limit = 5 * prefill.length;
+    const requests = 12;
+    const wait = gate(requests, () => undefined);
+    const results = await Promise.all(
+      Array.from({ length: requests }, () =>
+        host.run({
+          name: 'large',
+          config: {
+            on_unmergeable: 'forward',
+            max_capture_bytes: limit,
+            max_parked_bytes: 1,
+            ...more,
+            prefill: { retries: 0, ...(more['prefill'] as object | undefined) },
+          },
+          client: post(path === CHAT ? '{"messages":[]}' : '{"text":"a"}', { path }),
+          prefill: answering(prefill),
+          // Both legs at once: prefill's reply has been read by then.
+          decode: async () => {
+            await wait();
+            return reply('{"choices":[]}');
+          },
+        }),
+      ),
+    );
+    expect(host.counter('routed_experts.prefill_failures')).toBe(requests - 5);
+    for (const { status, complete } of results) expect([status, complete]).toEqual([200, true]);
+    expect([host.failed, held(host), host.openContexts]).toEqual([null, 0, 0]);
+  });
+});

@@ -672,6 +672,38 @@ describe('under load', () => {
     expect(merged! + local!).toBe(answers.length);
   });
 
+  test.each([
+    ['nixl', {}],
+    ['sglang', SGLANG],
+  ])('a configuration goes when its last connections do, %s', async (_name, config) => {
+    const held = new Held();
+    let slow = true;
+    const leg = (answer: string) => held.talk('prefill', answer, slow ? 0 : answer.length);
+    const prefill = keep(await rawEngine((...said) => leg(http(GOOD_PREFILL))(...said)));
+    const decode = keep(await rawEngine(GOOD.decode));
+    const of = await plant({
+      ...{ prefillPort: prefill.port, decodePort: decode.port, config },
+      args: ['--drain-time-s', '1', '--drain-strategy', 'immediate'],
+    });
+    // One is answered while its configuration is drained, and one is not.
+    const first = of.send({ body: REQUEST });
+    await waitFor('Prefill is asked', () => held.asked.prefill === 1 || undefined);
+    expect(await of.configure({ ...config, hold_bytes: 0 })).toBe(true);
+    held.letGo();
+    isMerged(await first);
+    const second = of.send({ body: REQUEST });
+    await waitFor('Prefill is asked again', () => held.asked.prefill === 2 || undefined);
+    expect(await of.configure({ ...config, hold_bytes: 100 })).toBe(true);
+    await of.replaced();
+    // Envoy has closed the connection, and given up the call of a configuration that is no more.
+    expect((await second).status).toBe(0);
+    held.letGo();
+    slow = false;
+    isMerged(await of.send({ body: REQUEST }));
+    await of.settled();
+    expect(await of.outcomes()).toMatchObject({ merged: 2, aborted: 1 });
+  });
+
   test('Envoy is drained', async () => {
     const both = await engines();
     const of = await plant({

@@ -143,6 +143,42 @@ const stages: Stage[] = [
     legs: [1, 1],
   },
   {
+    name: 'while the endpoint is looked up',
+    scenario: () =>
+      leaving(
+        (reach) => ({
+          client: { ...post(REQUEST), headers: [...post(REQUEST).headers, ['x-to', '{prefill:0}']] },
+          prefill: [silent(reach, '', 0)],
+        }),
+        {
+          prefill: {
+            ...{ endpoint_header: 'x-to', allowed_endpoints: ['{prefill:0}'], timeout_ms: 300 },
+            cluster_type: 'dynamic_forward_proxy',
+          },
+        },
+      ),
+    // GET /health; no leg.
+    legs: [1, 0],
+  },
+  {
+    name: 'while ranks are asked for',
+    scenario: () =>
+      leaving((reach) => ({ bootstrap: silent(reach, '', 0) }), {
+        connector: 'mooncake',
+        prefill: { bootstrap_host: '127.0.0.1', bootstrap_port: 39_999, timeout_ms: 300 },
+      }),
+    legs: [0, 0],
+  },
+  {
+    name: 'before prefill answers, its head gone on',
+    scenario: () =>
+      leaving((reach) => ({ prefill: silent(reach, '', 0) }), {
+        headers: 'pass',
+        prefill: { timeout_ms: 300 },
+      }),
+    legs: [1, 0],
+  },
+  {
     name: 'when decode serves the request alone',
     scenario: () =>
       leaving((reach) => ({ client: post('{"prompt":["a","b"]}'), decode: silent(reach, '', 0) })),
@@ -158,6 +194,7 @@ const left: Case[] = stages.flatMap((stage) =>
       check(result) {
         expect(result.complete).toBe(false);
         expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual(stage.legs);
+        if (stage.name.includes('looked up')) expect(result.prefillRequests[0]!.path).toBe('/health');
         expectOutcome(result, 'aborted');
       },
     },

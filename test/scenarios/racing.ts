@@ -943,7 +943,7 @@ const leaving: Case[] = LEAVING.flatMap((of) =>
 
 /** Rooms and ids of transfers are random, so that no two runs send the same. */
 const randomized = (cases: Case[]): Case[] => cases.map((of) => ({ ...of, random: RANDOM }));
-const RANDOM = /"bootstrap_room":\d+/g;
+const RANDOM = /"bootstrap_room":\d+|xfer-[0-9a-f-]{36}/g;
 
 export const racing: Suite = {
   name: 'both legs at once',
@@ -973,12 +973,38 @@ export const racing: Suite = {
   ]),
 };
 
+/** Servers that nobody has asked before. */
+let bootstraps = 40_000;
+
 /** A body that is put into Envoy's buffer from outside of a body callback, where there is less room than usual. */
 export const smallLimits: Suite = {
   name: 'both legs at once, a buffer limit of 2 KiB',
   limits: { bufferLimit: 2048 },
-  cases: randomized(
-    FIRST.map((first): Case => ({
+  cases: randomized([
+    {
+      name: 'a request that decode’s leg takes over it, behind an answer of the bootstrap server',
+      scenario: () => ({
+        name: 'over',
+        config: {
+          connector: 'mooncake',
+          prefill: { bootstrap_host: '127.0.0.1', bootstrap_port: ++bootstraps },
+        },
+        client: post(`{"prompt":"${'x'.repeat(2000)}"}`),
+        prefill: answering(GOOD_PREFILL),
+        bootstrap: answering('{"0":{"engine_id":"a"}}'),
+        decode: answering(GOOD_DECODE),
+      }),
+      check(result) {
+        // Sent inside the call that makes the request decode’s.
+        expect(result).toMatchObject({ status: 413, complete: true });
+        const { bootstrapRequests, prefillRequests, decodeRequests } = result;
+        expect([bootstrapRequests, prefillRequests, decodeRequests].map(({ length }) => length)).toEqual([
+          1, 1, 0,
+        ]);
+        expectOutcome(result, 'absent');
+      },
+    },
+    ...FIRST.map((first): Case => ({
       name: `a body over it, ${NAMES[first]}`,
       cutDecidesHead: true,
       scenario: () =>
@@ -998,5 +1024,5 @@ export const smallLimits: Suite = {
         expectOutcome(result, MERGED, SPLICED);
       },
     })),
-  ),
+  ]),
 };

@@ -12,6 +12,7 @@ const IDLE_MS = 1500;
 const SOCKET = http(GOOD_DECODE);
 
 let of: Plant;
+let racing: Plant;
 let prefillTalks = true;
 let decodeSays = SOCKET.length;
 const asked = { prefill: 0, decode: 0 };
@@ -26,27 +27,31 @@ beforeAll(async () => {
     asked.decode++;
     socket.write(SOCKET.slice(0, decodeSays));
   });
-  of = await createPlant({
+  const options = {
     prefillPort: prefill.port,
     decodePort: decode.port,
     wasmPath: TRAP_WASM,
     streamIdleTimeoutMs: IDLE_MS,
-    config: { hold_bytes: 0 },
+  };
+  of = await createPlant({ ...options, config: { hold_bytes: 0 } });
+  racing = await createPlant({
+    ...options,
+    config: { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } },
   });
-  open.push(of, prefill, decode);
+  open.push(of, racing, prefill, decode);
 });
 afterAll(async () => {
   for (const each of open) await each.close();
 });
 
 const isMerged = (answer: Answer) => expect(answer.body.toString()).toBe(GOOD_MERGED);
-const trap = () => of.send({ body: REQUEST, headers: { 'x-trap': '1' } });
+const trap = (plant = of) => plant.send({ body: REQUEST, headers: { 'x-trap': '1' } });
 const reloads = async () => Object.values(await of.stats('vm_reload_success')).reduce((a, b) => a + b, 0);
 
 /** Asks until a request is served: within a second of its last load Envoy does not load a VM again. */
-const served = () =>
+const served = (plant = of) =>
   waitFor('A request is served', async () => {
-    const answer = await of.send({ body: REQUEST });
+    const answer = await plant.send({ body: REQUEST });
     return answer.status === 200 ? answer : undefined;
   });
 
@@ -69,6 +74,8 @@ interface InFlight {
   decode: number;
   /** Requests that engines must have got before the trap. */
   reached: 'prefill' | 'decode';
+  /** Both legs at once. */
+  concurrent?: boolean;
 }
 
 test.each<InFlight>([
@@ -76,18 +83,23 @@ test.each<InFlight>([
   { name: 'waits for decode', prefill: true, decode: 0, reached: 'decode' },
   { name: 'has a part of its response held', prefill: true, decode: 150, reached: 'decode' },
   { name: 'has a part of its response', prefill: true, decode: SOCKET.length - 40, reached: 'decode' },
-])('a request that $name ends within the idle timeout', async ({ prefill, decode, reached }) => {
-  isMerged(await served());
+  {
+    name: 'has its response, and waits for prefill',
+    ...{ prefill: false, decode: SOCKET.length, reached: 'decode', concurrent: true },
+  },
+])('a request that $name ends within the idle timeout', async ({ prefill, decode, reached, concurrent }) => {
+  const plant = concurrent ? racing : of;
+  isMerged(await served(plant));
   [prefillTalks, decodeSays] = [prefill, decode];
   const before = asked[reached];
   const started = Date.now();
-  const waiting = of.send({ body: REQUEST });
+  const waiting = plant.send({ body: REQUEST });
   await waitFor('It is on its way', () => asked[reached] > before || undefined);
-  await trap();
+  await trap(plant);
   const answer = await waiting;
   expect(Date.now() - started).toBeLessThan(IDLE_MS * 3);
   // An error, or a body that nobody can take for whole.
   expect(answer.status === 200 && answer.complete).toBe(false);
   [prefillTalks, decodeSays] = [true, SOCKET.length];
-  isMerged(await served());
+  isMerged(await served(plant));
 });

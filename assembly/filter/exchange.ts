@@ -1,10 +1,10 @@
 // One exchange: a client's request, its prefill leg, its decode leg, and the response. States, and those that follow:
 //
 //   Start       nothing has been seen                                          ▶ Local Collecting
-//   Collecting  the request head is held, Envoy buffers the body               ▶ Local Querying Resolving Prefilling Racing
+//   Collecting  the request head is held, Envoy buffers the body               ▶ Local Querying Resolving Prefilling Racing Passing
 //   Querying    the bootstrap server is asked for ranks; the request is held   ▶ Local Resolving Prefilling Racing
 //   Resolving   a dynamic forward proxy looks the endpoint up; as before       ▶ Local Prefilling Racing
-//   Prefilling  the prefill call is in flight; the request is held             ▶ Local Prefilling (again) Decoding
+//   Prefilling  the prefill call is in flight; the request is held             ▶ Local Prefilling (again) Decoding Passing
 //   Local       the request goes to decode, which serves it alone              ▶ Passing
 //   Racing      both legs are in flight                                        ▶ Decoding Waiting Passing
 //   Decoding    prefill is done, decode's response is awaited                  ▶ Holding Streaming Passing
@@ -591,7 +591,11 @@ export class Exchange extends StreamContext implements HeldHead {
         // Envoy has answered itself, before the request went anywhere.
         this.outcome = Outcome.Absent;
     }
-    this.announced = ResponseHead.read(HeaderMapKind.ResponseHeaders).contentLength;
+    const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
+    // Or, of a head that went on without its body, decode has: what that brings can't be known.
+    const good = head.status >= 200 && head.status <= 299 && !endOfStream;
+    if (this.outcome == Outcome.Absent && good) return this.startUnreadable(Reason.Prefill);
+    this.announced = head.contentLength;
     this.pass(endOfStream);
     return HeadersStatus.Continue;
   }

@@ -138,7 +138,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Ambiguous:
       return 'the decode array may hold all rows or only the generated ones';
     case Reason.Prefill:
-      return 'prefill failed while decode was running';
+      return 'decode has answered without what prefill was asked for';
     default:
       return '';
   }

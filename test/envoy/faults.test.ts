@@ -335,6 +335,49 @@ describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_byte
   });
 });
 
+describe('decode answers an unfinished request, whose head has gone on', () => {
+  const ask = async (decode: string, config = {}) => {
+    let release = () => {};
+    const released = new Promise<void>((resolve) => (release = resolve));
+    // The answer is there before prefill's.
+    const prefill = keep(
+      await rawEngine((socket) => void released.then(() => socket.write(http(GOOD_PREFILL)))),
+    );
+    const engine = keep(await rawEngine(says(decode)));
+    const of = await plant({
+      prefillPort: prefill.port,
+      decodePort: engine.port,
+      config: { headers: 'pass', ...config },
+    });
+    const answer = await of.send({ body: REQUEST });
+    release();
+    await of.settled();
+    const [line] = await of.log();
+    return { answer, logged: line!.routed_experts };
+  };
+
+  test('it is refused', async () => {
+    const { answer, logged } = await ask(http(GOOD_DECODE));
+    expect(answer.status).toBe(502);
+    expect(JSON.parse(answer.body.toString())).toMatchObject({ error: { code: 502 } });
+    expect(outcomeOf(answer)).toBe('rejected; reason=prefill');
+    expect(logged).toBe('rejected; reason=prefill');
+  });
+
+  test('or goes on, if the configuration says so', async () => {
+    const { answer, logged } = await ask(http(GOOD_DECODE), { on_unmergeable: 'forward' });
+    expect(answer).toMatchObject({ status: 200, complete: true });
+    expect(answer.body.toString()).toBe(GOOD_DECODE);
+    expect(outcomeOf(answer)).toBe('unmerged; reason=prefill');
+    expect(logged).toBe('unmerged; reason=prefill');
+  });
+
+  test('an error goes to the client', async () => {
+    const { answer, logged } = await ask('HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno');
+    expect([answer.status, answer.body.toString(), logged]).toEqual([401, 'no', 'absent']);
+  });
+});
+
 describe('both legs at once', () => {
   let talk: { prefill: Talk; decode: Talk };
   let of: Plant;

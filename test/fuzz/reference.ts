@@ -148,7 +148,7 @@ const refused = (why: string, nulled: string | null = null): Verdict => ({
  */
 export function filled(text: string, { rows, dialect }: Brought): string[] {
   if (!rows || !dialect) return [];
-  const key = new RegExp(`"${dialect.key}"\\s*:\\s*`, 'g');
+  const key = new RegExp(`"${escapable(dialect.key)}"\\s*:\\s*`, 'g');
   const ranges: [from: number, to: number][] = [];
   for (let found = key.exec(text); found; found = key.exec(text)) {
     const [from, to] = dialect.overwritten(text, key.lastIndex, rows) ?? [0, 0];
@@ -159,6 +159,12 @@ export function filled(text: string, { rows, dialect }: Brought): string[] {
   const fill = (of: string, [from, to]: [from: number, to: number]) =>
     of.slice(0, from) + 'A'.repeat(to - from) + of.slice(to);
   return [ranges.reduce(fill, text), ...ranges.map((range) => fill(text, range))];
+}
+
+/** A pattern of a key, each of whose characters may be an escape. */
+function escapable(key: string): string {
+  const hex = (c: string) => c.charCodeAt(0).toString(16);
+  return [...key].map((c) => `(?:${c}|\\\\u00(?:${hex(c)}|${hex(c).toUpperCase()}))`).join('');
 }
 
 interface Edit {

@@ -243,6 +243,9 @@ const responses: Bound[] = [
   },
 ];
 
+const detailed = (body: string, details: string) =>
+  body.replace('"completion_tokens"', `"prompt_tokens_details":${details},"completion_tokens"`);
+
 const replies: Bound[] = [
   {
     name: 'a prefill reply of nested lists',
@@ -286,6 +289,17 @@ const replies: Bound[] = [
     name: 'a prefill reply with parameters of 20 MB',
     scenario: () => ({ prefill: answering(GOOD_PREFILL.replace(PARAMS, `{"a":"${'x'.repeat(20 * MIB)}"}`)) }),
     check: local,
+  },
+  {
+    name: 'a prefill reply with details of counts of 1 MB',
+    scenario: () => ({
+      prefill: answering(detailed(GOOD_PREFILL, `{"cached_tokens":4,"a":"${'x'.repeat(MIB)}"}`)),
+      decode: answering(detailed(GOOD_DECODE, 'null')),
+    }),
+    check(result) {
+      expect([result.status, result.complete]).toEqual([200, true]);
+      expect(result.body.toString()).toBe(detailed(GOOD_MERGED, 'null'));
+    },
   },
   {
     name: 'a prefill reply whose header announces more than there is',

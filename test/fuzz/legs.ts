@@ -71,7 +71,8 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   const asked = { path, value, connector, batch, n: samples * Math.max(batch, 1) };
   if (sglang) {
     const start = value['routed_experts_start_len'];
-    const fit = absent(start) || plain(start);
+    // JSON.parse rounds what is larger than it can say.
+    const fit = absent(start) || (Number.isInteger(start) && (start as number) >= 0);
     return { ...asked, fit, maxTokens: -1, start: plain(start) ? (start as number) : 0 };
   }
   const echo = within ? undefined : value['echo'];

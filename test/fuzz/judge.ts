@@ -324,7 +324,9 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   if (result.status !== decode.status || !same || !result.complete) return 'an absent response was changed';
   if (!good(decode) || body === '') return null;
   if (!brought) return 'absent although prefill failed';
-  return verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
+  // A value that there was no room for is put nowhere.
+  const bare = isConcurrent(connectorOf(of)) && tooLarge(of) && verdict(of, decode, reference.NOTHING).absent;
+  return bare || verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
 }
 
 function verdict(of: FuzzCase, decode: Reply, brought: reference.Brought): reference.Verdict {

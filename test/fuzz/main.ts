@@ -1,53 +1,118 @@
 // `npm run fuzz`: CASES cases (default 100,000) from SEED on (default: random). A find ends it, is printed, and is written
-// to build/find.json; to keep it, move it to test/fuzz/finds/. With `-- --report` a run is written to bench/results/fuzz.md.
+// to build/find.json; to keep it, move it to test/fuzz/finds/. Long runs are shared out to a process a core. With `-- --report` a run is written to bench/results/fuzz.md.
 
-import { readFileSync, writeFileSync } from 'node:fs';
+import { fork, type ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { describeMachine } from '../../bench/machine.ts';
 import { table } from '../../bench/report.ts';
 import { BUILD, FILTER_WASM, ROOT } from '../../tools/paths.mjs';
 import { fuzz, showCounts, sorted, type Counts } from './fuzz.ts';
+import type { Find } from './run.ts';
 
 const { values } = parseArgs({ options: { report: { type: 'boolean' } } });
-
 const cases = Number(process.env['CASES'] ?? 100_000);
 const given = process.env['SEED'];
 const seed = given === undefined ? Math.floor(Math.random() * 0x3fffffff) : Number(given);
 if (!(cases > 0 && seed >= 0)) throw new Error('CASES and SEED are numbers');
 
-console.log(`SEED=${seed} CASES=${cases}`);
-const started = performance.now();
-const { counts, origins, find } = await fuzz(FILTER_WASM, seed, cases, (done) => {
-  if (done % 50_000 === 0)
-    console.log(`${done} cases, ${Math.round((performance.now() - started) / 1000)} s`);
-});
-console.log(showCounts(counts));
-console.log(`${((performance.now() - started) / 1000).toFixed(1)} s`);
-if (find) {
-  const path = join(BUILD, 'find.json');
-  writeFileSync(path, JSON.stringify(find, null, 1));
-  console.error(
-    `\n${find.what}\n${find.cases.map(({ seed, notes }) => `SEED=${seed} CASES=1: ${notes.join(', ')}`).join('\n')}`,
-  );
-  console.error(`The case is in ${path}; the run was SEED=${seed} CASES=${cases}.`);
-  process.exitCode = 1;
-} else {
-  console.log('nothing found');
-  if (values.report) writeFileSync(join(ROOT, 'bench', 'results', 'fuzz.md'), report());
+interface Run {
+  seed: number;
+  cases: number;
 }
 
-function report(): string {
+type Told = { done: number } | Awaited<ReturnType<typeof fuzz>>;
+
+const started = performance.now();
+if (process.send) await part();
+else await all();
+
+/** A part of a run, in a process of its own. */
+async function part(): Promise<void> {
+  const tell = (told: Told) => process.send!(told);
+  const result = await fuzz(FILTER_WASM, seed, cases, (done) => {
+    if (done % 10_000 === 0) tell({ done });
+  });
+  tell(result);
+  process.disconnect();
+}
+
+async function all(): Promise<void> {
+  console.log(`SEED=${seed} CASES=${cases}`);
+  // Of few cases the order matters more than the time.
+  const processes = cases < 10_000 ? 1 : availableParallelism();
+  const each = Math.ceil(cases / processes);
+  const runs = Array.from({ length: processes }, (_, i): Run => {
+    return { seed: seed + i * each, cases: Math.min(each, cases - i * each) };
+  });
+  const done = runs.map(() => 0);
+  const children: ChildProcess[] = [];
+  const results = await Promise.all(
+    runs.map(
+      (run, i) =>
+        new Promise<Awaited<ReturnType<typeof fuzz>> | null>((resolve, reject) => {
+          const env = { ...process.env, SEED: String(run.seed), CASES: String(run.cases) };
+          const child = fork(import.meta.filename, { env });
+          children.push(child);
+          child.on('message', (told: Told) => {
+            if (!('done' in told)) {
+              resolve(told);
+              // One find ends the run.
+              if (told.find) for (const other of children) if (other !== child) other.kill();
+              return;
+            }
+            done[i] = told.done;
+            const sum = done.reduce((a, b) => a + b, 0);
+            if (sum % 50_000 === 0) console.log(`${sum} cases, ${seconds()} s`);
+          });
+          child.on('error', reject);
+          child.on('exit', (code) => (code ? reject(new Error(`a part ended with ${code}`)) : resolve(null)));
+        }),
+    ),
+  );
+  const counts = sum(results.map((result) => result?.counts ?? {}));
+  const origins = sum(results.map((result) => result?.origins ?? {}));
+  console.log(showCounts(counts));
+  console.log(`${seconds()} s`);
+  const i = results.findIndex((result) => result?.find);
+  if (i >= 0) return show(results[i]!.find!, runs[i]!);
+  console.log('nothing found');
+  if (values.report)
+    writeFileSync(join(ROOT, 'bench', 'results', 'fuzz.md'), report(counts, origins, processes));
+}
+
+function seconds(): string {
+  return ((performance.now() - started) / 1000).toFixed(1);
+}
+
+function sum(of: Counts[]): Counts {
+  const out: Counts = {};
+  for (const counts of of) for (const [name, n] of Object.entries(counts)) out[name] = (out[name] ?? 0) + n;
+  return out;
+}
+
+function show(find: Find, run: Run): void {
+  const path = join(BUILD, 'find.json');
+  writeFileSync(path, JSON.stringify(find, null, 1));
+  const each = find.cases.map(({ seed, notes }) => `SEED=${seed} CASES=1: ${notes.join(', ')}`);
+  console.error(`\n${find.what}\n${each.join('\n')}`);
+  console.error(`The case is in ${path}; the run was SEED=${run.seed} CASES=${run.cases}.`);
+  process.exitCode = 1;
+}
+
+function report(counts: Counts, origins: Counts, processes: number): string {
   const rows = (of: Counts) => sorted(of).map(([name, n]) => [name, String(n)]);
   const minutes = (performance.now() - started) / 60_000;
-  const sum = createHash('sha256').update(readFileSync(FILTER_WASM)).digest('hex');
+  const sha = createHash('sha256').update(readFileSync(FILTER_WASM)).digest('hex');
   return [
     '# Fuzzing',
     '',
     `    SEED=${seed} CASES=${cases} npm run fuzz -- --report`,
     '',
-    `${describeMachine()}; filter.wasm with sha256 \`${sum}\`.`,
+    `${describeMachine()}; ${processes} processes; filter.wasm with sha256 \`${sha}\`.`,
     '',
     `**${cases} cases in ${minutes.toFixed(0)} minutes, nothing found.** Each ended as the reference says, or in a refusal.`,
     '',

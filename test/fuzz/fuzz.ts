@@ -4,25 +4,38 @@ import { Random } from '../unit/random.ts';
 import { caseOf } from './generate.ts';
 import { Runner, type Find } from './run.ts';
 
+/** Finds that end a run. */
+const MOST_FINDS = 20;
+
+export interface Ran {
+  counts: Counts;
+  origins: Counts;
+  finds: Find[];
+}
+
 /** Runs `cases` cases with the seeds from `seed` on. A case is the same whatever runs beside it. */
 export async function fuzz(
   wasmPath: string,
   seed: number,
   cases: number,
   progress: (done: number) => void = () => undefined,
-): Promise<{ counts: Counts; origins: Counts; find: Find | null }> {
-  const runner = await Runner.create(wasmPath);
-  const origins: Counts = {};
-  const { counts } = runner;
-  for (let done = 0; done < cases;) {
+): Promise<Ran> {
+  const ran: Ran = { counts: {}, origins: {}, finds: [] };
+  const { counts, origins, finds } = ran;
+  let runner = await Runner.create(wasmPath, counts);
+  for (let done = 0; done < cases && finds.length < MOST_FINDS;) {
     const beside = Math.min(cases - done, new Random(seed + done).pick([1, 1, 2, 3, 5]));
     const group = Array.from({ length: beside }, (_, i) => caseOf(seed + done + i));
     const find = await runner.run(group);
-    if (find) return { counts, origins, find };
+    if (find) {
+      finds.push(find);
+      // Whatever it has left behind is not the next one's.
+      runner = await Runner.create(wasmPath, counts);
+    }
     for (const { notes } of group) origins[notes[0]!] = (origins[notes[0]!] ?? 0) + 1;
     for (let i = 0; i < beside; i++) progress(++done);
   }
-  return { counts, origins, find: null };
+  return ran;
 }
 
 /** Cases by what became of them, or by what they were made from. */

@@ -313,7 +313,8 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   const { decode } = of;
   const tried = result.prefillRequests.length;
   const reply = of.prefill[Math.min(tried, of.prefill.length) - 1];
-  const refused = tried > 0 && reply && reply !== 'down' && reply.status >= 400 && reply.status < 500;
+  const answers = tried > 0 && reply && reply !== 'down' && !reply.fault;
+  const refused = answers && reply.status >= 400 && reply.status < 500;
   // Of both legs at once, decode's error may have come first.
   const first = isConcurrent(connectorOf(of)) && decode !== 'down' && !good(decode);
   if (refused && result.status === reply.status && body === reply.body) return null;

@@ -1,5 +1,5 @@
-// `npm run fuzz`: CASES cases (default 100,000) from SEED on (default: random). A find ends it, is printed, and is written
-// to build/find.json; to keep it, move it to test/fuzz/finds/. Long runs are shared out to a process a core. With `-- --report` a run is written to bench/results/fuzz.md.
+// `npm run fuzz`: CASES cases (default 100,000) from SEED on (default: random). A find is printed and written to
+// build/find-<n>.json; to keep it, move it to test/fuzz/finds/. Long runs are shared out to a process a core. With `-- --report` a run is written to bench/results/fuzz.md.
 
 import { fork, type ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util';
 import { describeMachine } from '../../bench/machine.ts';
 import { table } from '../../bench/report.ts';
 import { BUILD, FILTER_WASM, ROOT } from '../../tools/paths.mjs';
-import { fuzz, showCounts, sorted, type Counts } from './fuzz.ts';
+import { fuzz, showCounts, sorted, type Counts, type Ran } from './fuzz.ts';
 import type { Find } from './run.ts';
 
 const { values } = parseArgs({ options: { report: { type: 'boolean' } } });
@@ -24,7 +24,7 @@ interface Run {
   cases: number;
 }
 
-type Told = { done: number } | Awaited<ReturnType<typeof fuzz>>;
+type Told = { done: number } | Ran;
 
 const started = performance.now();
 if (process.send) await part();
@@ -49,36 +49,30 @@ async function all(): Promise<void> {
     return { seed: seed + i * each, cases: Math.min(each, cases - i * each) };
   });
   const done = runs.map(() => 0);
-  const children: ChildProcess[] = [];
   const results = await Promise.all(
     runs.map(
       (run, i) =>
-        new Promise<Awaited<ReturnType<typeof fuzz>> | null>((resolve, reject) => {
+        new Promise<Ran>((resolve, reject) => {
           const env = { ...process.env, SEED: String(run.seed), CASES: String(run.cases) };
           const child = fork(import.meta.filename, { env });
-          children.push(child);
           child.on('message', (told: Told) => {
-            if (!('done' in told)) {
-              resolve(told);
-              // One find ends the run.
-              if (told.find) for (const other of children) if (other !== child) other.kill();
-              return;
-            }
+            if (!('done' in told)) return resolve(told);
             done[i] = told.done;
             const sum = done.reduce((a, b) => a + b, 0);
             if (sum % 50_000 === 0) console.log(`${sum} cases, ${seconds()} s`);
           });
           child.on('error', reject);
-          child.on('exit', (code) => (code ? reject(new Error(`a part ended with ${code}`)) : resolve(null)));
+          child.on('exit', (code) => reject(new Error(`a part ended with ${code}`)));
         }),
     ),
   );
-  const counts = sum(results.map((result) => result?.counts ?? {}));
-  const origins = sum(results.map((result) => result?.origins ?? {}));
+  const counts = sum(results.map((result) => result.counts));
+  const origins = sum(results.map((result) => result.origins));
   console.log(showCounts(counts));
   console.log(`${seconds()} s`);
-  const i = results.findIndex((result) => result?.find);
-  if (i >= 0) return show(results[i]!.find!, runs[i]!);
+  const finds = results.flatMap(({ finds }, i) => finds.map((find) => ({ find, run: runs[i]! })));
+  finds.forEach(show);
+  if (finds.length > 0) return;
   console.log('nothing found');
   if (values.report)
     writeFileSync(join(ROOT, 'bench', 'results', 'fuzz.md'), report(counts, origins, processes));
@@ -94,8 +88,8 @@ function sum(of: Counts[]): Counts {
   return out;
 }
 
-function show(find: Find, run: Run): void {
-  const path = join(BUILD, 'find.json');
+function show({ find, run }: { find: Find; run: Run }, i: number): void {
+  const path = join(BUILD, `find-${i + 1}.json`);
   writeFileSync(path, JSON.stringify(find, null, 1));
   const each = find.cases.map(({ seed, notes }) => `SEED=${seed} CASES=1: ${notes.join(', ')}`);
   console.error(`\n${find.what}\n${each.join('\n')}`);

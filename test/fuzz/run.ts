@@ -51,12 +51,15 @@ export function scenarioOf(of: FuzzCase): Scenario {
 }
 
 export class Runner {
-  readonly counts: Record<string, number> = {};
   #hosts: Emulator[] = [];
 
-  private constructor(private readonly start: () => Promise<Emulator[]>) {}
+  private constructor(
+    private readonly start: () => Promise<Emulator[]>,
+    private readonly counts: Record<string, number>,
+  ) {}
 
-  static async create(wasmPath: string): Promise<Runner> {
+  /** `counts`: cases by what became of them, to which it adds. */
+  static async create(wasmPath: string, counts: Record<string, number> = {}): Promise<Runner> {
     // The end of a body comes with its last bytes, or alone.
     const start = () =>
       Promise.all(
@@ -64,7 +67,7 @@ export class Runner {
           createEmulator({ wasmPath, mergeEndOfStream, bufferLimit: 1 << 24 }),
         ),
       );
-    const runner = new Runner(start);
+    const runner = new Runner(start, counts);
     runner.#hosts = await start();
     return runner;
   }

@@ -1,7 +1,7 @@
 // `npm run fuzz`: CASES cases (default 100,000) from SEED on (default: random). A find is printed and written to
 // build/find-<n>.json; to keep it, move it to test/fuzz/finds/. Long runs are shared out to a process a core. With `-- --report` a run is written to bench/results/fuzz.md.
 
-import { fork, type ChildProcess } from 'node:child_process';
+import { fork } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';

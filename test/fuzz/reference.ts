@@ -58,7 +58,9 @@ export function readPrefill(body: Buffer, lists = false, start = 0): Brought | n
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' ? text.slice(kv.start, kv.end) : null;
   const usage = countOf(text, root, 'prompt_tokens') ?? -1;
-  const found = places(text, root);
+  // Prefill has one choice; of further ones such a value is nobody's.
+  const nobodys = ({ key, choice }: Place) => key === 'prompt_routed_experts' && choice > 0;
+  const found = places(text, root).filter((place) => !nobodys(place));
   const common = { ...NOTHING, params, usage, promptTokens: usage, values: hasValues(text, root) };
   const raw = found.length > 0 ? readRaw(text, root, found, start) : null;
   if (raw) return { ...common, raw };

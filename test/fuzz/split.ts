@@ -21,6 +21,7 @@ export function readSplit(text: string, root: Node, found: Place[]): Split | nul
   const tokens = countOf(text, root, 'prompt_tokens');
   if (!value || others.length > 0 || value.choice > 0 || tokens === null) return null;
   if (all(root, 'choices').length > 1) return null;
+  if (choicesOf(root).some((choice) => all(choice, 'routed_experts').length > 1)) return null;
   // What is beside it are generated rows.
   const generated = found.filter((place) => place !== value);
   if (!generated.every(({ key, node }) => key === 'routed_experts' && /[[{]/.test(text[node.start]!)))

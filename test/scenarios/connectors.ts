@@ -35,9 +35,9 @@ interface Spec {
 /** Bootstrap servers that no exchange has asked before: what a VM remembers is by their ports. */
 let lastPort = 10_000;
 
-/** What the filter makes up, and the ports. */
+/** What the filter makes up, the ports, and ids: engines draw them in the order in which the legs arrive. */
 const RANDOM =
-  /"bootstrap_room":(\d+|\[[\d,]+\])|xfer-[0-9a-f-]{36}|(?<=http:\/\/127\.0\.0\.1:)\d+|(?<="bootstrap_port":)[\d,[\]]+/g;
+  /(?<="(?:request_)?id":)"[^"]*"|"bootstrap_room":(\d+|\[[\d,]+\])|xfer-[0-9a-f-]{36}|(?<=http:\/\/127\.0\.0\.1:)\d+|(?<="bootstrap_port":)[\d,[\]]+/g;
 
 /** A reply without what differs between engines: ids, and what only prefill counts. */
 function rest(text: string): unknown {

@@ -15,6 +15,7 @@ import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/endpoints';
 import { Paths } from './json/paths';
 import { Event, Scanner } from './json/scanner';
 import { plainEnd as findPlainEnd } from './json/strings';
+import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { DecodeResponse, Expected, Form, Treatment } from './routing/decode_response';
 import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
@@ -251,10 +252,37 @@ export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK:
 let reply: PrefillReply | null = null;
 let prompt: Prompt = new Prompt();
 
+let examination: Examination = new Examination(RowCheck.Off, null);
+
+/** How rows of the replies to come are checked, and the model that they are of; 0 layers: not given. */
+export function examineRows(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
+  examination.free();
+  const model = layers > 0 ? new Model(<u64>layers, <u64>topK, <u64>experts) : null;
+  examination = new Examination(check, model);
+}
+
+/** Where the fault is that was found. */
+export function faultRow(): f64 {
+  return <f64>examination.row;
+}
+
+export function faultLayer(): f64 {
+  return <f64>examination.layer;
+}
+
+export function faultLeg(): Leg {
+  return examination.leg;
+}
+
+/** Whether the row of the last prompt token is decode's, of the replies to come. */
+export function keepLastRow(decodes: bool): void {
+  prompt.lastRowOfDecode = decodes;
+}
+
 /** A reply of `size` bytes; rows were asked for from token `start` on. */
 export function replyStart(size: f64, start: f64): void {
   replyFree();
-  reply = new PrefillReply(<u64>size, <u64>start);
+  reply = new PrefillReply(<u64>size, <u64>start, examination);
 }
 
 export function replyPush(ptr: usize, len: usize): bool {
@@ -290,27 +318,28 @@ export function replyParkRows(ptr: usize, len: usize, rowsInPiece: f64): bool {
 
 function takeInPieces(ptr: usize, len: usize, rowsInPiece: u64, park: bool): bool {
   const wanted = reply!.wanted!;
-  const check = wanted.check;
-  // Without a header the size of a row is not known.
-  const pieceLen = check === null ? rowsInPiece * 4 : (rowsInPiece * wanted.pieceLen) / wanted.pieceRows;
-  const most = check === null ? <u64>(alphabetEnd(ptr, ptr + len) - ptr) : wanted.len;
+  const reader = wanted.reader;
+  const pieceLen = rowsInPiece * 4;
+  const end = alphabetEnd(ptr, ptr + len);
+  const most = reader === null ? <u64>(end - ptr) : wanted.len;
   let chars: RowChars;
   if (park) chars = new ParkedChars(lot, pieceLen);
   else chars = new HeldChars(pieceLen);
   let reason = Reason.None;
-  let left = wanted.rows;
+  if (reader !== null && end < ptr + <usize>most) {
+    reason = load<u8>(end) == 0x22 ? Reason.Size : Reason.Base64;
+  }
   for (let at: u64 = 0; at < most; at += pieceLen) {
-    const take = min(pieceLen, most - at);
-    const more: u64 = check !== null && at + take < most ? 1 : 0;
-    const piece = copied(ptr + <usize>at, <usize>(take + more));
-    const inPiece = min(left, rowsInPiece);
-    if (check !== null && reason == Reason.None) reason = check.check(piece.ptr, piece.end, inPiece);
-    piece.truncate(<usize>take);
+    const piece = copied(ptr + <usize>at, <usize>min(pieceLen, most - at));
+    if (reader !== null && reason == Reason.None) reader.push(piece.ptr, piece.len);
     if (!chars.add(piece)) {
       chars.free();
       return false;
     }
-    left -= inPiece;
+  }
+  if (reader !== null) {
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
   }
   reply!.takeRows(chars, reason);
   return reply!.resume();
@@ -384,7 +413,7 @@ export function replyGive(body: usize): Reason {
     }
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
-    const check = new PromptCheck();
+    const check = new PromptCheck(examination);
     const reason = check.check(text, prompt.tokens);
     prompt.layers = check.layers;
     prompt.topK = check.topK;
@@ -439,6 +468,7 @@ export function responseStart(
   responseFree();
   expected = new Expected();
   expected.prompt = prompt;
+  expected.examination = examination;
   // A case without a reply says why there is none.
   if (prompt.format == Format.None && missing != Reason.None) prompt.missing = missing;
   expected.tail = tail;

@@ -9,6 +9,7 @@ import { Api } from '../connectors/request_body';
 import { Config } from './config';
 import {
   ACCEPT_ENCODING,
+  APPLICATION_JSON,
   CONTENT_ENCODING,
   CONTENT_LENGTH,
   CONTENT_TYPE,
@@ -27,6 +28,8 @@ import {
 export class RequestHead {
   /** The API that P/D serves for this method and path; `None` when it does not. */
   api: Api = Api.None;
+  /** A POST, or a PUT to an API that takes it for one. */
+  posts: bool = false;
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
@@ -60,7 +63,8 @@ export class RequestHead {
       else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
     }
     // SGLang takes both for the same.
-    if (!post && !(put && head.api == Api.Native)) head.api = Api.None;
+    head.posts = post || (put && head.api == Api.Native);
+    if (!head.posts) head.api = Api.None;
     return head;
   }
 
@@ -86,6 +90,8 @@ export class ResponseHead {
   status: i32 = 0;
   /** The body is an event stream. */
   events: bool = false;
+  /** The body is said to be JSON. */
+  json: bool = false;
   /** The body is compressed. */
   encoded: bool = false;
   /** `content-length`; -1 when there is none. */
@@ -101,8 +107,10 @@ export class ResponseHead {
       const ptr = reader.valuePtr;
       const len = reader.valueLen;
       if (reader.is(STATUS)) head.status = <i32>max<i64>(readDecimal(ptr, len), 0);
-      else if (reader.is(CONTENT_TYPE)) head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
-      else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
+      else if (reader.is(CONTENT_TYPE)) {
+        head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
+        head.json = startsWithIgnoreCase(ptr, len, APPLICATION_JSON);
+      } else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
       else if (reader.is(CONTENT_ENCODING) && len > 0 && !equalsIgnoreCase(ptr, len, IDENTITY)) {
         head.encoded = true;
       }

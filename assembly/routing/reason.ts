@@ -28,6 +28,10 @@ export const enum Reason {
   Ambiguous,
   /** Prefill failed when decode had begun. */
   Prefill,
+  /** No router gives such rows. */
+  Experts,
+  /** Decode served the request alone, with prompt tokens from a cache. */
+  Cached,
   /** Not a reason: how many there are. */
   Count,
 }
@@ -83,6 +87,10 @@ export function reasonToken(reason: Reason): string {
       return 'ambiguous';
     case Reason.Prefill:
       return 'prefill';
+    case Reason.Cached:
+      return 'cached';
+    case Reason.Experts:
+      return 'experts';
     default:
       return 'none';
   }
@@ -139,6 +147,10 @@ export function reasonText(reason: Reason): string {
       return 'the decode array may hold all rows or only the generated ones';
     case Reason.Prefill:
       return 'decode has answered without what prefill was asked for';
+    case Reason.Cached:
+      return 'decode served the request alone, and does not say that nothing of its prompt came from a cache';
+    case Reason.Experts:
+      return 'a row names experts that a router cannot have given';
     default:
       return '';
   }

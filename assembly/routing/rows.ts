@@ -2,9 +2,11 @@
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
-import { carriers, inAlphabet, joined, leadOf, shiftLeft, valueOf } from './base64';
-import { Dtype, NpyHeader } from './npy';
+import { carriers, joined, leadOf, shiftLeft } from './base64';
+import { Examination, Leg } from './examination';
+import { Dtype, NpyHeader, itemSize } from './npy';
 import { Reason } from './reason';
+import { RowReader } from './row_reader';
 
 /** A place outside the VM's memory for pieces of rows. */
 export abstract class Parking {
@@ -187,6 +189,14 @@ export class PromptRows {
     this.aligned[lead >> 1] = chars;
   }
 
+  /** No rows, of what begins with token `start`. */
+  static none(start: u64): PromptRows {
+    const rows = new PromptRows(new HeldChars(1), 0);
+    rows.start = start;
+    rows.dtype = Dtype.I4;
+    return rows;
+  }
+
   /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
   static ofNpy(header: NpyHeader, chars: RowChars): PromptRows {
     const rows = new PromptRows(chars, leadOf(header.size));
@@ -240,14 +250,39 @@ export class PromptRows {
     return chars;
   }
 
-  /** Whether some row is a sentinel: all bits 1. Only of signed integers; `false` also where rows are lost. */
-  get hasSentinel(): bool {
-    if (this.dtype != Dtype.I2 && this.dtype != Dtype.I4) return false;
+  /** Has the rows of prefill's reply read, those of the prompt only; returns what is wrong with them. */
+  read(examination: Examination): Reason {
+    const misfit =
+      this.layers > 0
+        ? examination.misfits(this.layers, this.topK)
+        : examination.misfit(this.rowBytes / itemSize(this.dtype));
+    if (misfit != Reason.None) return misfit;
+    const reader = new RowReader();
+    reader.begin(
+      examination,
+      Leg.Prefill,
+      this.dtype,
+      this.layers,
+      this.topK,
+      this.rowBytes,
+      this.lead,
+      this.start,
+      this.rows,
+      true,
+    );
     const chars = this.aligned[this.lead >> 1]!;
-    for (let row: u64 = 0, from = <u64>this.lead; row < this.rows; row++, from += this.rowBytes * 8) {
-      if (allOnesIn(chars, from, from + this.rowBytes * 8)) return true;
+    const length = (this.bytes * 8 + this.lead + 5) / 6;
+    let reason = Reason.None;
+    for (let at: u64 = 0; at < length && reason == Reason.None;) {
+      const got = chars.fetch(at, length - at);
+      if (got == 0) reason = Reason.Memory;
+      else reader.push(chars.ptr, <usize>got);
+      at += got;
     }
-    return false;
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
+    reader.free();
+    return reason;
   }
 
   free(): void {
@@ -286,69 +321,6 @@ export function move(source: RowChars, from: i32, target: usize, end: usize, to:
     offset += got;
   }
   if (dst < end) store<u8>(dst, joined(before, 0x41, shift));
-  return true;
-}
-
-/**
- * Checks rows before any use: base64, and no sentinel. They come in pieces of whole rows (but for the character that two
- * pieces share) through `check`.
- */
-export class RowsCheck {
-  /** Whether a row can be a sentinel: its piece then needs the character behind it. */
-  readonly signed: bool;
-  private rowBits: u64;
-  private lead: u64;
-
-  constructor(header: NpyHeader) {
-    this.signed = header.dtype == Dtype.I2 || header.dtype == Dtype.I4;
-    this.rowBits = header.rowBytes * 8;
-    this.lead = leadOf(header.size);
-  }
-
-  /** The characters of `rows` rows at [ptr, end). */
-  check(ptr: usize, end: usize, rows: u64): Reason {
-    if (!inAlphabet(ptr, end)) return stranger(ptr, end);
-    if (!this.signed) return Reason.None;
-    // Every byte of a sentinel is 0xff, so every character inside it is `/`.
-    for (let row: u64 = 0, from = this.lead; row < rows; row++, from += this.rowBits) {
-      if (allOnes(ptr, from, from + this.rowBits)) return Reason.Sentinel;
-    }
-    return Reason.None;
-  }
-}
-
-/** What the first character outside the alphabet says: a quote ends the string before its rows. */
-function stranger(ptr: usize, end: usize): Reason {
-  while (ptr < end && valueOf(load<u8>(ptr)) >= 0) ptr++;
-  return ptr < end && load<u8>(ptr) == 0x22 ? Reason.Size : Reason.Base64;
-}
-
-/** Rows whose characters make a piece of about `size` characters without a shared bit: a multiple of three. */
-export function rowsInPiece(header: NpyHeader, size: u64): u64 {
-  return max<u64>(size / (header.rowBytes * 4), 1) * 3;
-}
-
-/** Whether the bits [from, to) of the characters are all 1. Most rows are decided by their first character. */
-function allOnes(chars: usize, from: u64, to: u64): bool {
-  while (from < to) {
-    const lead = <i32>(from % 6);
-    const left = to - from;
-    const width = min<i32>(6 - lead, <i32>min<u64>(left, 6));
-    const wanted = (((1 << width) - 1) << (6 - lead - width)) & 0x3f;
-    if ((valueOf(load<u8>(chars + <usize>(from / 6))) & wanted) != wanted) return false;
-    from += width;
-  }
-  return true;
-}
-
-/** As `allOnes`, for characters in pieces. */
-function allOnesIn(chars: RowChars, from: u64, to: u64): bool {
-  while (from < to) {
-    const at = from / 6;
-    const until = min(to, (at + 1) * 6);
-    if (chars.fetch(at, 1) == 0 || !allOnes(chars.ptr, from - at * 6, until - at * 6)) return false;
-    from = until;
-  }
   return true;
 }
 

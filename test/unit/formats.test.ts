@@ -279,7 +279,13 @@ describe('D, int32 without a header', () => {
     expectMerged(stale, of(2, 9, 4), {}, 1);
     expectRefused(of(0, 9, 4), Reason.Rows);
     wasm['freeRows']!();
-    expect(readReply(Buffer.from(of(6, 6, 1)), { start: 6 })).toMatchObject({ reason: Reason.Prompt });
+    // Asked from behind the prompt on, prefill has no row to send, and all of them are decode's.
+    for (const start of [6, 7]) {
+      expect(readReply(Buffer.from(of(6, 6, 1)), { start })).toMatchObject({ reason: Reason.None });
+      expectMerged(of(start, 9, 4), of(start, 9, 4), {}, 1);
+      expectRefused(of(start, 9, 5), Reason.Rows);
+    }
+    expect(readReply(Buffer.from(of(5, 6, 1)), { start: 6 })).toMatchObject({ reason: Reason.Prompt });
   });
 
   const text = (rows: number) => Buffer.alloc(rows * 8, 7).toString('base64');
@@ -389,18 +395,19 @@ describe('C, prompt_routed_experts', () => {
         return text;
       };
       keep(body(write(prompt), [write(lists(random, 0, layers, topK))], 1), random);
-      const generated = Array.from({ length: choices }, () =>
-        write(lists(random, random.between(1, 5), layers, topK)),
-      );
+      const lengths = Array.from({ length: choices }, () => random.between(1, 5));
+      const generated = lengths.map((rows) => write(lists(random, rows, layers, topK)));
+      // The last token of a choice has no row.
+      const tokens = lengths.reduce((sum, rows) => sum + rows + 1, 0);
       const theirs = random.pick([undefined, null, write(lists(random, prompt.length, layers, topK))]);
-      const sent = body(theirs, generated, 5);
+      const sent = body(theirs, generated, tokens);
       const got = readResponse(Buffer.from(sent), { choices, ...cuts(random) });
       expect(got).toMatchObject({ reason: Reason.None, complete: true, choices });
       const text = got.body.toString();
-      expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, 5)));
+      expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, tokens)));
       expect(got.growth).toBe(text.length - sent.length);
       // All that was decode's is still there, in its order.
-      if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, 5));
+      if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, tokens));
       expectNothingHeld();
     });
   });

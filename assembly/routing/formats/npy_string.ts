@@ -8,16 +8,19 @@
 
 import { Block, fits } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
+import { Examination, Leg } from '../examination';
 import { ArrayClose, ArrayHead, CloseProgress, HeadProgress, stranger } from '../array_head';
 import { carriers, encode, encodedLength, inAlphabet, joined, leadOf, mix, shiftLeft } from '../base64';
 import { NpyHeader, WRITTEN_HEADER_BYTES, writeHeader } from '../npy';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
-import { PromptRows, RowChars, RowsCheck, firstCarrier, rowCarriers, rowsInPiece } from '../rows';
+import { RowPlan } from '../row_plan';
+import { RowReader } from '../row_reader';
+import { PromptRows, RowChars, firstCarrier, rowCarriers } from '../rows';
 import { DecodeArray, Form, PrefillArray, Progress, Site, Wanted } from './format';
 
 const PADDING = memory.data<u8>([0x3d, 0x3d]);
-/** About the size of a piece of rows. */
+/** Characters of a piece of rows. */
 const PIECE: u64 = 512 << 10;
 
 const enum Stage {
@@ -34,9 +37,13 @@ export class NpyPrefill extends PrefillArray {
   private close: ArrayClose = new ArrayClose();
   private closing: bool = false;
   private rows: PromptRows | null = null;
+  private readonly reader: RowReader = new RowReader();
 
-  /** `size`: bytes of the whole reply. */
-  constructor(private size: u64) {
+  /** `size`: bytes of the whole reply; `examination` is borrowed. */
+  constructor(
+    private size: u64,
+    private examination: Examination,
+  ) {
     super();
   }
 
@@ -83,6 +90,7 @@ export class NpyPrefill extends PrefillArray {
 
   giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
     const rows = this.rows;
+    if (this.reason == Reason.None) this.reason = this.reader.reason;
     if (rows === null || this.reason != Reason.None) return null;
     if (promptTokens >= 0 && <u64>promptTokens != rows.rows) {
       this.reason = Reason.Prompt;
@@ -94,6 +102,7 @@ export class NpyPrefill extends PrefillArray {
 
   free(): void {
     this.head.free();
+    this.reader.free();
     const rows = this.rows;
     if (rows !== null) rows.free();
     this.rows = null;
@@ -106,10 +115,9 @@ export class NpyPrefill extends PrefillArray {
     wanted.at = this.head.start + firstCarrier(header);
     wanted.len = rowCarriers(header);
     if (wanted.at + wanted.len > this.size) return this.refuse(Reason.Size);
-    wanted.check = new RowsCheck(header);
-    wanted.rows = header.rows;
-    wanted.pieceRows = rowsInPiece(header, PIECE);
-    wanted.pieceLen = (wanted.pieceRows * header.rowBytes * 8) / 6;
+    begin(this.reader, this.examination, Leg.Prefill, header, leadOf(header.size), 0, header.rows);
+    wanted.reader = this.reader;
+    wanted.pieceLen = PIECE;
     this.wanted = wanted;
     return Progress.Done;
   }
@@ -126,9 +134,12 @@ export class NpyDecode extends DecodeArray {
   private head: ArrayHead = new ArrayHead();
   private close: ArrayClose = new ArrayClose();
   private stage: Stage = Stage.Head;
-  private rows: PromptRows | null = null;
-  /** The current array is rewritten (`Form.Tail`), overlaid (`Form.Full`) or only checked (`Form.Unknown`). */
+  private plan: RowPlan | null = null;
+  /** The current array is rewritten (`Form.Tail`), overlaid (`Form.Full`) or leaves as it came (`Form.Unknown`). */
   private current: Form = Form.Unknown;
+  /** Reads decode's own rows; those before the seam are not read. */
+  private reader: RowReader = new RowReader();
+  private reading: bool = false;
 
   /** Characters not read yet, without padding. */
   private tailLeft: u64 = 0;
@@ -146,8 +157,8 @@ export class NpyDecode extends DecodeArray {
     return Format.Npy;
   }
 
-  begin(site: Site, rows: PromptRows): bool {
-    this.rows = rows;
+  begin(site: Site, plan: RowPlan | null): bool {
+    this.plan = plan;
     this.heldFrom = <i64>site.position;
     site.scanner.enterString();
     this.head.begin(site.scanner);
@@ -170,7 +181,7 @@ export class NpyDecode extends DecodeArray {
         case Stage.Head: {
           const progress = this.head.read(scanner);
           if (progress == HeadProgress.More) return Progress.More;
-          this.reason = progress == HeadProgress.Bad ? this.head.reason : this.plan(site);
+          this.reason = progress == HeadProgress.Bad ? this.head.reason : this.prepare(site);
           if (this.reason != Reason.None) return Progress.Refused;
           this.heldFrom = -1;
           if (site.again != Form.Unknown) return Progress.More;
@@ -206,40 +217,45 @@ export class NpyDecode extends DecodeArray {
 
   free(): void {
     this.head.free();
+    this.reader.free();
   }
 
   /** The form of the array whose header was read, from what is known by now. */
-  private formOf(site: Site, header: NpyHeader, rows: PromptRows): Form {
+  private formOf(site: Site, header: NpyHeader, plan: RowPlan): Form {
     if (site.form != Form.Unknown) return site.form;
     const held = header.rows;
     const limit = site.maxTokens;
-    if (held < rows.rows) return Form.Tail;
-    if (limit >= 0 && held >= <u64>limit) return Form.Full;
+    if (held < plan.promptEnd) return Form.Tail;
+    if (limit >= 0 && held > plan.generated(max<i64>(limit, 1))) return Form.Full;
     // In a stream an event's `token_ids` are the last ones only.
     let tokens = site.events ? -1 : site.tokens;
     if (tokens <= 0 && site.choicesAsked == 1) tokens = site.counts.completion;
     if (tokens > 0) {
-      if (held == <u64>tokens - 1) return Form.Tail;
-      if (held == rows.rows + <u64>tokens - 1) return Form.Full;
+      if (held == plan.generated(tokens)) return Form.Tail;
+      if (held == plan.end(tokens)) return Form.Full;
     }
     return Form.Unknown;
   }
 
   /** The header is known: checks every precondition and puts the edits that follow from it into the rope. */
-  private plan(site: Site): Reason {
+  private prepare(site: Site): Reason {
     const header = this.head.header;
-    const rows = this.rows!;
-    if (header.dtype != rows.dtype) return Reason.Dtype;
-    if (header.layers != rows.layers) return Reason.Layers;
-    if (header.topK != rows.topK) return Reason.TopK;
-    const form = this.formOf(site, header, rows);
-    if (form == Form.Full && header.rows < rows.rows) return Reason.Rows;
-    // A tail as long as the prompt must be a full array after all, by the tokens of its choice.
-    const contradicts = !site.events && site.tokens > 0 && header.rows == rows.rows + <u64>site.tokens - 1;
-    if (form == Form.Tail && contradicts) return Reason.Rows;
     this.tailLeft = carriers(header.fileBytes) - this.head.length;
     this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
     this.mixBits = 0;
+    this.reading = false;
+    const plan = this.plan;
+    if (plan === null) return this.leave(site, header);
+    const rows = plan.rows;
+    if (header.dtype != rows.dtype) return Reason.Dtype;
+    if (header.layers != rows.layers) return Reason.Layers;
+    if (header.topK != rows.topK) return Reason.TopK;
+    const form = this.formOf(site, header, plan);
+    if (form == Form.Full && header.rows < plan.promptEnd) return Reason.Rows;
+    site.covers(form == Form.Tail ? plan.seam : plan.start, header.rows);
+    // Where the choice's tokens come before its array, a wrong count is found while nothing of the array has left.
+    const counted = !site.events && site.tokens > 0 && form != Form.Unknown;
+    if (counted && site.firstRow + site.rows != plan.end(site.tokens)) return Reason.Rows;
     this.current = form;
     if (form == Form.Unknown) {
       // In a stream it can't be waited for.
@@ -254,17 +270,46 @@ export class NpyDecode extends DecodeArray {
       site.again = form;
       return Reason.None;
     }
-    if (form == Form.Tail) {
-      site.tails++;
-      site.tailRows += header.rows;
+    let reason = Reason.None;
+    // Without rows of prefill's the array is decode's as it is.
+    if (plan.taken == 0) this.stage = Stage.Tail;
+    else if (form == Form.Full) reason = this.planOverlay(site, header, plan);
+    else reason = this.planConcatenation(site, header, plan);
+    if (reason != Reason.None) return reason;
+    if (plan.taken == 0) {
+      this.current = Form.Unknown;
+      this.readRows(site, header, plan.seam, header.rows);
     }
-    const reason =
-      form == Form.Full ? this.planOverlay(site, header, rows) : this.planConcatenation(site, header, rows);
-    if (reason == Reason.None) site.edited();
-    return reason;
+    site.edited();
+    return Reason.None;
   }
 
-  private planOverlay(site: Site, header: NpyHeader, rows: PromptRows): Reason {
+  /** Decode has served the request alone: all its rows are read, and none is edited. */
+  private leave(site: Site, header: NpyHeader): Reason {
+    const misfit = site.examination.misfits(header.layers, header.topK);
+    if (misfit != Reason.None) return misfit;
+    site.covers(0, header.rows);
+    this.current = Form.Unknown;
+    this.stage = Stage.Tail;
+    this.readRows(site, header, 0, header.rows);
+    site.edited();
+    return Reason.None;
+  }
+
+  /** From the first row of the array on, the rows are read; the header's last character may carry bits of it. */
+  private readRows(site: Site, header: NpyHeader, firstRow: u64, rows: u64): void {
+    const lead = leadOf(header.size);
+    this.openReader(site, header, lead, firstRow, rows);
+    if (lead > 0) this.reader.push(this.head.lastCharPtr, 1);
+  }
+
+  private openReader(site: Site, header: NpyHeader, lead: i32, firstRow: u64, rows: u64): void {
+    begin(this.reader, site.examination, Leg.Decode, header, lead, firstRow, rows);
+    this.reading = true;
+  }
+
+  private planOverlay(site: Site, header: NpyHeader, plan: RowPlan): Reason {
+    const rows = plan.rows;
     const lead = leadOf(header.size);
     const chars = rows.at(lead);
     if (chars === null) return Reason.Memory;
@@ -277,22 +322,23 @@ export class NpyDecode extends DecodeArray {
       store<u8>(mixed.ptr, mix(this.head.lastChar, chars.first, lead));
       site.rope.replaceOwned(start + first, 1, mixed, 1);
     }
-    const bits = (header.size + rows.bytes) * 8;
+    const bits = (header.size + plan.bytes) * 8;
     const whole = bits / 6;
-    this.mixBits = <i32>(bits % 6);
-    this.mixWith = chars.last;
+    if (!this.mixAt(chars, whole - first, <i32>(bits % 6))) return Reason.Memory;
     const replaced = whole - read;
     site.rope.replaceFrom(start + read, replaced, chars, read - first, replaced);
     this.tailLeft -= replaced;
     site.scanner.skip(replaced);
     this.stage = Stage.Overlay;
+    this.openReader(site, header, this.mixBits, plan.seam, header.rows - plan.taken);
     return Reason.None;
   }
 
-  private planConcatenation(site: Site, header: NpyHeader, rows: PromptRows): Reason {
+  private planConcatenation(site: Site, header: NpyHeader, plan: RowPlan): Reason {
+    const rows = plan.rows;
     const made = Block.alloc(WRITTEN_HEADER_BYTES * 3);
     const text = made.ptr + WRITTEN_HEADER_BYTES * 2;
-    const size = <u64>writeHeader(text, header, rows.rows + header.rows);
+    const size = <u64>writeHeader(text, header, plan.taken + header.rows);
     const lead = leadOf(size);
     const chars = rows.at(lead);
     if (chars === null) {
@@ -305,14 +351,14 @@ export class NpyDecode extends DecodeArray {
     const start = site.base + this.head.start;
     const inLead = leadOf(header.size);
     site.rope.replaceOwned(start, this.head.length, made, headChars);
-    const bits = (size + rows.bytes) * 8;
+    const bits = (size + plan.bytes) * 8;
     const whole = bits / 6;
     const from = lead > 0 ? 1 : 0;
     site.rope.replaceFrom(start + this.head.length, 0, chars, from, whole - headChars);
     const outLead = <i32>(bits % 6);
-    this.mixBits = outLead;
-    this.mixWith = chars.last;
-    const total = size + rows.bytes + header.rows * header.rowBytes;
+    if (!this.mixAt(chars, whole - (size * 8) / 6, outLead)) return Reason.Memory;
+    this.readRows(site, header, plan.seam, header.rows);
+    const total = size + plan.bytes + header.rows * header.rowBytes;
     this.outLeft = carriers(total) - whole;
     this.outPadding = encodedLength(total) - carriers(total);
     site.growth += <i64>encodedLength(total) - <i64>encodedLength(header.fileBytes);
@@ -335,6 +381,15 @@ export class NpyDecode extends DecodeArray {
     return Reason.None;
   }
 
+  /** Bits of prefill's last row go into the first character behind it: those that its character at `at` has. */
+  private mixAt(chars: RowChars, at: u64, bits: i32): bool {
+    this.mixBits = bits;
+    if (bits == 0) return true;
+    if (chars.fetch(at, 1) == 0) return false;
+    this.mixWith = load<u8>(chars.ptr);
+    return true;
+  }
+
   /** Prefill's last bits go into the first character behind its rows. */
   private mixFirst(ptr: usize): void {
     if (this.mixBits > 0) store<u8>(ptr, mix(this.mixWith, load<u8>(ptr), this.mixBits));
@@ -347,6 +402,7 @@ export class NpyDecode extends DecodeArray {
     const at = site.position;
     const ptr = scanner.cursor;
     if (!inAlphabet(ptr, ptr + take)) return stranger(scanner, take);
+    if (this.reading) this.reader.push(ptr, take);
     if (take > 0 && this.current == Form.Full && this.mixBits > 0) {
       const mixed = Block.alloc(1);
       store<u8>(mixed.ptr, load<u8>(ptr));
@@ -357,6 +413,8 @@ export class NpyDecode extends DecodeArray {
     }
     scanner.skip(take);
     this.tailLeft -= take;
+    if (this.tailLeft == 0 && this.reading) this.reader.end();
+    if (this.reading && this.reader.reason != Reason.None) return this.reader.reason;
     if (this.tailLeft > 0) return Reason.None;
     if (this.current == Form.Tail) this.endTail(site, site.position);
     else this.stage = Stage.Close;
@@ -394,4 +452,29 @@ export class NpyDecode extends DecodeArray {
     site.rope.replaceOwned(at, 0, block, 1);
     this.outLeft = 0;
   }
+}
+
+/** Ready for the rows of an array with this header, the first of them that of token `firstRow`. */
+function begin(
+  reader: RowReader,
+  examination: Examination,
+  leg: Leg,
+  header: NpyHeader,
+  lead: i32,
+  firstRow: u64,
+  rows: i64,
+): void {
+  const sentinels = leg == Leg.Prefill;
+  reader.begin(
+    examination,
+    leg,
+    header.dtype,
+    header.layers,
+    header.topK,
+    header.rowBytes,
+    lead,
+    firstRow,
+    rows,
+    sentinels,
+  );
 }

@@ -11,9 +11,12 @@ import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
 import { mix } from '../base64';
+import { Examination, Leg } from '../examination';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
+import { RowPlan } from '../row_plan';
+import { RowReader } from '../row_reader';
 import { HeldChars, PromptRows, RowChars, move } from '../rows';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
 import { Members, Reading } from './members';
@@ -23,6 +26,11 @@ const NUMBER_BYTES: usize = 20;
 
 @final
 export class ObjectPrefill extends PrefillArray {
+  /** `examination` is borrowed. */
+  constructor(private examination: Examination) {
+    super();
+  }
+
   private members: Members = new Members();
   private reading: Reading = Reading.Nothing;
   private chars: RowChars | null = null;
@@ -85,10 +93,8 @@ export class ObjectPrefill extends PrefillArray {
     rows.layers = members.layers;
     rows.topK = members.topK;
     rows.rowBytes = members.rowBytes;
-    if (rows.hasSentinel) {
-      this.reason = Reason.Sentinel;
-      return null;
-    }
+    this.reason = rows.read(this.examination);
+    if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;
   }
@@ -106,14 +112,15 @@ export class ObjectPrefill extends PrefillArray {
 export class ObjectDecode extends DecodeArray {
   private members: Members = new Members();
   private reading: Reading = Reading.Nothing;
-  private rows: PromptRows | null = null;
+  private plan: RowPlan | null = null;
+  private readonly reader: RowReader = new RowReader();
 
   get format(): Format {
     return Format.Object;
   }
 
-  begin(site: Site, rows: PromptRows): bool {
-    this.rows = rows;
+  begin(site: Site, plan: RowPlan | null): bool {
+    this.plan = plan;
     this.heldFrom = <i64>site.position;
     this.members.begin();
     return false;
@@ -137,18 +144,21 @@ export class ObjectDecode extends DecodeArray {
   }
 
   end(site: Site): Reason {
-    const reason = this.plan(site);
+    const reason = this.finish(site);
     if (reason == Reason.None) this.heldFrom = -1;
     return reason;
   }
 
   free(): void {
     this.members.free();
+    this.reader.free();
   }
 
-  private plan(site: Site): Reason {
+  private finish(site: Site): Reason {
     const members = this.members;
-    const rows = this.rows!;
+    const plan = this.plan;
+    if (plan === null) return this.leave(site);
+    const rows = plan.rows;
     if (members.dtype != rows.dtype && members.reason == Reason.None) return Reason.Dtype;
     if (members.layers > 0 && <u64>members.layers != rows.layers) return Reason.Layers;
     if (members.topK > 0 && <u64>members.topK != rows.topK) return Reason.TopK;
@@ -156,23 +166,69 @@ export class ObjectDecode extends DecodeArray {
     if (wrong != Reason.None) return wrong;
     const start = <u64>members.start;
     const end = start + <u64>members.rows;
-    if (start < rows.start || start > rows.end || end < rows.end) return Reason.Rows;
+    if (start < plan.start || start > plan.seam || end < plan.promptEnd) return Reason.Rows;
+    site.covers(start, <u64>members.rows);
+    const wronged = this.readFrom(site, plan.seam - start, plan.seam);
+    if (wronged != Reason.None) return wronged;
     const at = site.base + members.dataAt;
-    // Behind the prompt, with nothing missing in between.
-    const reason = start == rows.end ? this.prepend(site, rows, at) : this.overlay(site, rows, at, start);
+    // Behind prefill's, with nothing missing in between.
+    let reason = Reason.None;
+    if (start < plan.seam) reason = this.overlay(site, plan, at, start);
+    else if (plan.taken > 0) reason = this.prepend(site, plan, at);
     if (reason == Reason.None) site.edited();
     return reason;
   }
 
+  /** Decode has served the request alone: its rows are read, and none is edited. */
+  private leave(site: Site): Reason {
+    const members = this.members;
+    let wrong = members.judge();
+    if (wrong == Reason.None) wrong = site.examination.misfits(<u64>members.layers, <u64>members.topK);
+    if (wrong != Reason.None) return wrong;
+    site.covers(<u64>members.start, <u64>members.rows);
+    const reason = this.readFrom(site, 0, <u64>members.start);
+    if (reason == Reason.None) site.edited();
+    return reason;
+  }
+
+  /** Reads decode's rows from its `skipped`-th on, which is that of token `firstRow`. */
+  private readFrom(site: Site, skipped: u64, firstRow: u64): Reason {
+    const members = this.members;
+    const before = skipped * members.rowBytes * 8;
+    const reader = this.reader;
+    const rows = <u64>members.rows - skipped;
+    const layers = <u64>members.layers;
+    const topK = <u64>members.topK;
+    const lead = <i32>(before % 6);
+    reader.begin(
+      site.examination,
+      Leg.Decode,
+      members.dtype,
+      layers,
+      topK,
+      members.rowBytes,
+      lead,
+      firstRow,
+      rows,
+      false,
+    );
+    const from = before / 6;
+    const whole = site.rope.feed(reader, site.base + members.dataAt + from, members.run.chars - from);
+    if (!whole) return Reason.Memory;
+    reader.end();
+    return reader.reason;
+  }
+
   /** Prefill's rows from token `start` on are written over decode's. */
-  private overlay(site: Site, rows: PromptRows, at: u64, start: u64): Reason {
+  private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
+    const rows = plan.rows;
     const before = (start - rows.start) * rows.rowBytes * 8;
     // So that what is copied begins with a character of its own.
     const lead = <i32>((6 - (before % 6)) % 6);
     const chars = rows.at(lead);
     if (chars === null) return Reason.Memory;
     const from = (before + lead) / 6;
-    const bits = (rows.end - start) * rows.rowBytes * 8;
+    const bits = (plan.seam - start) * rows.rowBytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
     site.rope.replaceFrom(at, whole, chars, from, whole);
@@ -189,13 +245,14 @@ export class ObjectDecode extends DecodeArray {
   }
 
   /** Prefill's rows go before decode's. */
-  private prepend(site: Site, rows: PromptRows, at: u64): Reason {
+  private prepend(site: Site, plan: RowPlan, at: u64): Reason {
     const members = this.members;
+    const rows = plan.rows;
     const chars = rows.at(0);
     if (chars === null) return Reason.Memory;
     const held = members.run.chars;
-    const total = rows.bytes + <u64>members.rows * rows.rowBytes;
-    const bits = rows.bytes * 8;
+    const total = plan.bytes + <u64>members.rows * rows.rowBytes;
+    const bits = plan.bytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
     const left = (total * 8 + 5) / 6 - whole;
@@ -229,7 +286,7 @@ export class ObjectDecode extends DecodeArray {
         site.rope.replaceOwned(data, held + members.run.padding, tail, left + padding);
         site.growth += <i64>(whole + left + padding) - <i64>(held + members.run.padding);
       } else if (next == shape) {
-        writeNumber(site, shape, members.rowsEnd - members.rowsAt, rows.rows + <u64>members.rows);
+        writeNumber(site, shape, members.rowsEnd - members.rowsAt, plan.taken + <u64>members.rows);
       } else writeNumber(site, start, members.startEnd - members.startAt, rows.start);
       done = next;
     }

@@ -18,16 +18,19 @@ import { plainEnd as findPlainEnd } from './json/strings';
 import { DecodeResponse, Expected, Form, Treatment } from './routing/decode_response';
 import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
+import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
 import { alphabetEnd } from './routing/base64';
 import { PromptCheck } from './routing/formats/prompt_value';
 import { Format, Kind, PrefillValue, Prompt } from './routing/prompt';
+import { RowReader } from './routing/row_reader';
 import { HeldChars, ParkedChars, Parking, RowChars } from './routing/rows';
 
 export {
   carriers,
   decode as base64Decode,
+  decodeRow,
   encode as base64Encode,
   encodedLength,
   inAlphabet,
@@ -574,6 +577,77 @@ export function responseFree(): void {
   if (old !== null) old.free();
   response = null;
   events = null;
+}
+
+// ---- rows
+
+let examination = new Examination(RowCheck.Off, null);
+const rowReader = new RowReader();
+
+/** A new exchange. `layers`, `topK` and `experts` are the model's, 0 where they are not given. */
+export function examinationStart(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
+  examinationFree();
+  const known = layers + topK + experts > 0;
+  examination = new Examination(check, known ? new Model(<u64>layers, <u64>topK, <u64>experts) : null);
+}
+
+export function examinationFree(): void {
+  rowReader.free();
+  examination.free();
+}
+
+export function examinationRow(
+  leg: Leg,
+  row: f64,
+  bytes: usize,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+): Reason {
+  return examination.examineRow(leg, <i64>row, bytes, dtype, <u64>layers, <u64>topK);
+}
+
+export function examinationJudge(early: bool): Reason {
+  return examination.judge(early);
+}
+
+/** Writes where the fault is into the output. */
+export function examinationDescribe(): void {
+  const text = String.UTF8.encode(examination.describe());
+  output.write(changetype<usize>(text), text.byteLength);
+}
+
+export function rowsStart(
+  leg: Leg,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+  rowBytes: f64,
+  lead: i32,
+  firstRow: f64,
+  rows: f64,
+  sentinels: bool,
+): void {
+  rowReader.begin(
+    examination,
+    leg,
+    dtype,
+    <u64>layers,
+    <u64>topK,
+    <u64>rowBytes,
+    lead,
+    <i64>firstRow,
+    <i64>rows,
+    sentinels,
+  );
+}
+
+export function rowsPush(ptr: usize, len: usize): Reason {
+  return rowReader.push(ptr, len);
+}
+
+export function rowsEnd(): Reason {
+  return rowReader.end();
 }
 
 // ---- requests

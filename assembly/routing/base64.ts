@@ -158,6 +158,24 @@ export function decode(src: usize, chars: usize, dst: usize): usize {
   return dst - start;
 }
 
+/**
+ * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`, all of the alphabet, to
+ * `dst`. Reads no character behind theirs and writes nothing behind `dst + len`.
+ */
+export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
+  const end = dst + len;
+  // Up to two bytes, then four characters are three bytes.
+  if (lead == 2 && dst < end) {
+    store<u8>(dst++, <u8>((valueOf(load<u8>(src)) << 4) | (valueOf(load<u8>(src, 1)) >> 2)));
+    if (dst < end) store<u8>(dst++, <u8>((valueOf(load<u8>(src, 1)) << 6) | valueOf(load<u8>(src, 2))));
+    src += 3;
+  } else if (lead == 4 && dst < end) {
+    store<u8>(dst++, <u8>((valueOf(load<u8>(src)) << 6) | valueOf(load<u8>(src, 1))));
+    src += 2;
+  }
+  decode(src, <usize>carriers(<u64>(end - dst)), dst);
+}
+
 /** Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits; returns the end. */
 export function encode(src: usize, len: usize, dst: usize): usize {
   let bits: u32 = 0;

@@ -28,6 +28,8 @@ export const enum Reason {
   Ambiguous,
   /** Prefill failed when decode had begun. */
   Prefill,
+  /** No router gives such rows. */
+  Experts,
   /** Not a reason: how many there are. */
   Count,
 }
@@ -83,6 +85,8 @@ export function reasonToken(reason: Reason): string {
       return 'ambiguous';
     case Reason.Prefill:
       return 'prefill';
+    case Reason.Experts:
+      return 'experts';
     default:
       return 'none';
   }
@@ -139,6 +143,8 @@ export function reasonText(reason: Reason): string {
       return 'the decode array may hold all rows or only the generated ones';
     case Reason.Prefill:
       return 'decode has answered without what prefill was asked for';
+    case Reason.Experts:
+      return 'a row names experts that a router cannot have given';
     default:
       return '';
   }

@@ -19,16 +19,19 @@ import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { DecodeResponse, Expected, Form, Treatment } from './routing/decode_response';
 import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
+import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
 import { alphabetEnd } from './routing/base64';
 import { PromptCheck } from './routing/formats/prompt_value';
 import { Format, Kind, PrefillValue, Prompt } from './routing/prompt';
+import { RowReader } from './routing/row_reader';
 import { HeldChars, ParkedChars, Parking, RowChars } from './routing/rows';
 
 export {
   carriers,
   decode as base64Decode,
+  decodeRow,
   encode as base64Encode,
   encodedLength,
   inAlphabet,
@@ -249,30 +252,10 @@ export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK:
 
 // ---- prefill's reply
 
+/** What checked rows of the exchange say. */
+let examination = new Examination(RowCheck.Off, null);
 let reply: PrefillReply | null = null;
 let prompt: Prompt = new Prompt();
-
-let examination: Examination = new Examination(RowCheck.Off, null);
-
-/** How rows of the replies to come are checked, and the model that they are of; 0 layers: not given. */
-export function examineRows(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
-  examination.free();
-  const model = layers > 0 ? new Model(<u64>layers, <u64>topK, <u64>experts) : null;
-  examination = new Examination(check, model);
-}
-
-/** Where the fault is that was found. */
-export function faultRow(): f64 {
-  return <f64>examination.row;
-}
-
-export function faultLayer(): f64 {
-  return <f64>examination.layer;
-}
-
-export function faultLeg(): Leg {
-  return examination.leg;
-}
 
 /** Whether the row of the last prompt token is decode's, of the replies to come. */
 export function keepLastRow(decodes: bool): void {
@@ -604,6 +587,77 @@ export function responseFree(): void {
   if (old !== null) old.free();
   response = null;
   events = null;
+}
+
+// ---- rows
+
+const rowReader = new RowReader();
+
+/** A new exchange. `layers`, `topK` and `experts` are the model's, 0 where they are not given. */
+export function examinationStart(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
+  examinationFree();
+  const known = layers + topK + experts > 0;
+  examination = new Examination(check, known ? new Model(<u64>layers, <u64>topK, <u64>experts) : null);
+}
+
+export function examinationFree(): void {
+  rowReader.free();
+  examination.free();
+}
+
+export function examinationRow(
+  leg: Leg,
+  row: f64,
+  bytes: usize,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+): Reason {
+  return examination.examineRow(leg, <i64>row, bytes, dtype, <u64>layers, <u64>topK);
+}
+
+export function examinationJudge(early: bool): Reason {
+  return examination.judge(early);
+}
+
+/** Writes where the fault is into the output. */
+export function examinationDescribe(): void {
+  const text = String.UTF8.encode(examination.describe());
+  output.write(changetype<usize>(text), text.byteLength);
+}
+
+export function rowsStart(
+  leg: Leg,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+  rowBytes: f64,
+  lead: i32,
+  firstRow: f64,
+  rows: f64,
+  sentinels: bool,
+): void {
+  rowReader.begin(
+    examination,
+    leg,
+    dtype,
+    <u64>layers,
+    <u64>topK,
+    <u64>rowBytes,
+    lead,
+    <i64>firstRow,
+    <i64>rows,
+    sentinels,
+  );
+}
+
+export function rowsPush(ptr: usize, len: usize): Reason {
+  rowReader.push(ptr, len);
+  return rowReader.reason;
+}
+
+export function rowsEnd(): Reason {
+  return rowReader.end();
 }
 
 // ---- requests

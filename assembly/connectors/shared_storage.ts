@@ -1,11 +1,11 @@
 // Connectors over a store that both engines share (ExampleConnector, LMCache): nothing is handed over in the request.
 
 import { Ascii } from '../bytes/ascii';
-import { DECIMAL_BYTES, Text } from '../bytes/text';
+import { Text } from '../bytes/text';
 import { Connector, zeroCacheHitThreshold } from './connector';
 import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
-import { Session } from './session';
+import { RANDOM_BYTES, Session } from './session';
 
 // A tag is part of every key under which LMCache looks for and stores chunks, and its value may have no `%` and no `@`
 // (lmcache/utils.py, CacheEngineKey). What is stored under a tag of one request is never found again: it is not stored.
@@ -33,8 +33,8 @@ export class SharedStorage extends Connector {
 
   /** LMCache's multiprocess connector has the salt in its keys, the one inside vLLM these tags, ExampleConnector neither. */
   alone(rewrite: Rewrite, session: Session): void {
-    const params = new Text(TAG.len + DECIMAL_BYTES + NOT_SAVED.len);
-    const value = session.keep(params.add(TAG).decimal(load<u64>(session.randomPtr)).add(NOT_SAVED).end());
+    const params = new Text(TAG.len + 2 * RANDOM_BYTES + NOT_SAVED.len);
+    const value = session.keep(params.add(TAG).hex(session.randomPtr, RANDOM_BYTES).add(NOT_SAVED).end());
     rewrite.set(Field.KvTransferParams, value.ptr, value.len);
   }
 }

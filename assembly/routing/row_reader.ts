@@ -237,7 +237,7 @@ export class RowReader extends Reader {
     const start = this.at - <i64>this.rowBits;
     const lead = <i32>(start % 6);
     if (!this.last.begin(this.rowChars, lead)) return this.fail(Reason.Memory);
-    this.last.add(ptr + <usize>(start / 6), (lead + this.rowBits + 5) / 6);
+    this.last.add(ptr + <usize>(start / 6), (<usize>lead + this.rowBits + 5) / 6);
     this.lastRow = <i64>this.row - 1;
     return true;
   }

@@ -130,9 +130,9 @@ export function reasonText(reason: Reason): string {
     case Reason.Shape:
       return 'the shape does not have the three dimensions rows, layers, top_k';
     case Reason.Layers:
-      return 'the number of layers differs between the legs';
+      return "the number of layers differs between the legs, or is not the configured model's";
     case Reason.TopK:
-      return 'top_k differs between the legs';
+      return "top_k differs between the legs, or is not the configured model's";
     case Reason.Rows:
       return 'the decode array does not have the rows that were asked for';
     case Reason.Prompt:

@@ -111,6 +111,8 @@ export class NpyPrefill extends PrefillArray {
   private askForRows(): Progress {
     const header = this.head.header;
     if (header.rows == 0) return this.refuse(Reason.Prompt);
+    const misfit = this.examination.misfits(header.layers, header.topK);
+    if (misfit != Reason.None) return this.refuse(misfit);
     const wanted = new Wanted();
     wanted.at = this.head.start + firstCarrier(header);
     wanted.len = rowCarriers(header);

@@ -112,6 +112,8 @@ export class DecodeResponse extends Site {
   private readonly lists: RowLists;
   /** The value that is being read is nested lists. */
   private listed: bool = false;
+  /** Rows of decode's own `prompt_routed_experts`; -1: it has none. */
+  private promptRows: i64 = -1;
 
   private list: bool = false;
   private element: i32 = -1;
@@ -540,14 +542,14 @@ export class DecodeResponse extends Site {
       case Place.Array:
       case Place.Raw:
       case Place.ChoiceRaw:
-        if (array !== null) this.endArray(array);
-        else if (this.listed) this.endLists();
+        if (array !== null) this.endArray(array, place);
+        else if (this.listed) this.endLists(place);
         break;
       case Place.PromptExperts:
       case Place.ChoicePromptExperts:
         if (this.alone === null) break;
-        if (array !== null) this.endArray(array);
-        else if (this.listed) this.endLists();
+        if (array !== null) this.endArray(array, place);
+        else if (this.listed) this.endLists(place);
         break;
       case Place.Shape:
         if (array !== null) array.onValueEnd(this, place);
@@ -590,13 +592,13 @@ export class DecodeResponse extends Site {
     }
   }
 
-  private endArray(array: DecodeArray): void {
+  private endArray(array: DecodeArray, place: Place): void {
     const held = array.heldFrom >= 0;
     let reason = array.end(this);
     if (reason == Reason.None) reason = this.examination.judge();
     if (reason == Reason.None) {
       // What is not decided is read again, and what is deferred is counted with its element.
-      if (this.undecided == 0 && this.deferred.length == 0) this.countRows();
+      if (this.undecided == 0 && this.deferred.length == 0) this.countRows(place);
       this.array = null;
       return;
     }
@@ -608,18 +610,25 @@ export class DecodeResponse extends Site {
   }
 
   /** Nested lists have ended: generated rows of decode's, or where it served the request alone the prompt's, too. */
-  private endLists(): void {
+  private endLists(place: Place): void {
     this.listed = false;
     let reason = this.lists.reason;
     if (reason == Reason.None) reason = this.examination.judge();
     if (reason != Reason.None) return this.refuse(reason);
     this.covers(0, this.lists.rows);
-    this.countRows();
+    this.countRows(place);
   }
 
   /** The array that has ended, by the tokens of its prompt where prefill has told them. */
-  private countRows(): void {
+  private countRows(place: Place): void {
     const prompt = this.expected.prompt;
+    if (place == Place.PromptExperts || place == Place.ChoicePromptExperts) {
+      // One value for each choice, or for all of them.
+      const rows = <i64>this.rows;
+      if (this.promptRows >= 0 && this.promptRows != rows) this.refuse(Reason.Rows);
+      this.promptRows = rows;
+      return;
+    }
     if (this.alone !== null) return this.counter.add(this.firstRow, this.rows, -1);
     if (prompt.format == Format.Prompt)
       return this.counter.add(prompt.promptEnd, this.rows, prompt.promptEnd);
@@ -746,14 +755,22 @@ export class DecodeResponse extends Site {
   private endAlone(alone: Alone): void {
     if (!this.list) this.checkElement();
     this.checkCached();
-    if (this.list || this.events || !alone.counted || this.counter.arrays != this.choicesInDocument) return;
+    const counter = this.counter;
+    const whole = counter.arrays > 0 && counter.arrays == this.choicesInDocument;
+    if (this.list || this.events || !alone.counted || !whole) return;
     const counts = this.counts;
     // Prompts share nothing of a choice: each has as many samples as the others.
     if (counts.differ) return this.refuse(Reason.Prompt);
     const prompts = this.expected.prompts;
-    if (!this.counter.matchesAlone(counts.prompt, counts.completion, prompts, alone.start)) {
-      this.refuse(Reason.Rows);
+    let good: bool;
+    if (this.promptRows < 0)
+      good = counter.matchesAlone(counts.prompt, counts.completion, prompts, alone.start);
+    else {
+      // The prompt's rows stand apart, and an array has the generated ones.
+      const prompt = prompts > 1 || counts.prompt < 0 || counts.prompt == this.promptRows;
+      good = prompt && counter.matchesAlone(0, counts.completion, prompts, 0);
     }
+    if (!good) this.refuse(Reason.Rows);
   }
 
   /** The form of all arrays together, from the number of tokens of all choices. */

@@ -189,7 +189,7 @@ export function expected(arrays: Rows[], reading: Reading = {}): Fault {
     const size = rowBytes(shape);
     const rows = data.length / size;
     const known = !shapeless || (model.layers === shape.layers && model.topK === shape.topK);
-    const topK = known ? shape.topK : 0;
+    const topK = shapeless ? (model.topK ?? 0) : shape.topK;
     const examined = new Set(known ? sampled(check, rows, !unknown) : []);
     for (let row = 0; row < rows; row++) {
       const bytes = data.subarray(row * size, (row + 1) * size);

@@ -8,7 +8,7 @@
 
 import { Block, fits } from '../bytes/block';
 import { decodeRow } from './base64';
-import { Distinct, isZero } from './distinct';
+import { Distinct, firstStranger, isZero, roomFor } from './distinct';
 import { Dtype, itemSize } from './npy';
 import { Reason } from './reason';
 
@@ -170,10 +170,10 @@ export class Examination {
    * Returns a fault that no other row excuses, or `Memory`.
    */
   examineChars(leg: Leg, row: i64, chars: usize, lead: i32, dtype: Dtype, layers: u64, topK: u64): Reason {
-    const size = <usize>(layers * topK * itemSize(dtype));
-    const bytes = this.room(size);
+    const ids = <usize>(layers * topK);
+    const bytes = this.room(dtype, ids);
     if (bytes == 0) return this.fail(Reason.Memory, leg, row, -1);
-    decodeRow(chars, lead, bytes, size);
+    decodeRow(chars, lead, bytes, ids * <usize>itemSize(dtype));
     return this.classify(leg, row, bytes, dtype, <usize>layers, <usize>topK);
   }
 
@@ -186,7 +186,7 @@ export class Examination {
     const size = <usize>(layers * topK * itemSize(dtype));
     if (this.refusesZeros(topK) && isZero(bytes, size)) return this.zeroRow(leg, row);
     if (!this.examines(layers, topK)) return this.certain;
-    const copy = this.room(size);
+    const copy = this.room(dtype, <usize>(layers * topK));
     if (copy == 0) return this.fail(Reason.Memory, leg, row, -1);
     memory.copy(copy, bytes, size);
     return this.classify(leg, row, copy, dtype, <usize>layers, <usize>topK);
@@ -243,29 +243,29 @@ export class Examination {
     this.layer = layer;
   }
 
-  /** Room for `size` bytes, and for a vector behind them; 0 when memory is short. */
-  private room(size: usize): usize {
+  /** Room for a row of `n` ids; 0 when memory is short. */
+  private room(dtype: Dtype, n: usize): usize {
+    const size = roomFor(dtype, n);
     let scratch = this.scratch;
-    if (scratch !== null) {
-      if (scratch.len >= size + 16) return scratch.ptr;
-      scratch.free();
+    if (scratch === null || scratch.len < size) {
+      if (scratch !== null) scratch.free();
       this.scratch = null;
+      if (!fits(size)) return 0;
+      scratch = Block.alloc(size);
+      this.scratch = scratch;
     }
-    if (!fits(size + 16)) return 0;
-    scratch = Block.alloc(size + 16);
-    this.scratch = scratch;
     return scratch.ptr;
   }
 
-  /** Counts what the layers of a row are; `bytes` has room for a vector behind the row. */
+  /** Counts what the layers of a row are, which lies in `room`. */
   private classify(leg: Leg, row: i64, bytes: usize, dtype: Dtype, layers: usize, topK: usize): Reason {
     if (this.certain != Reason.None) return this.certain;
     const tally = leg == Leg.Prefill ? this.prefill : this.decode;
     const distinct = this.distinct;
     const experts = this.experts;
     if (experts > 0) {
-      const above = distinct.firstAbove(bytes, dtype, layers * topK, experts);
-      if (above >= 0) return this.fail(Reason.Experts, leg, row, above / <i64>topK);
+      const stranger = firstStranger(bytes, dtype, layers * topK, experts);
+      if (stranger >= 0) return this.fail(Reason.Experts, leg, row, stranger / <i64>topK);
     }
     if (topK == 1) return Reason.None;
     tally.rows++;

@@ -120,6 +120,25 @@ test('decode and encode do what Buffer does, without padding', () => {
   });
 });
 
+test('decodeRow reads bytes at any lead, and neither reads nor writes behind them', () => {
+  withSeeds(300, (random) => {
+    const lead = random.pick([0, 2, 4]);
+    const bytes = random.bytes(random.pick([random.below(40), random.below(400)]));
+    // Bytes before them that end in the middle of a character, and others behind them.
+    const before = lead / 2;
+    const text = Buffer.concat([random.bytes(before), bytes, random.bytes(3)]).toString('base64');
+    const chars = text.slice(lead === 0 ? 0 : before, Math.ceil(((before + bytes.length) * 8) / 6));
+    const size = chars.length + 64;
+    const ptr = lend(
+      Buffer.concat([Buffer.from(chars.padEnd(size, '"')), Buffer.alloc(bytes.length + 64, 0x5a)]),
+    );
+    wasm['decodeRow']!(ptr, lead, ptr + size, bytes.length);
+    const out = peek(ptr + size, bytes.length + 64);
+    expect(out.subarray(0, bytes.length).toString('hex')).toBe(bytes.toString('hex'));
+    expect(out.subarray(bytes.length).every((byte) => byte === 0x5a)).toBe(true);
+  });
+});
+
 test('encodedLength, carriers and leadOf follow from the number of bytes', () => {
   for (let n = 0; n < 400; n++) {
     const text = Buffer.alloc(n).toString('base64');

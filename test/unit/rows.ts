@@ -189,7 +189,7 @@ export function expected(arrays: Rows[], reading: Reading = {}): Fault {
     const size = rowBytes(shape);
     const rows = data.length / size;
     const known = !shapeless || (model.layers === shape.layers && model.topK === shape.topK);
-    const topK = known ? shape.topK : 0;
+    const topK = shapeless ? (model.topK ?? 0) : shape.topK;
     const examined = new Set(known ? sampled(check, rows, !unknown) : []);
     for (let row = 0; row < rows; row++) {
       const bytes = data.subarray(row * size, (row + 1) * size);
@@ -241,13 +241,14 @@ export function readRows({ leg, first, shape, data }: Rows, reading: Reading, ra
   const rows = unknown ? -1 : data.length / size;
   wasm['rowsStart']!(leg, DTYPE_IDS[shape.dtype], layers, topK, size, lead, first, rows, +sentinels);
   const text = Buffer.from(charsOf(data, lead, random));
-  const piece = Math.max(...pieces);
+  // What lies before and behind a piece must decide nothing.
+  const around = Buffer.alloc(32, random.pick(['A', '/', '"', 'Q']));
   for (let at = 0, i = 0; at < text.length; i++) {
     const len = Math.min(pieces[Math.min(i, pieces.length - 1)]!, text.length - at);
-    const ptr = lend(text.subarray(at, at + len));
-    const reason = wasm['rowsPush']!(ptr, len);
+    const ptr = lend(Buffer.concat([around, text.subarray(at, at + len), around]));
+    const reason: Reason = wasm['rowsPush']!(ptr + around.length, len);
     // A piece is gone after the call.
-    view(ptr, Math.min(len, piece)).fill(0x41);
+    view(ptr, len + 2 * around.length).fill(random.pick([0x41, 0x2f, 0x51]));
     if (reason !== Reason.None) return reason;
     at += len;
   }

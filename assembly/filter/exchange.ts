@@ -935,9 +935,9 @@ export class Exchange extends StreamContext implements HeldHead {
       if (this.isForeign(Reason.Json)) return this.letGo(Outcome.Local, Reason.None, 0, endOfStream);
       return this.unmergeable(Reason.Json, 0, endOfStream);
     }
-    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
-    const nothing = this.expected.prompt.isEmpty;
-    const open = nothing || response.planned;
+    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes, and other
+    // values of prefill's are put in where their place is.
+    const open = this.expected.prompt.lacksRouting || response.planned;
     const ready = this.nulling || (open && response.decided);
     if (ready && this.received > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {

@@ -183,9 +183,11 @@ function fixedPaths(api: Api): Paths {
       .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
       .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
   }
+  // A member of chat alone: vLLM and SGLang ignore it in a completion, and it says nothing of its length there
+  // (CompletionRequest of vllm/entrypoints/openai/completion/protocol.py and of sglang/srt/entrypoints/openai/protocol.py).
+  if (api == Api.Chat) paths.add('max_completion_tokens', Field.MaxCompletionTokens);
   return paths
     .add('max_tokens', Field.MaxTokens)
-    .add('max_completion_tokens', Field.MaxCompletionTokens)
     .add('min_tokens', Field.MinTokens)
     .add('n', Field.N)
     .add('prompt', Field.Prompt)

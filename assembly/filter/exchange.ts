@@ -202,7 +202,8 @@ export class Exchange extends StreamContext implements HeldHead {
       return HeadersStatus.Continue;
     }
     this.state = State.Collecting;
-    if (endpointHeader !== null) this.takeEndpoint();
+    if (this.head!.encoded) this.refuseEncoding();
+    if (endpointHeader !== null && this.state == State.Collecting) this.takeEndpoint();
     if (this.config.passHeads && this.state == State.Collecting) {
       this.passRequestHead();
       return HeadersStatus.Continue;
@@ -220,6 +221,19 @@ export class Exchange extends StreamContext implements HeldHead {
     const id = newRequestId();
     this.requestId = id;
     replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+  }
+
+  /**
+   * What is inside can't be read, and an engine, or a decompressor behind this filter, would unpack it: with parameters in it
+   * that only the filter may set.
+   */
+  private refuseEncoding(): void {
+    this.answer(
+      415,
+      'the request has a content-encoding, which the filter does not read: send it without one, or let a ' +
+        'decompressor (envoy.filters.http.decompressor) stand before this filter',
+      Reason.None,
+    );
   }
 
   answerHeldHead(): void {
@@ -921,9 +935,9 @@ export class Exchange extends StreamContext implements HeldHead {
       if (this.isForeign(Reason.Json)) return this.letGo(Outcome.Local, Reason.None, 0, endOfStream);
       return this.unmergeable(Reason.Json, 0, endOfStream);
     }
-    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
-    const nothing = this.expected.prompt.isEmpty;
-    const open = nothing || response.planned;
+    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes, and other
+    // values of prefill's are put in where their place is.
+    const open = this.expected.prompt.lacksRouting || response.planned;
     const ready = this.nulling || (open && response.decided);
     if (ready && this.received > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {

@@ -33,6 +33,8 @@ export class RequestHead {
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
+  /** The body is compressed, or in another coding that the filter does not read. */
+  encoded: bool = false;
   /** The first endpoint that the endpoint header names, without white space around it; 0 when it names none. */
   endpointPtr: usize = 0;
   endpointLen: usize = 0;
@@ -61,6 +63,8 @@ export class RequestHead {
       else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
       else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
       else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
+      else if (reader.is(CONTENT_ENCODING) && isEncoded(reader.valuePtr, reader.valueLen))
+        head.encoded = true;
     }
     // SGLang takes both for the same.
     head.posts = post || (put && head.api == Api.Native);
@@ -111,13 +115,25 @@ export class ResponseHead {
         head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
         head.json = startsWithIgnoreCase(ptr, len, APPLICATION_JSON);
       } else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
-      else if (reader.is(CONTENT_ENCODING) && len > 0 && !equalsIgnoreCase(ptr, len, IDENTITY)) {
-        head.encoded = true;
-      }
+      else if (reader.is(CONTENT_ENCODING) && isEncoded(ptr, len)) head.encoded = true;
     }
     pairs.free();
     return head;
   }
+}
+
+/** Whether a `content-encoding` lists anything but `identity` (RFC 9110, sections 8.4.1 and 5.6.1: empty items say nothing). */
+function isEncoded(ptr: usize, len: usize): bool {
+  const end = ptr + len;
+  for (let at = ptr; at < end; at++) {
+    let from = at;
+    while (at < end && load<u8>(at) != 0x2c) at++;
+    let to = at;
+    while (from < to && isSpace(load<u8>(from))) from++;
+    while (from < to && isSpace(load<u8>(to - 1))) to--;
+    if (from < to && !equalsIgnoreCase(from, to - from, IDENTITY)) return true;
+  }
+  return false;
 }
 
 /** Optional white space of a header's value (RFC 9110, section 5.6.3). */

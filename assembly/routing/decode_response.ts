@@ -222,6 +222,11 @@ export class DecodeResponse extends Site {
     this.counts.reset();
   }
 
+  /** What is said to be a stream of events is none, and a client that reads it all the same may find arrays in it. */
+  refuseBody(): void {
+    this.refuse(Reason.Format);
+  }
+
   /** Whether no document has begun that has not ended. */
   get betweenDocuments(): bool {
     return this.complete || this.scanner.offset == 0;
@@ -300,6 +305,8 @@ export class DecodeResponse extends Site {
       case Place.Root:
         this.list = scanner.first == 0x5b;
         if (!this.list && scanner.first != 0x7b) this.refuse(Reason.Json);
+        // No engine has events of several elements, of which prefill's rows would be for one each.
+        if (this.list && this.events && this.alone === null) this.refuse(Reason.Format);
         break;
       case Place.Element:
         this.element++;

@@ -93,9 +93,9 @@ export class Prompt {
     return this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
   }
 
-  /** Whether nothing is there to be put into a response. */
-  get isEmpty(): bool {
-    return this.format == Format.None && this.missing == Reason.Missing && this.values.length == 0;
+  /** Whether prefill's reply had no routing; it may have had other values. */
+  get lacksRouting(): bool {
+    return this.format == Format.None && this.missing == Reason.Missing;
   }
 
   /** Bytes of rows that are taken for a response with so many arrays. */

@@ -110,7 +110,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Duplicate:
       return 'a key on the way to the array occurs twice';
     case Reason.Format:
-      return 'the value is not one that an array has';
+      return 'the value is not one that an array has, or a stream is not one of events with an object each';
     case Reason.Mixed:
       return 'the legs returned routing in different formats';
     case Reason.Base64:

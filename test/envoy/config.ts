@@ -30,6 +30,8 @@ export interface EnvoyOptions {
   streamIdleTimeoutMs?: number;
   /** `allow_on_headers_stop_iteration`; false leaves it away, as a WasmPlugin does. Default: true. */
   headsCanStop?: boolean;
+  /** A decompressor of gzip before the filter. Default: none. */
+  decompress?: boolean;
   failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
   /** Default: `build/filter.wasm`. */
   wasmPath?: string;
@@ -172,6 +174,7 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
                 : { stream_idle_timeout: milliseconds(streamIdleTimeoutMs) }),
               access_log: [accessLog(files.accessLog)],
               http_filters: [
+                ...(options.decompress ? [decompressor()] : []),
                 { name: 'envoy.filters.http.wasm', typed_config: wasmFilter(spec.config, options, wasmPath) },
                 {
                   name: 'envoy.filters.http.router',
@@ -206,6 +209,20 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
 }
 
 const milliseconds = (ms: number) => `${ms / 1000}s`;
+
+/** Takes `content-encoding` and the length away with the coding. */
+const decompressor = () => ({
+  name: 'envoy.filters.http.decompressor',
+  typed_config: {
+    '@type': 'type.googleapis.com/envoy.extensions.filters.http.decompressor.v3.Decompressor',
+    decompressor_library: {
+      name: 'gzip',
+      typed_config: {
+        '@type': 'type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip',
+      },
+    },
+  },
+});
 
 function accessLog(path: string) {
   const json_format: Record<keyof LogLine, string> = {

@@ -48,7 +48,7 @@ const TEXT: Record<string, string> = {
   encoding: 'the decode response is compressed',
   hold: 'no array was found in the first max_hold_bytes of the decode response',
   duplicate: 'a key on the way to the array occurs twice',
-  format: 'the value is not one that an array has',
+  format: 'the value is not one that an array has, or a stream is not one of events with an object each',
   mixed: 'the legs returned routing in different formats',
   base64: 'the string is not plain base64',
   size: 'the data is not as long as its header or shape announces',

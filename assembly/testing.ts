@@ -244,10 +244,9 @@ export function npyTopK(): f64 {
 /** Writes a header at `ptr`, which has room for 256 bytes. */
 export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK: f64): usize {
   const like = new NpyHeader();
-  like.dtype = dtype;
   like.layers = <u64>layers;
   like.topK = <u64>topK;
-  return writeHeader(ptr, like, <u64>rows);
+  return writeHeader(ptr, like, dtype, <u64>rows);
 }
 
 // ---- prefill's reply

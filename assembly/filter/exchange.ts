@@ -760,7 +760,10 @@ export class Exchange extends StreamContext implements HeldHead {
     this.openHeld();
     if (!this.config.passHeads) return HeadersStatus.StopIteration;
     removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
-    if (this.mayGrow || this.expected.tail) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    // Nothing of decode's arrays is known yet, of a single one neither.
+    const prompt = this.expected.prompt;
+    if (this.mayGrow || this.expected.tail || prompt.mayWiden)
+      removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
     else this.promises(0);
     this.headless = true;
     return HeadersStatus.Continue;
@@ -1052,7 +1055,9 @@ export class Exchange extends StreamContext implements HeldHead {
     const prompt = this.expected.prompt;
     // An object says itself whether it has generated rows only, whatever was asked for.
     const tails = this.expected.tail || prompt.format == Format.Object;
-    return this.nulling || prompt.values.length > 0 || (tails && this.expected.choices != 1);
+    // Of several arrays one may be widened, whatever the first one was.
+    const grows = tails || prompt.mayWiden;
+    return this.nulling || prompt.values.length > 0 || (grows && this.expected.choices != 1);
   }
 
   /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */

@@ -1,5 +1,6 @@
 // What prefill knows and decode does not: the prompt's rows, and members of its reply that take the place of decode's.
 
+import { Dtype } from './npy';
 import { Reason } from './reason';
 import { RowPlan } from './row_plan';
 import { RowChars } from './rows';
@@ -96,6 +97,14 @@ export class Prompt {
   /** Whether prefill's reply had no routing; it may have had other values. */
   get lacksRouting(): bool {
     return this.format == Format.None && this.missing == Reason.Missing;
+  }
+
+  /** Whether an array of decode's may be in a narrower dtype than prefill's, and grow when it is widened. */
+  get mayWiden(): bool {
+    if (this.format != Format.Npy && this.format != Format.Object) return false;
+    const plans = this.plans;
+    for (let i = 0; i < plans.length; i++) if (plans[i].rows.dtype != Dtype.U1) return true;
+    return false;
   }
 
   /** Bytes of rows that are taken for a response with so many arrays. */

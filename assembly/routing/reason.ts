@@ -126,7 +126,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Order:
       return 'the array is in Fortran order';
     case Reason.Dtype:
-      return 'the dtype is not an 8, 16 or 32 bit integer that engines use, or differs between the legs';
+      return 'the dtype is not an 8, 16 or 32 bit integer that engines use';
     case Reason.Shape:
       return 'the shape does not have the three dimensions rows, layers, top_k';
     case Reason.Layers:

@@ -5,6 +5,7 @@
 // Rows are numbered by token position; N is the number of tokens, prompt and generated, and the last token of all has no
 // row, since nobody has forwarded it. A leg's array covers a range of positions of its own, [start, start + rows).
 
+import { Dtype, itemSize } from './npy';
 import { PromptRows } from './rows';
 
 
@@ -36,9 +37,14 @@ export class RowPlan {
     return this.seam - this.rows.start;
   }
 
-  /** Bytes of these. */
+  /** Bytes of these, as prefill sent them. */
   get bytes(): u64 {
     return this.taken * this.rows.rowBytes;
+  }
+
+  /** Bytes of a row in another dtype, of formats that tell the shape. */
+  rowBytesIn(dtype: Dtype): u64 {
+    return this.rows.layers * this.rows.topK * itemSize(dtype);
   }
 
   /** Rows of decode's from the seam on that a choice of so many generated tokens has (at least one). */

@@ -7,6 +7,7 @@ import { Examination, Leg } from './examination';
 import { Dtype, NpyHeader, itemSize } from './npy';
 import { Reason } from './reason';
 import { RowReader } from './row_reader';
+import { WIDEN_CHUNK, Widener } from './widen';
 
 /** A place outside the VM's memory for pieces of rows. */
 export abstract class Parking {
@@ -163,6 +164,67 @@ export class SliceChars extends RowChars {
   free(): void {}
 }
 
+/** What `WideChars` fetched last, of all of them; allocated when it is needed. */
+let wideText: usize = 0;
+/** A chunk four times as wide, and what was left before it. */
+const WIDE_TEXT_BYTES: usize = WIDEN_CHUNK * 4 + 256;
+
+/** Rows (borrowed) in a wider dtype, made anew whenever they are fetched: they take no memory. */
+@final
+export class WideChars extends RowChars {
+  private readonly widener: Widener = new Widener();
+
+  /** The rows begin `from` bits into `narrow`, and `lead` bits into these; `bytes` is what they have in `to`. */
+  constructor(
+    private narrow: RowChars,
+    private from: i32,
+    private dtype: Dtype,
+    readonly to: Dtype,
+    readonly lead: i32,
+    bytes: u64,
+  ) {
+    super();
+    this.length = (bytes * 8 + lead + 5) / 6;
+  }
+
+  get held(): bool {
+    return false;
+  }
+
+  protected keep(piece: Block): bool {
+    return false;
+  }
+
+  fetch(offset: u64, len: u64): u64 {
+    if (wideText == 0) wideText = heap.alloc(WIDE_TEXT_BYTES);
+    const widener = this.widener;
+    const narrow = this.narrow;
+    const lead = <u64>this.lead;
+    // From the last id on that begins with this character, or before it.
+    const bits = itemSize(this.to) * 8;
+    const id = offset * 6 > lead ? (offset * 6 - lead) / bits : 0;
+    const begins = lead + id * bits;
+    const source = <u64>this.from + id * itemSize(this.dtype) * 8;
+    widener.begin(this.dtype, this.to, <i32>(source % 6), <i32>(begins % 6), 0x41);
+    widener.out = wideText;
+    this.ptr = wideText + <usize>(offset - begins / 6);
+    const most = min<u64>(offset - begins / 6 + len + 8, WIDEN_CHUNK);
+    for (let at = source / 6; widener.out <= this.ptr;) {
+      if (at >= narrow.length) {
+        widener.end();
+        break;
+      }
+      const got = narrow.fetch(at, min(most, narrow.length - at));
+      if (got == 0) return 0;
+      widener.push(narrow.ptr, <usize>got);
+      at += got;
+    }
+    return widener.out > this.ptr ? min(len, <u64>(widener.out - this.ptr)) : 0;
+  }
+
+  free(): void {}
+}
+
 /**
  * Prompt rows of prefill, of shape (rows, layers, top_k), for the tokens from `start` on. The first character may carry
  * `lead` bits of something else before them, the last one anything behind.
@@ -177,9 +239,13 @@ export class PromptRows {
   layers: u64 = 0;
   topK: u64 = 0;
   rowBytes: u64 = 0;
+  /** Of an object: its dtype is named as in a .npy header, not as NumPy names it. */
+  coded: bool = false;
 
   /** By lead / 2: the same rows at another bit position, made when an array needs it. */
   private aligned: StaticArray<RowChars | null> = [null, null, null];
+  /** The same rows in wider dtypes, as arrays needed them. */
+  private wide: WideChars[] = [];
 
   /** Takes over `chars`, which have been checked. */
   constructor(
@@ -250,6 +316,20 @@ export class PromptRows {
     return chars;
   }
 
+  /** The same in `dtype`, which is theirs or wider, of formats that tell the shape. */
+  inDtype(dtype: Dtype, lead: i32): RowChars | null {
+    if (dtype == this.dtype) return this.at(lead);
+    const wide = this.wide;
+    for (let i = 0; i < wide.length; i++) if (wide[i].to == dtype && wide[i].lead == lead) return wide[i];
+    const bytes = this.rows * this.layers * this.topK * itemSize(dtype);
+    const narrow = this.aligned[this.lead >> 1]!;
+    const chars = new WideChars(narrow, this.lead, this.dtype, dtype, lead, bytes);
+    if (chars.fetch(0, 1) == 0) return null;
+    chars.first = load<u8>(chars.ptr);
+    wide.push(chars);
+    return chars;
+  }
+
   /** Has the rows of prefill's reply read, those of the prompt only; returns what is wrong with them. */
   read(examination: Examination): Reason {
     const misfit =
@@ -286,6 +366,7 @@ export class PromptRows {
   }
 
   free(): void {
+    this.wide.length = 0;
     for (let i = 0; i < 3; i++) {
       const chars = this.aligned[i];
       if (chars !== null) chars.free();

@@ -54,6 +54,35 @@ export function merged(prefill: ArraySpec, decode: ArraySpec): string {
   return encoded(decode, Buffer.concat([rows, rowBytes(decode).subarray(rows.length)]));
 }
 
+const ARRAYS: Record<
+  string,
+  { new (buffer: ArrayBuffer): ArrayLike<number>; from(ids: number[]): ArrayBufferView }
+> = {
+  '|u1': Uint8Array,
+  '<u2': Uint16Array,
+  '<i2': Int16Array,
+  '<i4': Int32Array,
+};
+
+/** Ids of an array's rows. */
+function idsOf(spec: ArraySpec): number[] {
+  const bytes = new Uint8Array(rowBytes(spec));
+  return Array.from(new ARRAYS[spec.dtype ?? '|u1']!(bytes.buffer));
+}
+
+/** Prefill's rows and those of decode behind them, or in a tail all of decode's, as ids of `dtype`. */
+export function mergedRows(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): Buffer {
+  const ids = idsOf(prefill);
+  const all = ARRAYS[dtype]!.from([...ids, ...idsOf(decode).slice(tail ? 0 : ids.length)]);
+  return Buffer.from(all.buffer, all.byteOffset, all.byteLength);
+}
+
+/** The same as an array. */
+export function mergedIn(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): string {
+  const rows = decode.rows + (tail ? prefill.rows : 0);
+  return encoded({ ...decode, dtype, rows }, mergedRows(prefill, decode, dtype, tail));
+}
+
 export const PARAMS =
   '{"do_remote_prefill":true,"do_remote_decode":false,"remote_request_id":"r-1","remote_block_ids":[[1]]}';
 export const REQUEST_ID = 'client-1';

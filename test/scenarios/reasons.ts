@@ -56,7 +56,7 @@ const TEXT: Record<string, string> = {
   version: 'the .npy version is not 1, 2 or 3',
   header: 'the .npy header cannot be read',
   order: 'the array is in Fortran order',
-  dtype: 'the dtype is not an 8, 16 or 32 bit integer that engines use, or differs between the legs',
+  dtype: 'the dtype is not an 8, 16 or 32 bit integer that engines use',
   shape: 'the shape does not have the three dimensions rows, layers, top_k',
   layers: "the number of layers differs between the legs, or is not the configured model's",
   top_k: "top_k differs between the legs, or is not the configured model's",
@@ -174,7 +174,6 @@ const BROKEN: Broken[] = [
   ),
   broken('float64', 'dtype', spec({ dtype: '<f8' })),
   broken('big endian', 'dtype', spec({ dtype: '>u2' })),
-  broken('a dtype that is not prefill’s', 'dtype', spec({ dtype: '<u2' })),
   broken(
     'two dimensions',
     'shape',

@@ -105,17 +105,19 @@ test('shiftLeft moves the payload by 2 and 4 bits at every length, and writes no
   });
 });
 
-test('decode and encode do what Buffer does, without padding', () => {
+test('decode and encode do what Buffer does, without padding, and write nothing else', () => {
   withSeeds(20, (random) => {
-    for (let n = 0; n <= 60; n++) {
+    for (let n = 0; n <= 100; n++) {
       const bytes = random.bytes(n);
       const text = bytes.toString('base64').replace(/=+$/, '');
-      const ptr = lend(Buffer.concat([bytes, Buffer.alloc(200)]));
+      const ptr = lend(Buffer.concat([bytes, Buffer.alloc(200, '!')]));
       const end = wasm['base64Encode']!(ptr, n, ptr + n) >>> 0;
       expect(peek(ptr + n, end - ptr - n).toString()).toBe(text);
-      const back = lend(Buffer.concat([Buffer.from(text), Buffer.alloc(200)]));
+      expect(peek(end, 16).toString()).toBe('!'.repeat(16));
+      const back = lend(Buffer.concat([Buffer.from(text), Buffer.alloc(200, '!')]));
       const len = wasm['base64Decode']!(back, text.length, back + text.length);
       expect(peek(back + text.length, len).equals(bytes)).toBe(true);
+      expect(peek(back + text.length + len, 16).toString()).toBe('!'.repeat(16));
     }
   });
 });

@@ -88,7 +88,8 @@ describe('a stream', () => {
       for (let index = 0; index < n; index++) {
         // Fewer rows than the prompt has: a tail for sure.
         const rows = tail ? random.below(prompt) : prompt + random.below(9);
-        const array = arrayText(shape, randomRows(random, shape, rows), { padding: random.below(4) });
+        const own = { ...shape, dtype: random.chance(0.5) ? shape.dtype : random.pick(DTYPES) };
+        const array = arrayText(own, randomRows(random, own, rows), { padding: random.below(4) });
         const end = random.pick(['\n', '\r', '\r\n']);
         const write = (text: string) =>
           `: ping${end}${end}data: {"choices":[{"index":${index},"token_ids":[1,2]}]}${end}${end}` +

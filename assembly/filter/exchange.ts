@@ -758,7 +758,9 @@ export class Exchange extends StreamContext implements HeldHead {
       return HeadersStatus.Continue;
     }
     this.openHeld();
-    if (!this.config.passHeads) return HeadersStatus.StopIteration;
+    // Of a path that is not served nobody has shown yet that the plugin may hold a head: Envoy would hold the body, too.
+    const holds = !this.config.passHeads && this.api != Api.None;
+    if (holds) return HeadersStatus.StopIteration;
     removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
     // Nothing of decode's arrays is known yet, of a single one neither.
     const prompt = this.expected.prompt;
@@ -952,7 +954,7 @@ export class Exchange extends StreamContext implements HeldHead {
 
   /** Whether a response that decode served alone is no JSON and has shown no array: no client finds one in it, either. */
   private isForeign(reason: Reason): bool {
-    return reason == Reason.Json && this.expected.alone !== null && this.response!.choices == 0;
+    return reason == Reason.Json && this.expected.alone !== null && !this.response!.begun;
   }
 
   /** Reads the held bytes once more, of which none has left. */
@@ -1025,7 +1027,7 @@ export class Exchange extends StreamContext implements HeldHead {
     }
     if (this.headless) {
       if (this.breaksPromise) {
-        this.reset(Reason.Rows);
+        this.reset(this.nulling ? this.reason : Reason.Rows);
         return BodyStatus.StopIterationNoBuffer;
       }
     } else this.tellLength();

@@ -193,6 +193,11 @@ export class DecodeResponse extends Site {
   /** Where the array that is being read begins. */
   private arrayFrom: u64 = 0;
 
+  /** Whether an array has begun in a response that decode served alone. */
+  get begun(): bool {
+    return this.values > 0;
+  }
+
   /** Whether an array is being read, and more of it is to come. */
   get inArray(): bool {
     return this.stage == Stage.Array;

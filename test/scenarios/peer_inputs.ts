@@ -286,7 +286,7 @@ const choices: Input[] = [
 
 const events = (array: string) =>
   `data: {"choices":[{"index":0,"token_ids":[1],"text":"x","routed_experts":null}]}\n\n` +
-  `data: {"choices":[{"index":0,"token_ids":[2],"text":"y","routed_experts":${array}}]}\n\ndata: [DONE]\n\n`;
+  `data: {"choices":[{"index":0,"token_ids":[2,3],"text":"y","routed_experts":${array}}]}\n\ndata: [DONE]\n\n`;
 const STREAM: ReplyOptions = { headers: [['content-type', 'text/event-stream']], contentLength: null };
 
 const streams: Input[] = [GENERATE, COMPLETIONS].map((path): Input => ({

@@ -4,25 +4,26 @@ import { expect } from 'vitest';
 import type { Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
-  FULL,
-  GOOD_DECODE,
-  GOOD_PREFILL,
-  PROMPT,
-  REQUEST,
-  Watch,
   answering,
+  type ArraySpec,
   cut,
   decodeBody,
   encoded,
   expectError,
   expectLength,
   expectOutcome,
+  FULL,
+  GOOD_DECODE,
+  GOOD_PREFILL,
   npyFile,
   post,
   prefillBody,
+  PROMPT,
   quoted,
-  type ArraySpec,
   type ReplyOptions,
+  REQUEST,
+  rowBytes,
+  Watch,
 } from './messages.ts';
 
 type Policy = 'reject' | 'null' | 'forward';
@@ -99,7 +100,11 @@ const int4 = { dtype: '<i4' };
 const wide = encoded({ ...FULL, ...int4 });
 const unknown = encoded(
   { ...PROMPT, ...int4 },
-  Buffer.concat([Buffer.alloc(24), Buffer.alloc(24, 0xff), Buffer.alloc(72)]),
+  Buffer.concat([
+    rowBytes({ ...PROMPT, ...int4, rows: 1 }),
+    Buffer.alloc(24, 0xff),
+    rowBytes({ ...PROMPT, ...int4, rows: 3 }),
+  ]),
 );
 
 const BROKEN: Broken[] = [
@@ -207,7 +212,9 @@ const BROKEN: Broken[] = [
   prefills('another magic', 'magic', quoted(`A${encoded(PROMPT).slice(1)}`)),
   prefills('fewer rows than tokens', 'prompt', quoted(encoded(PROMPT)), 6),
   prefills('no rows', 'prompt', quoted(encoded({ ...PROMPT, rows: 0 })), null),
-  broken('prefill: a row of -1', 'sentinel', one(quoted(wide)), { prefill: prefillBody(quoted(unknown)) }),
+  broken('prefill: a row of -1', 'sentinel', one(quoted(wide)), {
+    prefill: prefillBody(quoted(unknown)),
+  }),
   broken('prefill: two choices', 'choices', GOOD_DECODE, {
     prefill: decodeBody([quoted(encoded(PROMPT)), quoted(encoded(PROMPT))]).replace('null}', '{"a":1}}'),
   }),

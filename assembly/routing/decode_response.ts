@@ -702,7 +702,7 @@ export class DecodeResponse extends Site {
   /** An element with an array without a header has ended. */
   private checkElement(): void {
     const rows = this.rawRows;
-    if ((rows == 0 && this.deferred.length == 0) || this.treatment == Treatment.Null) return;
+    if ((rows < 0 && this.deferred.length == 0) || this.treatment == Treatment.Null) return;
     if (this.counts.differ) return this.refuse(Reason.Prompt);
     const plan = this.expected.prompt.planOf(max(this.element, 0));
     const tokens = this.counts.prompt;
@@ -714,7 +714,7 @@ export class DecodeResponse extends Site {
     if (this.deferred.length > 0)
       return this.readDeferred(single ? tokens + generated - 1 - start : -1, start);
     if (single && this.rawUneven) return this.refuse(Reason.Rows);
-    if (single && tokens >= 0 && generated >= 1 && <i64>rows + start != tokens + generated - 1) {
+    if (single && tokens >= 0 && generated >= 1 && rows + start != tokens + generated - 1) {
       this.refuse(Reason.Rows);
     }
   }

@@ -605,9 +605,10 @@ export class DecodeResponse extends Site {
   }
 
   private endArray(array: DecodeArray, place: Place): void {
-    const held = array.heldFrom >= 0;
+    const heldFrom = array.heldFrom;
     let reason = array.end(this);
-    if (reason == Reason.None) reason = this.examination.judge();
+    const edited = reason == Reason.None;
+    if (edited) reason = this.examination.judge();
     if (reason == Reason.None) {
       // What is not decided is read again, and what is deferred is counted with its element.
       if (this.undecided == 0 && this.deferred.length == 0) this.countRows(place);
@@ -615,7 +616,13 @@ export class DecodeResponse extends Site {
       return;
     }
     // Some of an array that was not held to its end may have left.
-    if (!held) return this.refuse(reason);
+    if (heldFrom < 0) return this.refuse(reason);
+    if (edited) {
+      // Good by itself, but not beside the rows of the others.
+      this.rope.forgetEdits(<u64>heldFrom);
+      this.choices--;
+      array.heldFrom = heldFrom;
+    }
     array.reason = reason;
     this.refuseArray(array);
     if (this.stage == Stage.Drop) this.endDrop();

@@ -193,9 +193,9 @@ export class DecodeResponse extends Site {
   /** Where the array that is being read begins. */
   private arrayFrom: u64 = 0;
 
-  /** Whether an array has begun in a response that decode served alone. */
+  /** Whether an array has begun in a response that decode served alone, also one that becomes `null`. */
   get begun(): bool {
-    return this.values > 0;
+    return this.values > 0 || this.drops > 0;
   }
 
   /** Whether an array is being read, and more of it is to come. */

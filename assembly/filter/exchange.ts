@@ -1185,6 +1185,9 @@ export class Exchange extends StreamContext implements HeldHead {
       } else if (this.events !== null && response.unplaced) {
         this.reset(Reason.Missing);
         return false;
+      } else if (this.events !== null && response.merged && this.examination.judge() != Reason.None) {
+        this.reset(Reason.Experts);
+        return false;
       } else if (this.events !== null && response.merged && this.expected.alone === null) {
         this.outcome = Outcome.Merged;
       }

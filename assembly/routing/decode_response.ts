@@ -768,6 +768,8 @@ export class DecodeResponse extends Site {
     const other = this.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
     if (other && (this.merged || this.undecided > 0)) this.refuse(Reason.Prompt);
     this.checkElement();
+    // Prefill's value may stand beside no rows of decode's. In a stream these may still come.
+    if (this.placed && !this.events) this.refuseIf(this.examination.judge());
   }
 
   /** A document of a request that decode served alone has ended. */

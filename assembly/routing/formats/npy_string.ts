@@ -241,6 +241,8 @@ export class NpyDecode extends DecodeArray {
   /** The form of the array whose header was read, from what is known by now. */
   private formOf(site: Site, header: NpyHeader, plan: RowPlan): Form {
     if (site.form != Form.Unknown) return site.form;
+    // Where no row is prefill's, all rows are the generated ones.
+    if (plan.taken == 0) return Form.Full;
     const held = header.rows;
     const limit = site.maxTokens;
     if (held < plan.promptEnd) return Form.Tail;

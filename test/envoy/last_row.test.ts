@@ -1,0 +1,5 @@
+import { lastRow } from '../scenarios/last_row.ts';
+import { onEmulator, onEnvoy } from '../scenarios/hosts.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(lastRow, onEnvoy, onEmulator);

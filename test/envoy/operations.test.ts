@@ -14,10 +14,15 @@ import {
   FULL,
   GOOD_DECODE,
   GOOD_PREFILL,
+  LAYERS,
+  PARAMS,
+  PROMPT,
   post,
   prefillBody,
   quoted,
+  rowBytes,
   REQUEST,
+  TOP_K,
   Watch,
 } from '../scenarios/messages.ts';
 import { alertQueries, dashboardQueries, missing, usedBy } from '../monitoring.ts';
@@ -98,6 +103,29 @@ const SHOWN: Record<string, Shown> = {
   'Routing can not be merged, `null`': unmergeable('null'),
   'Routing can not be merged, `forward`': unmergeable('forward'),
   'Routing can not be merged, and a part of the response was out': { scenario: brokenLate },
+  'A row has experts that no router gives': {
+    scenario: () => {
+      const rows = rowBytes(FULL);
+      return {
+        decode: answering(decodeBody([quoted(encoded(FULL, rows.fill(0, rows.length - LAYERS * TOP_K)))])),
+      };
+    },
+  },
+  'Decode served a request alone, with `shared`, and may have used its cache': {
+    scenario: () => ({
+      config: { local_prefix_cache: 'shared' },
+      client: post(REQUEST.replace('}', ',"echo":true}')),
+    }),
+  },
+  "Prefill's text goes on, and there are no `kv_transfer_params` (`nixl`)": {
+    scenario: () => {
+      const reply = prefillBody(quoted(encoded(PROMPT))).replace(
+        '"text":"x"',
+        '"text":"x","finish_reason":"length"',
+      );
+      return { prefill: answering(reply.replace(PARAMS, 'null')) };
+    },
+  },
   'Decode has no routing': {
     scenario: () => ({
       prefill: answering(prefillBody('null')),

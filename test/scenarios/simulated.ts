@@ -3,12 +3,12 @@
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
-import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import type { MoeModel } from '../engine/router.ts';
 import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import { CHAT, COMPLETIONS, GENERATE, expectOutcome, jsonOf, post } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 type Form = 'full' | 'tail' | 'tail refused';
 
@@ -71,15 +71,10 @@ function caseOf(spec: Spec, name: string): Case {
     prompt * n * (spec.model.layers ?? 1) * (spec.model.topK ?? 1) > HOLD / 4;
 
   const scenario = (): Scenario => {
-    const fleet = new Fleet();
-    const prefill = createEngine({ ...shared, role: 'prefill', fleet, ...spec.prefillEngine });
-    const decode = createEngine({
-      ...shared,
-      role: 'decode',
-      fleet,
-      chunkBytes: pieceBytes(prompt),
-      promptRows: 'stale',
-    });
+    const { prefill, decode } = usedDeployment(path, request, shared, {
+      prefill: spec.prefillEngine ?? {},
+      decode: { chunkBytes: pieceBytes(prompt) },
+    }).engines;
     return {
       name,
       config: {

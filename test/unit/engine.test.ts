@@ -393,7 +393,8 @@ describe('decode dies as vLLM does', () => {
     'asked by 0.32 for rows of a prompt from %s',
     (connector) => {
       for (const { path, body } of Object.values(ENDPOINTS)) {
-        const deployment = deploy({ version: '0.32', connector });
+        // Of a prompt of five tokens a store has nothing, in larger blocks.
+        const deployment = deploy({ version: '0.32', connector, blockSize: 1 });
         expectDeath(deployment, disaggregate(deployment, path, body, connector, false).reply, request);
       }
     },

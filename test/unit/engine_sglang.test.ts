@@ -59,7 +59,6 @@ describe('two engines in one room', () => {
     for (const [promptRows, generated] of [
       ['zeros', 7],
       ['stale', 7],
-      ['stale', 1],
     ] as const) {
       const deployment = deploy({ promptRows });
       const cap =
@@ -78,6 +77,22 @@ describe('two engines in one room', () => {
       }
     }
   });
+
+  test.each([NATIVE, COMPLETIONS, CHAT])(
+    'have on %s no array of decode’s where prefill’s token is all',
+    async (path) => {
+      const cap = path === NATIVE ? { sampling_params: { max_new_tokens: 1 } } : { max_tokens: 1 };
+      const asked = { ...BODIES[path], ...cap, return_routed_experts: true };
+      const deployment = deploy();
+      const [prefill, decode] = await both(deployment, path, inRoom(asked));
+      const oracle = ok(deployment.oracle(post(path, asked)));
+      expect(arraysOf(prefill)[0]!.equals(arraysOf(oracle)[0]!)).toBe(true);
+      expect(JSON.stringify(decode)).not.toContain('routed_experts');
+      expect(decode['usage'] ?? decode['meta_info'].completion_tokens).toEqual(
+        oracle['usage'] ?? oracle['meta_info'].completion_tokens,
+      );
+    },
+  );
 
   test('return the rows that vLLM would, as int32', () => {
     const { oracle } = deploy();

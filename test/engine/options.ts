@@ -105,7 +105,7 @@ export interface EngineOptions {
   dtypePerReply?: boolean;
   /** Rows returned as all -1 (all bits set): the engine does not know them. */
   unknownRows?: readonly number[];
-  /** 0.32 that does not look at `routed_experts_prompt_start`. */
+  /** An engine that does not look at `routed_experts_prompt_start`, as before 0.30. */
   ignorePromptStart?: boolean;
   /** 0.30 may lose a stream's array: null on the terminal event. */
   loseStreamArray?: boolean;

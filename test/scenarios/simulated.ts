@@ -62,6 +62,7 @@ function caseOf(spec: Spec, name: string): Case {
     version: form === 'tail' ? '0.32' : '0.30',
     connector: form === 'tail' ? 'shared_storage' : 'nixl',
     model: spec.model,
+    ...(form === 'tail refused' ? { ignorePromptStart: true } : {}),
     ...spec.engine,
   };
   let sent: EngineReply | undefined;

@@ -38,25 +38,29 @@ export function usedDeployment(
   const prefill = createEngine({ ...shared, ...own.prefill, role: 'prefill' });
   const decode = createEngine({ ...shared, ...own.decode, role: 'decode' });
 
+  // Of another request, which has a token in every slot; the last one of the two generated has none.
+  const slots = kvBlocks * blockSize;
   const other = (from: number) =>
-    Array.from({ length: kvBlocks * blockSize - SPARE }, (_, i) => 3 + ((from + i * 17 + (i >> 6)) % 499));
+    Array.from({ length: slots - 1 }, (_, i) => 3 + ((from + i * 17 + (i >> 6)) % 499));
   const before = [...prompts.map(halfOf), ...prompts];
-  const concurrent = options.connector === 'sglang' || options.connector === 'mooncake';
-  if (!concurrent) {
-    const engines = { prefill, decode } as unknown as Record<'prefill' | 'decode', Sync>;
+  const { connector } = options;
+  if (connector !== 'sglang') {
     // Not the same one: decode would find it in a store.
-    [engines.prefill, engines.decode].forEach((engine, i) =>
-      member(post(engine, GENERATE, bodyOf(GENERATE, other(i))), /("choices")/),
+    [prefill, decode].forEach((engine, i) =>
+      member(post(engine as unknown as Sync, GENERATE, bodyOf(GENERATE, other(i))), /("choices")/),
     );
+  }
+  if (connector !== 'sglang' && connector !== 'mooncake') {
+    const engines = { prefill, decode } as unknown as Record<'prefill' | 'decode', Sync>;
     before.forEach((prompt, i) => inTurn(engines, path, prompt, options, i));
     return { prefill, decode, engines: { prefill, decode } };
   }
   const over = (async () => {
-    for (const [i, prompt] of [other(0), ...before].entries()) {
-      // The other prompt is one of tokens, for which an API may have another endpoint.
-      const to = i > 0 ? path : options.connector === 'sglang' ? NATIVE : GENERATE;
-      await atOnce(prefill, decode, to, prompt, options, i);
+    if (connector === 'sglang') {
+      // Decode never forwards a prompt: what is in its slots was generated.
+      await atOnce(prefill, decode, NATIVE, [3], options, before.length, slots - 1);
     }
+    for (const [i, prompt] of before.entries()) await atOnce(prefill, decode, path, prompt, options, i);
   })();
   const after =
     (engine: Engine): Engine =>
@@ -89,10 +93,10 @@ function halfOf(prompt: Prompt): Prompt {
 }
 
 /** A request for two tokens, which has all of a prompt's tokens forwarded and one more. */
-function bodyOf(path: string, prompt: Prompt): Json {
+function bodyOf(path: string, prompt: Prompt, tokens = 2): Json {
   const ids = typeof prompt !== 'string';
   if (path === NATIVE)
-    return { [ids ? 'input_ids' : 'text']: prompt, sampling_params: { max_new_tokens: 2 } };
+    return { [ids ? 'input_ids' : 'text']: prompt, sampling_params: { max_new_tokens: tokens } };
   if (path === GENERATE) return { token_ids: prompt, sampling_params: { max_tokens: 2 } };
   if (path === CHAT) return { messages: [{ role: 'user', content: prompt }], max_tokens: 2 };
   return { prompt, max_tokens: 2 };
@@ -162,8 +166,9 @@ async function atOnce(
   prompt: Prompt,
   { connector, bootstrap }: Partial<EngineOptions>,
   ordinal: number,
+  tokens?: number,
 ): Promise<void> {
-  const body = bodyOf(path, prompt);
+  const body = bodyOf(path, prompt, tokens);
   const { host, port } = bootstrap!;
   let legs: [EngineReply, EngineReply];
   if (connector === 'sglang') {
@@ -190,4 +195,29 @@ async function atOnce(
     ]);
   }
   for (const reply of legs) member(reply, /("prompt_tokens")/);
+}
+
+/** What the engine that does both legs says, nobody having been there before. */
+export function oracleOf(path: string, request: string, options: Partial<EngineOptions>): string {
+  const oracle = createEngine({ ...options, role: 'oracle' }) as unknown as Sync;
+  const { status, chunks } = post(oracle, path, request);
+  const text = Buffer.concat(chunks).toString();
+  if (status !== 200) throw new Error(text);
+  return text;
+}
+
+/** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
+const OWN = new Set([
+  ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
+  'prompt_tokens_details',
+]);
+
+/** What a reply says, whole or in events, without what tells one from another; arrays included. */
+export function meaningOf(text: string): unknown[] {
+  const documents = /^data:/.test(text)
+    ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))
+    : [text];
+  return documents.map((json) =>
+    JSON.parse(json, (key, value: unknown) => (OWN.has(key) ? undefined : value)),
+  );
 }

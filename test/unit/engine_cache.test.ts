@@ -79,7 +79,7 @@ describe('decode alone, after the same prompt was under P/D', () => {
     // Four blocks: those of the first prompt are those that the second one is pulled into.
     const deployment = deploy({ kvBlocks: 4 });
     const { decode } = deployment;
-    const before = rowsOf(ok(decode(post(COMPLETIONS, { prompt: OTHER, max_tokens: 14 }))));
+    const before = rowsOf(ok(decode(post(COMPLETIONS, { prompt: OTHER, max_tokens: 15 }))));
     disaggregate(deployment, COMPLETIONS, BODIES[COMPLETIONS]!);
     const alone = rowsOf(ok(decode(post(COMPLETIONS, BODIES[COMPLETIONS]))));
     const { differ, zeros } = wrong(
@@ -89,7 +89,7 @@ describe('decode alone, after the same prompt was under P/D', () => {
     expect(differ).toEqual(range(0, 48));
     expect(zeros).toEqual([]);
     // The blocks that were given back last are used first.
-    expect(alone.subarray(0, 15 * ROW).equals(before.subarray(48 * ROW, 63 * ROW))).toBe(true);
+    expect(alone.subarray(0, 16 * ROW).equals(before.subarray(48 * ROW, 64 * ROW))).toBe(true);
     expect(alone.subarray(16 * ROW, 32 * ROW).equals(before.subarray(32 * ROW, 48 * ROW))).toBe(true);
   });
 

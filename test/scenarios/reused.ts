@@ -109,7 +109,9 @@ function caseOf(name: string, { ask, engine, config, right, unknown }: Spec): Ca
     check(result: Result): void {
       expect(result.prefillRequests).toEqual([]);
       expect(result.decodeRequests).toHaveLength(1);
-      if (config?.['local_prefix_cache'] !== 'shared') saltOf(result.decodeRequests[0]!);
+      const [received] = result.decodeRequests;
+      if (config?.['local_prefix_cache'] !== 'shared') saltOf(received!);
+      else expect(received!.body.toString()).toBe(request);
       if (!right) {
         expect(result.logged).toBe('rejected; reason=cached');
         if (body['stream']) return expect(result.complete).toBe(false);
@@ -134,9 +136,26 @@ const ownCache: Case[] = ASKS.flatMap((ask) => [
   caseOf('salted, decode tells what was cached', { ask, engine: TOLD, right: true }),
   caseOf('unsalted', { ask, config: SHARED, right: false }),
   caseOf('unsalted, decode tells what was cached', { ask, engine: TOLD, config: SHARED, right: false }),
+  // It would die of rows that it has not captured.
+  caseOf('salted, decode is a later one', { ask, engine: { version: '0.32' }, right: true }),
 ]);
 
 const [COMPLETION, , , , SAMPLES, , PROMPTS] = ASKS as [Ask, Ask, Ask, Ask, Ask, Ask, Ask];
+
+const others: Case[] = [
+  caseOf('unsalted, another prompt than before', {
+    ...{ ask: COMPLETION, engine: TOLD, config: SHARED },
+    ...{ right: true, unknown: true },
+  }),
+  caseOf('unsalted, another prompt than before, nothing is told', {
+    ...{ ask: COMPLETION, config: SHARED },
+    ...{ right: false, unknown: true },
+  }),
+  caseOf('unsalted, decode has no prefix cache, and tells that nothing was cached', {
+    ...{ ask: COMPLETION, engine: { ...TOLD, prefixCaching: false }, config: SHARED },
+    right: true,
+  }),
+];
 const saltless: Case[] = ASKS.filter(({ name, body }) => !/two/.test(name) && !body['stream']).map((ask) =>
   caseOf('decode does not know salts, and tells what was cached', {
     ask,
@@ -183,6 +202,25 @@ const stores: Case[] = [
     config: STORED,
     right: false,
   }),
+  // Unsalted, all of them are found.
+  ...single.flatMap((ask) =>
+    (['example', 'lmcache', 'lmcache_mp'] as const).map((store) =>
+      caseOf(`${store}, unsalted`, {
+        ask,
+        engine: inStore(store, TOLD),
+        config: { ...STORED, ...SHARED },
+        right: false,
+      }),
+    ),
+  ),
+  ...(['example', 'lmcache', 'lmcache_mp'] as const).map((store) =>
+    caseOf(`${store}, unsalted, another prompt than before`, {
+      ask: COMPLETION,
+      engine: inStore(store, TOLD),
+      config: { ...STORED, ...SHARED },
+      ...{ right: true, unknown: true },
+    }),
+  ),
   // A sample finds what was forwarded for the one before, and nothing tells that from the store.
   ...[SAMPLES, PROMPTS].map((ask) =>
     caseOf('lmcache', { ask, engine: inStore('lmcache', TOLD), config: STORED, right: false }),
@@ -191,5 +229,5 @@ const stores: Case[] = [
 
 export const reused: Suite = {
   name: 'what decode serves alone after P/D',
-  cases: [...ownCache, ...saltless, ...stores],
+  cases: [...ownCache, ...others, ...saltless, ...stores],
 };

@@ -209,7 +209,7 @@ export function oracleOf(path: string, request: string, options: Partial<EngineO
 /** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
 const OWN = new Set([
   ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
-  'prompt_tokens_details',
+  ...['prompt_tokens_details', 'cached_tokens'],
 ]);
 
 /** What a reply says, whole or in events, without what tells one from another; arrays included. */

@@ -7,6 +7,7 @@ import { KvPool } from '../engine/kv_pool.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import { BlockHashes } from '../engine/prefix_cache.ts';
 import { Router, derive, type MoeModel } from '../engine/router.ts';
+import type { EngineReply } from '../scenario.ts';
 import { NIXL_PREFILL, eventsOf, ok, post, withSampling, type Json } from './exchanges.ts';
 
 const COMPLETIONS = '/v1/completions';
@@ -198,6 +199,40 @@ describe('cache_salt', () => {
       ok(engine(post(COMPLETIONS, { ...BODIES[COMPLETIONS], cache_salt })))['usage'].prompt_tokens_details
         .cached_tokens;
     expect([cached('a'), cached('b'), cached(), cached('a'), cached()]).toEqual([0, 0, 0, 48, 48]);
+  });
+});
+
+describe('SGLang’s radix tree', () => {
+  const ask = (
+    engine: ReturnType<typeof createEngine>,
+    input_ids: number[] | number[][],
+    more: Json = {},
+  ) => {
+    const reply = ok(
+      engine(
+        post('/generate', { input_ids, sampling_params: { max_new_tokens: 2 }, ...more }),
+      ) as EngineReply,
+    );
+    const replies: Json[] = Array.isArray(reply) ? reply : [reply];
+    return replies.map(({ meta_info }) => meta_info.cached_tokens as number);
+  };
+  const engine = () => createEngine({ role: 'oracle', format: 'D', model: MODEL });
+
+  test('finds single tokens, but for the last one', () => {
+    const of = engine();
+    expect(ask(of, PROMPT)).toEqual([0]);
+    expect(ask(of, PROMPT)).toEqual([49]);
+    expect(ask(of, [...PROMPT.slice(0, 7), ...OTHER])).toEqual([7]);
+    expect(ask(of, [9, ...PROMPT])).toEqual([0]);
+  });
+
+  test.each(['cache_salt', 'extra_key'])('is divided by %s, a text or one for each prompt', (key) => {
+    const of = engine();
+    expect(ask(of, PROMPT, { [key]: 'a' })).toEqual([0]);
+    expect(ask(of, PROMPT)).toEqual([0]);
+    expect(ask(of, PROMPT, { [key]: '' })).toEqual([49]);
+    expect(ask(of, PROMPT, { [key]: 'b' })).toEqual([0]);
+    expect(ask(of, [PROMPT, PROMPT, PROMPT], { [key]: ['c', 'a', 'b'] })).toEqual([0, 49, 49]);
   });
 });
 

@@ -94,6 +94,33 @@ describe('two engines in one room', () => {
     },
   );
 
+  test('find what decode has generated before where its radix tree is on, and nothing where it is not', async () => {
+    const ask = (input_ids: number[]) => ({
+      input_ids,
+      return_routed_experts: true,
+      sampling_params: { max_new_tokens: 7 },
+    });
+    const prompt = Array.from({ length: 20 }, (_, i) => 3 + i);
+    for (const decodeRadixCache of [undefined, false, true]) {
+      const deployment = deploy({
+        ...(decodeRadixCache === undefined ? {} : { decodeRadixCache }),
+        promptRows: 'stale',
+      });
+      const [, turn] = await both(deployment, NATIVE, inRoom(ask(prompt)));
+      const next = ask([...prompt, ...turn['output_ids'], 99, 98]);
+      const [, decode] = await both(deployment, NATIVE, inRoom(next, '8'));
+      const [mine, truth] = [decode, ok(deployment.oracle(post(NATIVE, next)))].map(
+        (reply) => arraysOf(reply)[0]!,
+      );
+      const right = Array.from({ length: 29 }, (_, i) => i).filter((i) => {
+        const [from, to] = [i * ROW, (i + 1) * ROW];
+        return mine!.subarray(from, to).equals(truth!.subarray(from, to));
+      });
+      // Of the seven that were generated, the last one was not forwarded; the prompt never was.
+      expect(right).toEqual(decodeRadixCache ? [20, 21, 22, 23, 24, 25] : []);
+    }
+  });
+
   test('return the rows that vLLM would, as int32', () => {
     const { oracle } = deploy();
     const reply = ok(oracle(post(COMPLETIONS, { ...BODIES[COMPLETIONS], return_routed_experts: true })));

@@ -25,6 +25,8 @@ export interface Call {
   promptLogprobs: number | null;
   echo: boolean;
   kvTransferParams: Record<string, unknown> | null;
+  /** What is part of the prefix cache's keys: nothing, one for all prompts, or one each. */
+  cacheSalts: readonly string[];
   /** Asked for routing; vLLM returns it unasked. */
   returnRoutedExperts: boolean;
   /** The array starts with this token. */
@@ -53,6 +55,11 @@ export interface Bootstrap {
   rooms: bigint[];
 }
 
+/** The salt of the `p`-th prompt; '' is none. */
+export function saltOf({ cacheSalts }: Call, p: number): string {
+  return (cacheSalts.length === 1 ? cacheSalts[0] : cacheSalts[p]) ?? '';
+}
+
 export interface Limits {
   model: string;
   vocab: number;
@@ -71,6 +78,9 @@ export class ApiError extends Error {
     super(message);
   }
 }
+
+/** The engine process is gone: the client whose request killed it still gets an answer. */
+export class EngineDeath extends Error {}
 
 /** The engine took the request and failed later: a stream has its head by then. */
 export class EngineError extends ApiError {

@@ -1,7 +1,7 @@
 // A simulated engine: its API, its P/D handshake, and the routing it returns, valid or not, as the real one does.
 
 import type { Api } from './api.ts';
-import { ApiError, EngineError, type Call } from './call.ts';
+import { ApiError, EngineDeath, EngineError, type Call } from './call.ts';
 import { ModelRunner } from './compute.ts';
 import { Fleet } from './fleet.ts';
 import { createFormat } from './formats/index.ts';
@@ -11,11 +11,10 @@ import { header, pathOf, split } from './http.ts';
 import { toJson } from './json.ts';
 import {
   DEFAULT_MODEL,
-  versionOf,
-  type ApiName,
+  blockSizeOf,
+  dialectOf,
   type EngineOptions,
   type Failure,
-  type FormatName,
   type SequentialOptions,
 } from './options.ts';
 import type { MoeModel } from './router.ts';
@@ -63,9 +62,6 @@ export function createEngine(options: EngineOptions): SimulatedEngine<Awaitable>
   }) as unknown as SimulatedEngine<Awaitable>;
 }
 
-/** The engine process is gone: the client whose request killed it still gets an answer. */
-class EngineDeath extends Error {}
-
 class Core {
   readonly fleet: Fleet;
   readonly runner: ModelRunner;
@@ -83,8 +79,13 @@ class Core {
     const model = { ...DEFAULT_MODEL, ...options.model };
     // SGLang's rows are int32 however few the experts are.
     if (format === 'D') model.dtype = '<i4';
-    const blockSize = options.blockSize ?? (apiName === 'sglang' ? 1 : 128);
-    this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, blockSize, options);
+    if (apiName === 'sglang') model.zeroIds = 'own';
+    const decodesAlone = apiName === 'sglang' && options.role === 'decode';
+    this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, blockSizeOf(options), {
+      ...options,
+      // SGLang's decode mode turns its radix tree off (sglang/srt/arg_groups/pd_disaggregation_hook.py).
+      ...(decodesAlone ? { prefixCaching: options.decodeRadixCache ?? false } : {}),
+    });
     this.#handshake = createHandshake(options, this.fleet);
     const { maxModelLen } = this.runner;
     this.#api = new APIS[apiName](
@@ -177,29 +178,12 @@ class Core {
 
   #serve(asked: Call, agreed: Agreement, request: EngineRequest): EngineReply {
     const call = agreed.prefillOnly ? firstToken(asked) : asked;
-    const prompts = call.prompts.map((prompt, p) => {
-      const remote = agreed.remote(p);
-      if (remote) this.#survive(call, prompt.tokens.length);
-      return this.runner.prefill(prompt, remote, agreed.complete);
-    });
-    const choices = prompts.flatMap((of, p) =>
-      Array.from({ length: call.n }, (_, c) => this.runner.generate(call, of, p * call.n + c, c)),
-    );
+    const choices = this.runner.run(call, (p) => agreed.external(p));
     const id = this.#api.newId(call, header(request, 'x-request-id'));
     const created = Math.floor(this.#now() / 1000);
     const kv = agreed.end?.(choices, id) ?? null;
     const answer = { call, choices, id, created, kv };
     return call.stream ? this.#events(this.#api.events(answer)) : this.#json(200, this.#api.whole(answer));
-  }
-
-  /** vLLM's engine process ends when it is asked for what only a forward pass over the prompt can tell. */
-  #survive(call: Call, promptTokens: number): void {
-    if (call.promptLogprobs !== null) throw new EngineDeath('prompt_logprobs of tokens never forwarded');
-    const capturing =
-      this.#options.capture !== false && this.#api.owner === 'vllm' && versionOf(this.#options) === '0.32';
-    if (capturing && call.routedExpertsPromptStart !== promptTokens) {
-      throw new EngineDeath('routing of tokens never forwarded');
-    }
   }
 
   #events(events: string[]): EngineReply {
@@ -247,12 +231,6 @@ class Core {
   #now(): number {
     return this.#options.now?.() ?? FIXED_NOW;
   }
-}
-
-/** What an engine speaks follows from any of what it is told. */
-function dialectOf({ api, connector, format }: EngineOptions): { apiName: ApiName; format: FormatName } {
-  const apiName = api ?? (connector === 'sglang' || format === 'D' ? 'sglang' : 'vllm');
-  return { apiName, format: format ?? (apiName === 'sglang' ? 'D' : 'A') };
 }
 
 /** `call` as an engine runs it that has to find its first token only. */

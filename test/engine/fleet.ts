@@ -1,7 +1,6 @@
 // What the engines of one deployment share: the blocks that prefill engines have handed out, the KV store, and where
 // the two legs of a request meet.
 
-import { createHash } from 'node:crypto';
 import { toJson } from './json.ts';
 import { Meeting } from './meeting.ts';
 import type { Address } from './options.ts';
@@ -26,8 +25,9 @@ export interface PrefillEngine {
 export class Fleet {
   readonly handouts = new Map<string, Handout>();
   readonly prefills = new Set<PrefillEngine>();
+  /** Keys of the KV store. */
+  readonly stored = new Set<string>();
   readonly #meetings = new Map<string, Meeting>();
-  readonly #stored = new Set<string>();
   #serial = 0;
 
   /** Lower-case hex digits, never the same twice in one fleet. */
@@ -81,20 +81,8 @@ export class Fleet {
   prefillAt(host: string, port: number): PrefillEngine | undefined {
     return [...this.prefills].find(({ address }) => address.host === host && address.port === port);
   }
-
-  store(tokens: readonly number[]): void {
-    this.#stored.add(digest(tokens));
-  }
-
-  isStored(tokens: readonly number[]): boolean {
-    return this.#stored.has(digest(tokens));
-  }
 }
 
 export function sameTokens(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((token, i) => token === b[i]);
-}
-
-function digest(tokens: readonly number[]): string {
-  return createHash('sha256').update(Int32Array.from(tokens)).digest('base64');
 }

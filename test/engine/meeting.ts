@@ -27,6 +27,9 @@ export class Place {
 export class Meeting {
   readonly prefill = new Place();
   readonly decode = new Place();
+  /** Told by prefill when it has computed the prompt: how many of its tokens came from a cache there. */
+  sent!: (cached: number) => void;
+  readonly transfer = new Promise<number>((resolve) => (this.sent = resolve));
 }
 
 /** Of somebody who will not come. A new one each time: a promise keeps everybody who waits for it. */

@@ -61,9 +61,24 @@ export interface Failure {
 export interface CachedTokens {
   /** What decode says of a prompt whose KV came from prefill. Default: all but the last token, which it forwards. */
   remote?: 'all' | 'all but one' | 'null';
-  /** No hit is an object that says 0, or null. */
+  /** No hit is an object that says 0, as in vLLM and SGLang, or null. */
   zero?: 'object' | 'null';
+  /** Said of every prompt, whatever is true. */
+  lie?: number;
 }
+
+/** What is wrong with the rows of every reply; rows are named by their token. */
+export interface Faults {
+  /** Rows of zeros. */
+  zeros?: 'all' | 'prompt' | readonly number[];
+  /** Rows that name an expert twice, in the last layer. */
+  repeats?: readonly number[];
+  /** So many rows more than the tokens counted have, the last one again; below 0, rows fewer. */
+  extraRows?: number;
+}
+
+/** vLLM's ExampleConnector, LMCache inside vLLM, and its multiprocess connector. */
+export type StoreName = 'example' | 'lmcache' | 'lmcache_mp';
 
 export interface EngineOptions {
   role: Role;
@@ -83,11 +98,14 @@ export interface EngineOptions {
   fleet?: Fleet;
   /** False: started without routed-experts capture, the field is null. */
   capture?: boolean;
-  /** What decode returns for prompt tokens it never forwarded: zeros, or an earlier request's rows. */
+  /** What slots hold that no token was forwarded into yet: zeros, or rows that look right. Default: zeros. */
   promptRows?: 'zeros' | 'stale';
+  faults?: Faults;
+  /** Formats A and B choose the dtype by the largest id in each array, as prime-rl and SkyRL do. */
+  dtypePerReply?: boolean;
   /** Rows returned as all -1 (all bits set): the engine does not know them. */
   unknownRows?: readonly number[];
-  /** 0.32 that does not look at `routed_experts_prompt_start`. */
+  /** An engine that does not look at `routed_experts_prompt_start`, as before 0.30. */
   ignorePromptStart?: boolean;
   /** 0.30 may lose a stream's array: null on the terminal event. */
   loseStreamArray?: boolean;
@@ -95,8 +113,18 @@ export interface EngineOptions {
   /** The model ends its answer with its `n`-th token, this one being EOS. */
   eosAfter?: number;
   maxModelLen?: number;
-  /** Tokens of a KV block. Default: 128; of SGLang 1. */
+  /** Tokens of a KV block. Default: 16; of SGLang 1. */
   blockSize?: number;
+  /** KV blocks; once all were used, those that are free longest are used again. */
+  kvBlocks?: number;
+  /** False: no block is ever found again. */
+  prefixCaching?: boolean;
+  /** The engine does not know `cache_salt`. */
+  ignoreSalt?: boolean;
+  /** SGLang's `--disaggregation-decode-enable-radix-cache`. */
+  decodeRadixCache?: boolean;
+  /** Of the connector shared_storage. Default: example. */
+  store?: StoreName;
   /** `usage.prompt_tokens_details.cached_tokens`; without, the details are null. */
   cachedTokens?: CachedTokens;
   /** Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add. */
@@ -122,6 +150,19 @@ export interface EngineOptions {
 
 export function versionOf({ version, format }: EngineOptions): Version {
   return version ?? (format === 'C' ? '0.21' : '0.30');
+}
+
+/** What an engine speaks follows from any of what it is told. */
+export function dialectOf({ api, connector, format }: EngineOptions): {
+  apiName: ApiName;
+  format: FormatName;
+} {
+  const apiName = api ?? (connector === 'sglang' || format === 'D' ? 'sglang' : 'vllm');
+  return { apiName, format: format ?? (apiName === 'sglang' ? 'D' : 'A') };
+}
+
+export function blockSizeOf(options: EngineOptions): number {
+  return options.blockSize ?? (dialectOf(options).apiName === 'sglang' ? 1 : 16);
 }
 
 /** Of an engine that answers at once. */

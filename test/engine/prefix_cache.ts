@@ -1,26 +1,75 @@
-// Which prompts an engine has the KV of, in full blocks.
+// vLLM's prefix cache: which blocks hold which tokens. A block's hash covers its tokens and, through the hash of the block
+// in front of it, all tokens before; `cache_salt` is part of the first block's hash and so of every one that follows
+// (vllm/v1/core/kv_cache_utils.py, `generate_block_hash_extra_keys`).
 
-import { prefixStates } from './router.ts';
+/** The hashes of the full blocks of a sequence that grows. */
+export class BlockHashes {
+  readonly list: number[] = [];
+  #high = 0x2545f491;
+  #low = 0x811c9dc5;
+  #tokens = 0;
 
-export class PrefixCache {
-  readonly #blocks = new Set<string>();
-
-  constructor(private readonly blockSize: number) {}
-
-  /** How many of `tokens` are here already, but for the last one, which is always forwarded; from now on all are. */
-  add(tokens: readonly number[]): number {
-    const states = prefixStates(tokens);
-    let hits = 0;
-    for (let end = this.blockSize; end <= tokens.length; end += this.blockSize) {
-      const block = `${end} ${states[end - 1]}`;
-      // A block's state depends on all tokens before: where it is here, so are those in front of it.
-      if (end < tokens.length && this.#blocks.has(block)) hits = end;
-      this.#blocks.add(block);
-    }
-    return hits;
+  /** `salt`: what else tells one sequence from another with the same tokens. */
+  constructor(
+    private readonly blockSize: number,
+    salt: string,
+  ) {
+    for (const byte of Buffer.from(salt)) this.#mix(byte);
   }
 
-  clear(): void {
-    this.#blocks.clear();
+  extend(tokens: Iterable<number>): this {
+    for (const token of tokens) {
+      this.#mix(token);
+      if (++this.#tokens % this.blockSize !== 0) continue;
+      // 53 bits: two sequences of one test do not meet by chance.
+      this.list.push((this.#high >>> 0) * 0x20_0000 + (this.#low >>> 11));
+    }
+    return this;
+  }
+
+  clone(): BlockHashes {
+    const copy = new BlockHashes(this.blockSize, '');
+    for (const hash of this.list) copy.list.push(hash);
+    copy.#high = this.#high;
+    copy.#low = this.#low;
+    copy.#tokens = this.#tokens;
+    return copy;
+  }
+
+  #mix(value: number): void {
+    const k = Math.imul(value + 1, 0xcc9e2d51);
+    const high = this.#high ^ Math.imul((k << 15) | (k >>> 17), 0x1b873593);
+    this.#high = (Math.imul((high << 13) | (high >>> 19), 5) + 0xe6546b64) | 0;
+    this.#low = Math.imul(this.#low ^ (value + 1) ^ (this.#high >>> 7), 0x01000193);
+  }
+}
+
+/** Blocks by hash. Several may hold the same tokens: each was filled before another was found. */
+export class PrefixCache {
+  readonly #blocks = new Map<number, number[]>();
+  readonly #hashes = new Map<number, number>();
+
+  /** The block with this hash that came first. */
+  find(hash: number): number | undefined {
+    return this.#blocks.get(hash)?.[0];
+  }
+
+  /** `block` is full, and this is its hash; a block that is in the cache stays as it is. */
+  add(hash: number, block: number): void {
+    if (this.#hashes.has(block)) return;
+    this.#hashes.set(block, hash);
+    const same = this.#blocks.get(hash);
+    if (same) same.push(block);
+    else this.#blocks.set(hash, [block]);
+  }
+
+  /** `block` will hold something else. */
+  evict(block: number): void {
+    const hash = this.#hashes.get(block);
+    if (hash === undefined) return;
+    this.#hashes.delete(block);
+    const others = this.#blocks.get(hash)!.filter((other) => other !== block);
+    if (others.length > 0) this.#blocks.set(hash, others);
+    else this.#blocks.delete(hash);
   }
 }

@@ -8,6 +8,12 @@ export interface MoeModel {
   layers: number;
   topK: number;
   experts: number;
+  /** Which layers have no experts: their part of every row is zero, as the array has room for all layers. Default: none. */
+  dense?: (layer: number) => boolean;
+  /** LongCat's: the router chooses among these, too, and their ids are those behind the experts'. */
+  zeroExperts?: number;
+  /** How zero experts are captured: as id 0, which vLLM makes of them, or as they are (SGLang). Default: 0. */
+  zeroIds?: 'zero' | 'own';
   dtype: Dtype;
   /** Token ids at or above are refused. */
   vocab: number;
@@ -68,16 +74,25 @@ export function nextToken(state: number, choice: number): number {
 
 export class Router {
   readonly rowLength: number;
+  /** Ids that the router chooses among, and those below which one is captured as it is. */
+  readonly #chosen: number;
+  readonly #named: number;
+  readonly #dense: boolean[];
   readonly #strides: Int32Array;
   readonly #layerSalts: Int32Array;
 
   constructor(readonly model: MoeModel) {
-    const { layers, topK, experts, dtype } = model;
+    const { layers, topK, zeroExperts = 0, zeroIds, dense, dtype } = model;
+    const chosen = model.experts + zeroExperts;
+    const experts = zeroIds === 'own' ? chosen : model.experts;
     if (experts > MAX_EXPERTS[dtype]) throw new RangeError(`${experts} experts do not fit ${dtype}`);
     if (topK < 1 || topK > experts) throw new RangeError(`top_k ${topK} of ${experts} experts`);
+    this.#named = experts;
+    this.#chosen = chosen;
+    this.#dense = Array.from({ length: layers }, (_, layer) => dense?.(layer) ?? false);
     this.rowLength = layers * topK;
     // A stride coprime to the number of experts visits each of them once: the top_k ids are distinct without a check.
-    this.#strides = Int32Array.from(coprimes(experts));
+    this.#strides = Int32Array.from(coprimes(chosen));
     this.#layerSalts = Int32Array.from({ length: layers }, (_, layer) => mix(layer + 1));
   }
 
@@ -88,17 +103,24 @@ export class Router {
 
   /** Writes the row of the token whose prefix, itself included, has `state`. */
   fill(rows: Rows, row: number, state: number): void {
-    const { experts, topK } = this.model;
+    const { topK } = this.model;
+    const experts = this.#chosen;
+    const named = this.#named;
+    const dense = this.#dense;
     const { data } = rows;
     const strides = this.#strides;
     const salts = this.#layerSalts;
     let at = row * this.rowLength;
     for (let layer = 0; layer < salts.length; layer++) {
+      if (dense[layer]) {
+        data.fill(0, at, (at += topK));
+        continue;
+      }
       const hash = mix(state ^ salts[layer]!);
       let expert = hash % experts;
       const stride = strides[(hash >>> 11) % strides.length]!;
       for (let k = 0; k < topK; k++) {
-        data[at++] = expert;
+        data[at++] = expert < named ? expert : 0;
         expert += stride;
         if (expert >= experts) expert -= experts;
       }

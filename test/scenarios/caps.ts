@@ -3,10 +3,10 @@
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
-import { Fleet } from '../engine/fleet.ts';
 import type { Result, Scenario } from '../scenario.ts';
 import type { Case, Suite } from './case.ts';
 import { CHAT, COMPLETIONS, expectOutcome, jsonOf, post } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 interface Spec {
   name: string;
@@ -80,13 +80,11 @@ function caseOf(spec: Spec, form: 'full' | 'tail', tokens: number): Case {
   const name = `${spec.name}, ${form}, ${tokens} tokens`;
 
   const scenario = (): Scenario => {
-    const fleet = new Fleet();
     return {
       name,
       config: { connector: shared.connector, decode_rows: form },
       client: post(request, { path }),
-      prefill: createEngine({ ...shared, role: 'prefill', fleet }),
-      decode: createEngine({ ...shared, role: 'decode', fleet, promptRows: 'stale' }),
+      ...usedDeployment(path, request, shared).engines,
     };
   };
 

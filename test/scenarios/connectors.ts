@@ -20,6 +20,7 @@ import {
   post,
   withoutSalt,
 } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 const HOST = '127.0.0.1';
@@ -47,6 +48,8 @@ function rest(text: string): unknown {
   return JSON.parse(text, (key, value: unknown) => (OF_AN_ENGINE.has(key) ? undefined : value));
 }
 
+const withoutArray = (key: string, value: unknown) => (key === 'routed_experts' ? undefined : value);
+
 const OF_AN_ENGINE = new Set(['id', 'request_id', 'cached_tokens', 'system_fingerprint']);
 
 const bodies = (text: string, events: boolean): string[] =>
@@ -54,6 +57,8 @@ const bodies = (text: string, events: boolean): string[] =>
 
 function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
   const { name, path, body, protocol, config, engine } = spec;
+  // The one token is prefill's: SGLang's decode returns no array, and none is made of prefill's.
+  const unanswered = connector === 'sglang' && body['sampling_params']?.max_new_tokens === 1;
   const request = JSON.stringify(body);
   const options = (address: Address) =>
     ({
@@ -68,8 +73,7 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
 
   const scenario = (): Scenario => {
     const address = { host: HOST, port: ++lastPort };
-    const shared = { ...options(address), fleet: new Fleet() };
-    const prefill = createEngine({ ...shared, role: 'prefill' });
+    const { engines } = usedDeployment(path, request, options(address), { decode: { chunkBytes: 101 } });
     return {
       name,
       config: {
@@ -78,9 +82,8 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
         prefill: { bootstrap_host: HOST, bootstrap_port: address.port, ...config?.['prefill'] },
       },
       client: post(request, { path }),
-      prefill,
-      bootstrap: prefill,
-      decode: createEngine({ ...shared, role: 'decode', promptRows: 'stale', chunkBytes: 101 }),
+      ...engines,
+      bootstrap: engines.prefill,
       downstream: protocol,
       upstream: protocol,
     };
@@ -98,8 +101,13 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
     const [ours, theirs] = [result.body, Buffer.concat(chunks)].map((each) =>
       bodies(each.toString(), body['stream'] === true).map(rest),
     );
-    expect(ours).toEqual(theirs);
-    expect(result.logged).toMatch(/^merged; rows=\d+; choices=\d+$/);
+    if (unanswered) {
+      expect(ours).toEqual(JSON.parse(JSON.stringify(theirs, withoutArray)));
+      expect(result.logged).toBe('absent');
+    } else {
+      expect(ours).toEqual(theirs);
+      expect(result.logged).toMatch(/^merged; rows=\d+; choices=\d+$/);
+    }
     expect(result.prefillRequests).toHaveLength(1);
     expect(result.decodeRequests).toHaveLength(1);
     if (connector === 'mooncake') checkMooncake(result);
@@ -178,15 +186,15 @@ const severalPrompts: Case = {
     const body = routed({ prompt, max_tokens: 7 });
     const address = { host: HOST, port: ++lastPort };
     const shared = {
-      ...{ connector: 'sglang' as const, bootstrap: address, patience: 5000, fleet: new Fleet() },
+      ...{ connector: 'sglang' as const, bootstrap: address, patience: 5000 },
       model: { layers: 3, topK: 2, experts: 9 },
     };
+    const request = JSON.stringify(body);
     return {
       name: 'two prompts',
       config: { connector: 'sglang', prefill: { bootstrap_host: HOST, bootstrap_port: address.port } },
-      client: post(JSON.stringify(body), { path: COMPLETIONS }),
-      prefill: createEngine({ ...shared, role: 'prefill' }),
-      decode: createEngine({ ...shared, role: 'decode', promptRows: 'stale' }),
+      client: post(request, { path: COMPLETIONS }),
+      ...usedDeployment(COMPLETIONS, request, shared).engines,
     };
   },
   check(result) {

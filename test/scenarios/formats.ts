@@ -2,11 +2,11 @@
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
-import { Fleet } from '../engine/fleet.ts';
 import type { SequentialOptions } from '../engine/options.ts';
 import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import { CHAT, COMPLETIONS, GENERATE, post } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 const MODEL = { layers: 3, topK: 2, experts: 8 };
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
@@ -43,8 +43,11 @@ const oracleOf = (spec: Spec): EngineReply =>
     body: Buffer.from(requestOf(spec)),
   }) as EngineReply;
 
-/** Members that name one reply, or that P/D adds. */
-const OWN = new Set(['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint']);
+/** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
+const OWN = new Set([
+  ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
+  'cached_tokens',
+]);
 
 /** What a reply says, without what tells one from another. */
 function meaning(value: unknown): unknown {
@@ -70,17 +73,21 @@ function casesOf(spec: Spec): Case[] {
     (spec.chunks ?? [undefined, 1, 97]).map((chunkBytes): Case => {
       const pieces = chunkBytes === undefined ? '' : `, pieces of ${chunkBytes}`;
       const name = `${spec.name}, ${protocol}${pieces}`;
+      let prefilled: EngineReply | undefined;
       return {
         name,
         scenario: (): Scenario => {
-          const fleet = new Fleet();
-          const shared = { ...spec.engine, model: MODEL, fleet } as SequentialOptions;
+          const shared = { ...spec.engine, model: MODEL };
+          const request = requestOf(spec);
+          const { prefill, decode } = usedDeployment(spec.path, request, shared, {
+            decode: { chunkBytes },
+          }).engines;
           return {
             name,
             config: spec.config,
-            client: post(requestOf(spec), { path: spec.path }),
-            prefill: createEngine({ ...shared, role: 'prefill' }),
-            decode: createEngine({ ...shared, role: 'decode', promptRows: 'stale', chunkBytes }),
+            client: post(request, { path: spec.path }),
+            prefill: async (received) => (prefilled = await prefill(received)),
+            decode,
             downstream: protocol,
             upstream: protocol,
           };
@@ -91,6 +98,9 @@ function casesOf(spec: Spec): Case[] {
           const right = Buffer.concat(oracleOf(spec).chunks).toString();
           const read = stream ? events : (text: string) => JSON.parse(text) as unknown;
           expect(meaning(read(body))).toEqual(meaning(read(right)));
+          const told = /"cached_tokens":\d+/.exec(Buffer.concat(prefilled!.chunks).toString())?.[0];
+          expect(/"cached_tokens":\d+/.exec(body)?.[0]).toBe(told);
+          if (spec.engine.cachedTokens) expect(Number(told?.split(':')[1])).toBeGreaterThan(0);
           expect(result.logged).toMatch(new RegExp(`^merged; rows=\\d+; choices=${spec.choices}$`));
           expect(result.counters['routed_experts.merged']).toBe(1);
           expect(result.prefillRequests).toHaveLength(1);

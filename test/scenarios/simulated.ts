@@ -3,12 +3,12 @@
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
-import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import type { MoeModel } from '../engine/router.ts';
 import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import { CHAT, COMPLETIONS, GENERATE, expectOutcome, jsonOf, post } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 type Form = 'full' | 'tail' | 'tail refused';
 
@@ -62,6 +62,7 @@ function caseOf(spec: Spec, name: string): Case {
     version: form === 'tail' ? '0.32' : '0.30',
     connector: form === 'tail' ? 'shared_storage' : 'nixl',
     model: spec.model,
+    ...(form === 'tail refused' ? { ignorePromptStart: true } : {}),
     ...spec.engine,
   };
   let sent: EngineReply | undefined;
@@ -71,15 +72,10 @@ function caseOf(spec: Spec, name: string): Case {
     prompt * n * (spec.model.layers ?? 1) * (spec.model.topK ?? 1) > HOLD / 4;
 
   const scenario = (): Scenario => {
-    const fleet = new Fleet();
-    const prefill = createEngine({ ...shared, role: 'prefill', fleet, ...spec.prefillEngine });
-    const decode = createEngine({
-      ...shared,
-      role: 'decode',
-      fleet,
-      chunkBytes: pieceBytes(prompt),
-      promptRows: 'stale',
-    });
+    const { prefill, decode } = usedDeployment(path, request, shared, {
+      prefill: spec.prefillEngine ?? {},
+      decode: { chunkBytes: pieceBytes(prompt) },
+    }).engines;
     return {
       name,
       config: {

@@ -3,7 +3,6 @@
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
-import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
@@ -27,6 +26,7 @@ import {
   rowBytes,
   type ReplyOptions,
 } from './messages.ts';
+import { usedDeployment } from './used.ts';
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 const EVENTS: ReplyOptions = {
@@ -131,20 +131,15 @@ const simulated: Case[] = [1, 2].flatMap((n) =>
         return {
           name: `generate, n=${n}, ${form}, pieces of ${chunkBytes ?? 'an event'}, ${protocol}`,
           scenario: () => {
-            const fleet = new Fleet();
-            const decode = createEngine({
-              ...shared,
-              role: 'decode',
-              fleet,
-              promptRows: 'stale',
-              ...(chunkBytes === undefined ? {} : { chunkBytes }),
-            });
+            const { prefill, decode } = usedDeployment(GENERATE, request, shared, {
+              decode: chunkBytes === undefined ? {} : { chunkBytes },
+            }).engines;
             return scenarioOf(
               'simulated',
               {
                 client: post(request, { path: GENERATE }),
-                prefill: createEngine({ ...shared, role: 'prefill', fleet }),
-                decode: (received) => (sent = decode(received)),
+                prefill,
+                decode: async (received) => (sent = await decode(received)),
                 downstream: protocol,
                 upstream: protocol,
               },

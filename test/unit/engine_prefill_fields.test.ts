@@ -62,21 +62,22 @@ describe('prompt_logprobs', () => {
 
 describe('cached_tokens', () => {
   const prompt = Array.from({ length: 300 }, (_, i) => 3 + (i % 400));
+  const NOTHING = { cached_tokens: 0 };
   const ask = (engine: SimulatedEngine, ids: number[], more: Json = {}) =>
     json(engine(post(COMPLETIONS, { prompt: ids, max_tokens: 2, ...more })))['usage'].prompt_tokens_details;
 
   test.each(['prefill', 'oracle'] as const)(
     'of %s are full blocks of prompts that came before, never the last token',
     (role) => {
-      const engine = createEngine({ role, cachedTokens: {} });
-      expect(ask(engine, prompt)).toBeNull();
+      const engine = createEngine({ role, cachedTokens: {}, blockSize: 128 });
+      expect(ask(engine, prompt)).toEqual(NOTHING);
       expect(ask(engine, prompt)).toEqual({ cached_tokens: 256 });
       expect(ask(engine, [...prompt, ...prompt])).toEqual({ cached_tokens: 256 });
       expect(ask(engine, [...prompt, ...prompt])).toEqual({ cached_tokens: 512 });
       expect(ask(engine, prompt.slice(0, 256))).toEqual({ cached_tokens: 128 });
-      expect(ask(engine, [9, ...prompt])).toBeNull();
+      expect(ask(engine, [9, ...prompt])).toEqual(NOTHING);
       engine.restart();
-      expect(ask(engine, prompt)).toBeNull();
+      expect(ask(engine, prompt)).toEqual(NOTHING);
     },
   );
 
@@ -84,26 +85,50 @@ describe('cached_tokens', () => {
     const engine = createEngine({ role: 'oracle' });
     ask(engine, prompt);
     expect(ask(engine, prompt)).toBeNull();
-    expect(ask(createEngine({ role: 'oracle', cachedTokens: { zero: 'object' } }), prompt)).toEqual({
-      cached_tokens: 0,
+    expect(ask(createEngine({ role: 'oracle', cachedTokens: {} }), prompt)).toEqual(NOTHING);
+    expect(ask(createEngine({ role: 'oracle', cachedTokens: { zero: 'null' } }), prompt)).toBeNull();
+    expect(ask(createEngine({ role: 'oracle', cachedTokens: { lie: 7 } }), prompt)).toEqual({
+      cached_tokens: 7,
     });
   });
 
   test('are told in streams with the usage', () => {
-    const engine = createEngine({ role: 'oracle', cachedTokens: {} });
+    const engine = createEngine({ role: 'oracle', cachedTokens: { zero: 'null' }, blockSize: 128 });
     const asked = { prompt, max_tokens: 2, stream: true, stream_options: { include_usage: true } };
     const usage = () => eventsOf(engine(post(COMPLETIONS, asked))).at(-1)!['usage'];
     expect('prompt_tokens_details' in usage()).toBe(false);
     expect(usage().prompt_tokens_details).toEqual({ cached_tokens: 256 });
   });
 
-  test('are summed over prompts, not over samples', () => {
-    const engine = createEngine({ role: 'oracle', cachedTokens: {} });
+  test('are those of the last prompt and its last sample, in a stream of the first', () => {
+    const shifted = (by: number) => prompt.map((id) => id + by);
+    const engine = createEngine({ role: 'oracle', cachedTokens: {}, blockSize: 128 });
     ask(engine, prompt);
-    const other = prompt.map((id) => id + 1);
-    const body = { prompt: [prompt, other], max_tokens: 2, n: 3 };
-    const { usage } = ok(engine(post(COMPLETIONS, body)));
-    expect(usage.prompt_tokens_details).toEqual({ cached_tokens: 256 });
+    const body = { prompt: [prompt, shifted(1)], max_tokens: 2 };
+    expect(ok(engine(post(COMPLETIONS, body)))['usage'].prompt_tokens_details).toEqual(NOTHING);
+    // The blocks of a sample are found by the next one at once.
+    const samples = { prompt: shifted(2), max_tokens: 2, n: 3 };
+    expect(ok(engine(post(COMPLETIONS, samples)))['usage'].prompt_tokens_details).toEqual({
+      cached_tokens: 256,
+    });
+    const stream = {
+      ...samples,
+      prompt: shifted(3),
+      stream: true,
+      stream_options: { include_usage: true },
+    };
+    expect(eventsOf(engine(post(COMPLETIONS, stream))).at(-1)!['usage'].prompt_tokens_details).toEqual(
+      NOTHING,
+    );
+  });
+
+  test('are summed over SGLang’s prompts', () => {
+    const engine = createEngine({ role: 'oracle', format: 'D', cachedTokens: {} });
+    ask(engine, prompt);
+    const body = { prompt: [prompt, prompt.map((id) => id + 1), prompt], max_tokens: 2, n: 2 };
+    expect(ok(engine(post(COMPLETIONS, body)))['usage'].prompt_tokens_details).toEqual({
+      cached_tokens: 598,
+    });
   });
 
   test.each<[NonNullable<SequentialOptions['cachedTokens']>['remote'], Json | null]>([
@@ -113,7 +138,7 @@ describe('cached_tokens', () => {
     ['null', null],
   ])('of decode are %s, prefill and the oracle tell the truth', (remote, expected) => {
     for (const zero of ['null', 'object'] as const) {
-      const { prefill, decode, oracle } = deploy({ cachedTokens: { remote, zero } });
+      const { prefill, decode, oracle } = deploy({ cachedTokens: { remote, zero }, blockSize: 128 });
       const none = zero === 'null' ? null : { cached_tokens: 0 };
       for (const truth of [none, { cached_tokens: 256 }]) {
         const leg = { max_tokens: 1, kv_transfer_params: NIXL_PREFILL };

@@ -59,7 +59,6 @@ describe('two engines in one room', () => {
     for (const [promptRows, generated] of [
       ['zeros', 7],
       ['stale', 7],
-      ['stale', 1],
     ] as const) {
       const deployment = deploy({ promptRows });
       const cap =
@@ -76,6 +75,49 @@ describe('two engines in one room', () => {
       for (let at = 0; at < ours!.length; at += ROW) {
         expect(mine!.subarray(at, at + ROW).equals(ours!.subarray(at, at + ROW))).toBe(false);
       }
+    }
+  });
+
+  test.each([NATIVE, COMPLETIONS, CHAT])(
+    'have on %s no array of decode’s where prefill’s token is all',
+    async (path) => {
+      const cap = path === NATIVE ? { sampling_params: { max_new_tokens: 1 } } : { max_tokens: 1 };
+      const asked = { ...BODIES[path], ...cap, return_routed_experts: true };
+      const deployment = deploy();
+      const [prefill, decode] = await both(deployment, path, inRoom(asked));
+      const oracle = ok(deployment.oracle(post(path, asked)));
+      expect(arraysOf(prefill)[0]!.equals(arraysOf(oracle)[0]!)).toBe(true);
+      expect(JSON.stringify(decode)).not.toContain('routed_experts');
+      expect(decode['usage'] ?? decode['meta_info'].completion_tokens).toEqual(
+        oracle['usage'] ?? oracle['meta_info'].completion_tokens,
+      );
+    },
+  );
+
+  test('find what decode has generated before where its radix tree is on, and nothing where it is not', async () => {
+    const ask = (input_ids: number[]) => ({
+      input_ids,
+      return_routed_experts: true,
+      sampling_params: { max_new_tokens: 7 },
+    });
+    const prompt = Array.from({ length: 20 }, (_, i) => 3 + i);
+    for (const decodeRadixCache of [undefined, false, true]) {
+      const deployment = deploy({
+        ...(decodeRadixCache === undefined ? {} : { decodeRadixCache }),
+        promptRows: 'stale',
+      });
+      const [, turn] = await both(deployment, NATIVE, inRoom(ask(prompt)));
+      const next = ask([...prompt, ...turn['output_ids'], 99, 98]);
+      const [, decode] = await both(deployment, NATIVE, inRoom(next, '8'));
+      const [mine, truth] = [decode, ok(deployment.oracle(post(NATIVE, next)))].map(
+        (reply) => arraysOf(reply)[0]!,
+      );
+      const right = Array.from({ length: 29 }, (_, i) => i).filter((i) => {
+        const [from, to] = [i * ROW, (i + 1) * ROW];
+        return mine!.subarray(from, to).equals(truth!.subarray(from, to));
+      });
+      // Of the seven that were generated, the last one was not forwarded; the prompt never was.
+      expect(right).toEqual(decodeRadixCache ? [20, 21, 22, 23, 24, 25] : []);
     }
   });
 

@@ -40,6 +40,25 @@ export function from(routing: Routing, first: number, { layers, topK }: MoeModel
   return { ...routing, rows, start: routing.start + skipped };
 }
 
+/** How the rows' memory is read. */
+export function dtypeOf({ data }: Rows): Dtype {
+  if (data instanceof Uint8Array) return '|u1';
+  if (data instanceof Uint16Array) return '<u2';
+  return data instanceof Int16Array ? '<i2' : '<i4';
+}
+
+/** As prime-rl and SkyRL choose the dtype: by the largest id of one array, so that an empty one is uint8. */
+export function narrowed(format: Format): Format {
+  return { encode: (routing) => format.encode(routing && { ...routing, rows: narrow(routing.rows) }) };
+}
+
+function narrow({ data, count }: Rows): Rows {
+  const largest = (data as Uint8Array).reduce((a, b) => Math.max(a, b), 0);
+  const signed = (data as Uint8Array).some((id) => id < 0);
+  const Data = largest < 0x100 && !signed ? Uint8Array : largest < 0x8000 ? Int16Array : Int32Array;
+  return { data: Data.from(data), count };
+}
+
 export const DTYPES: Record<Dtype, string> = {
   '|u1': 'uint8',
   '<u2': 'uint16',

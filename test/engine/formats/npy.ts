@@ -3,11 +3,11 @@
 import { encodeNpy, type NpyOptions } from '../npy.ts';
 import type { Routing } from '../compute.ts';
 import type { MoeModel } from '../router.ts';
-import { NOWHERE, shapeOf, type Format } from './format.ts';
+import { NOWHERE, dtypeOf, shapeOf, type Format } from './format.ts';
 
 export function npyFormat(model: MoeModel, options: NpyOptions = {}): Format {
-  const encode = ({ rows: { data, count } }: Routing) =>
-    encodeNpy(data, model.dtype, shapeOf(model, count), options).toString('base64');
+  const encode = ({ rows }: Routing) =>
+    encodeNpy(rows.data, dtypeOf(rows), shapeOf(model, rows.count), options).toString('base64');
   return {
     encode(routing) {
       const members = { routed_experts: routing && encode(routing) };

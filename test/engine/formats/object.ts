@@ -3,7 +3,7 @@
 import type { Routing } from '../compute.ts';
 import type { ObjectOptions } from '../options.ts';
 import type { MoeModel } from '../router.ts';
-import { DTYPES, NOWHERE, from, bytesOf, shapeOf, type Format } from './format.ts';
+import { DTYPES, NOWHERE, dtypeOf, from, bytesOf, shapeOf, type Format } from './format.ts';
 
 const KEYS = ['data', 'shape', 'start', 'dtype'] as const;
 
@@ -18,7 +18,7 @@ export function objectFormat(model: MoeModel, options: ObjectOptions = {}): Form
       data: bytesOf(sent.rows).toString('base64'),
       shape: shapeOf(model, sent.rows.count),
       start: sent.start,
-      dtype: DTYPES[model.dtype],
+      dtype: DTYPES[dtypeOf(sent.rows)],
     };
     return Object.fromEntries(keys.map((key) => [key, members[key]]));
   };

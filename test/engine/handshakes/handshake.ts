@@ -1,16 +1,14 @@
 // What an engine's KV connector has to define: how two engines agree that one has the other's KV.
 
 import { ApiError, type Call } from '../call.ts';
-import type { Choice } from '../compute.ts';
+import type { Choice, External } from '../compute.ts';
 import type { KvParams } from '../fleet.ts';
 import type { EngineRequest } from '../../scenario.ts';
 
 /** What the engines agreed on for one call. */
 export interface Agreement {
-  /** The tokens whose KV the `p`-th prompt starts on; null where it is forwarded here. */
-  remote(p: number): readonly number[] | null;
-  /** With the KV comes the first generated token: not even the last prompt token is forwarded. */
-  complete?: boolean;
+  /** Where the KV of the `p`-th prompt comes from; null where it is computed here. */
+  external(p: number): External | null;
   /** Another engine goes on with the answer: this one ends it with the first token. */
   prefillOnly?: boolean;
   /** Told what was computed; gives the reply's `kv_transfer_params`. */
@@ -27,7 +25,7 @@ export interface Handshake {
 }
 
 /** Nothing comes from another engine, nothing goes to one. */
-export const ALONE: Agreement = { remote: () => null };
+export const ALONE: Agreement = { external: () => null };
 
 export function kvError(message: string): ApiError {
   return new ApiError(400, `kv_transfer_params: ${message}`, 'BadRequestError', 'kv_transfer_params');

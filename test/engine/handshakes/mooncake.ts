@@ -99,7 +99,7 @@ export class Mooncake implements Handshake, PrefillEngine {
       meeting.decode.leave();
       throw loadFailure();
     }
-    return { remote: () => met };
+    return { external: () => ({ pulled: met }) };
   }
 
   get #patience(): Patience {

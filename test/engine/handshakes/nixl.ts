@@ -3,7 +3,7 @@
 import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
 import type { Fleet, KvParams } from '../fleet.ts';
-import type { EngineOptions } from '../options.ts';
+import { blockSizeOf, type EngineOptions } from '../options.ts';
 import { ALONE, kvError, type Agreement, type Handshake } from './handshake.ts';
 
 const HANDSHAKE_KEYS = new Set([
@@ -53,7 +53,7 @@ export class Nixl implements Handshake {
     if (typeof claimed === 'string') throw kvError(claimed);
     claimed.consumed = true;
     // One field for a whole batch: its other prompts start on the first one's KV.
-    return { remote: () => claimed.tokens };
+    return { external: () => ({ pulled: claimed.tokens }) };
   }
 
   #handOut(call: Call, choices: readonly Choice[], id: string): KvParams | null {
@@ -61,7 +61,7 @@ export class Nixl implements Handshake {
       // vLLM keeps the blocks only of a request that its cap ended.
       if (choices[p * call.n]!.finish !== 'length') return null;
       const suffix = call.endpoint === 'completions' ? `-${p}` : '';
-      const blocks = Math.ceil(tokens.length / (this.options.blockSize ?? 128));
+      const blocks = Math.ceil(tokens.length / blockSizeOf(this.options));
       const params: KvParams = {
         do_remote_prefill: true,
         do_remote_decode: false,

@@ -2,7 +2,7 @@
 
 import { ApiError, EngineError, type Bootstrap, type Call } from '../call.ts';
 import { sameTokens, type Fleet, type PrefillEngine } from '../fleet.ts';
-import { never, within, type Place } from '../meeting.ts';
+import { never, within, type Meeting, type Place } from '../meeting.ts';
 import { DEFAULT_BOOTSTRAP, type Address, type EngineOptions } from '../options.ts';
 import type { Agreement, Handshake } from './handshake.ts';
 
@@ -12,6 +12,7 @@ const PATIENCE = 300_000;
 interface Seat {
   room: bigint;
   tokens: readonly number[];
+  meeting: Meeting;
   mine: Place;
   theirs: Place;
 }
@@ -47,10 +48,23 @@ export class SglangBootstrap implements Handshake, PrefillEngine {
       const state = this.#prefills ? 'Bootstrapping' : 'WaitingForInput';
       throw this.#failed('transfer', bootstrap.rooms[0]!, `timed out in KVPoll.${state}`);
     }
-    if (this.#prefills) return { remote: () => null, prefillOnly: true };
+    if (this.#prefills) {
+      return {
+        external: () => null,
+        prefillOnly: true,
+        end: (choices) => {
+          choices.forEach(({ of }, i) => seats[i]!.meeting.sent(of.cached ?? 0));
+          return null;
+        },
+      };
+    }
     const other = seats.find(({ tokens }, i) => !sameTokens(tokens, met[i]!));
     if (other) throw this.#failed('transfer', other.room, 'the KV is of another prompt');
-    return { remote: (p) => met[p * call.n]!, complete: true };
+    // What decode says of cached tokens is what prefill says (sglang/srt/disaggregation/decode.py, `req.cached_tokens`).
+    const cached = await Promise.all(seats.map(({ meeting }) => meeting.transfer));
+    return {
+      external: (p) => ({ pulled: met[p * call.n]!, complete: { cached: cached[p * call.n]! } }),
+    };
   }
 
   get #prefills(): boolean {
@@ -69,9 +83,10 @@ export class SglangBootstrap implements Handshake, PrefillEngine {
     const seats = call.prompts.flatMap(({ tokens }, p) =>
       Array.from({ length: call.n }, (_, sample): Seat => {
         const room = rooms[p]! + BigInt(sample);
-        const { prefill, decode } = this.fleet.meeting(`room ${hosts[p]}:${ports[p]} ${room}`);
+        const meeting = this.fleet.meeting(`room ${hosts[p]}:${ports[p]} ${room}`);
+        const { prefill, decode } = meeting;
         const [mine, theirs] = this.#prefills ? [prefill, decode] : [decode, prefill];
-        return { room, tokens, mine, theirs };
+        return { room, tokens, meeting, mine, theirs };
       }),
     );
     seats.forEach(({ room, tokens, mine }, i) => {

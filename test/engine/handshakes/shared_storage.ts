@@ -1,26 +1,35 @@
-// A store that all engines share: decode finds what prefill has put there. `kv_transfer_params` are not looked at.
+// A store that all engines share: decode finds what prefill has put there, and what it has put there itself.
 
-import type { Call } from '../call.ts';
+import { saltOf, type Call } from '../call.ts';
 import type { Fleet } from '../fleet.ts';
-import type { EngineOptions } from '../options.ts';
-import { ALONE, type Agreement, type Handshake } from './handshake.ts';
+import { blockSizeOf, type EngineOptions } from '../options.ts';
+import { createStore, type Store, type Stored } from '../store.ts';
+import type { Agreement, Handshake } from './handshake.ts';
 
 export class SharedStorage implements Handshake {
-  constructor(
-    private readonly options: EngineOptions,
-    private readonly fleet: Fleet,
-  ) {}
+  readonly #store: Store;
+  /** LMCache's prefill is a producer only (lmcache/integration/vllm/vllm_v1_adapter.py, `get_num_new_matched_tokens`). */
+  readonly #loads: boolean;
+
+  constructor(options: EngineOptions, fleet: Fleet) {
+    const name = options.store ?? 'example';
+    this.#store = createStore(name, fleet, blockSizeOf(options));
+    this.#loads = options.role === 'decode' || name === 'example';
+  }
 
   begin(call: Call): Agreement {
-    if (this.options.role === 'decode') {
-      return {
-        remote: (p) => {
-          const { tokens } = call.prompts[p]!;
-          return this.fleet.isStored(tokens) ? tokens : null;
-        },
-      };
-    }
-    for (const { tokens } of call.prompts) this.fleet.store(tokens);
-    return ALONE;
+    const requests = call.prompts.map(({ tokens }, p): Stored => ({
+      tokens,
+      salt: saltOf(call, p),
+      params: call.kvTransferParams,
+    }));
+    const found = requests.map((request) => (this.#loads ? this.#store.lookup(request) : 0));
+    return {
+      external: (p) => ({ loaded: found[p]! }),
+      end: () => {
+        for (const request of requests) this.#store.save(request);
+        return null;
+      },
+    };
   }
 }

@@ -17,7 +17,7 @@ import { encode, encodeChat } from '../tokenizer.ts';
 /** What each engine reads in its own way. */
 export type Own = Pick<
   Call,
-  'kvTransferParams' | 'returnRoutedExperts' | 'routedExpertsPromptStart' | 'sglang'
+  'kvTransferParams' | 'cacheSalts' | 'returnRoutedExperts' | 'routedExpertsPromptStart' | 'sglang'
 >;
 
 /** A call of `/v1/completions` or `/v1/chat/completions`. */

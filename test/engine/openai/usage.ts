@@ -18,7 +18,20 @@ export function detailsOf(
   options: CachedTokens | undefined,
 ): { cached_tokens: number } | null {
   if (!options) return null;
+  const cached = call.sglang ? cachedOfAll(call, choices) : cachedOfOne(call, choices);
+  return cached === null || (cached === 0 && options.zero === 'null') ? null : { cached_tokens: cached };
+}
+
+/** SGLang: of the first choice of each prompt, together (sglang/srt/entrypoints/openai/usage_processor.py). */
+function cachedOfAll(call: Call, choices: readonly Choice[]): number | null {
   const perPrompt = choices.filter((_, i) => i % call.n === 0).map(({ of }) => of.cached);
-  const sum = perPrompt.reduce((a, b) => (a === null || b === null ? null : a + b), 0);
-  return sum === null || (sum === 0 && options.zero !== 'object') ? null : { cached_tokens: sum };
+  return perPrompt.reduce((a, b) => (a === null || b === null ? null : a + b), 0);
+}
+
+/**
+ * vLLM: of the choice that finished last, of the last prompt (`last_final_res.num_cached_tokens`); in a stream of the first result
+ * that came. The numbers of the others are not told.
+ */
+function cachedOfOne(call: Call, choices: readonly Choice[]): number | null {
+  return choices.at(call.stream ? 0 : -1)!.of.cached;
 }

@@ -29,7 +29,8 @@ export function wholeReply(answer: Answer, context: Context): object {
     choices: choices.map((choice, i) => item(answer, choice, encoded[i]!)),
     usage: usageOf(answer, context),
     metadata: { weight_version: WEIGHT_VERSION },
-    ...encoded[0]!.after,
+    // An empty text is false in Python: no `sglext` comes of it here, where one does in a stream.
+    ...(choices[0]!.routing?.rows.count === 0 ? {} : encoded[0]!.after),
   };
 }
 

@@ -79,6 +79,19 @@ function samplingParams(json: Json, prompts: number): Json {
   return object(params[0], 'sampling_params');
 }
 
+/** `cache_salt` and `extra_key`, a text or one for each prompt; both are part of the radix tree's keys. */
+function saltsOf(json: Json): string[] {
+  const [salts, keys] = ['cache_salt', 'extra_key'].map((name) => {
+    const value = json[name] ?? [];
+    const list: unknown[] = Array.isArray(value) ? value : [value];
+    if (!list.every((item) => typeof item === 'string')) throw bad('Input should be a valid string', name);
+    return list;
+  });
+  const longest = Math.max(salts!.length, keys!.length);
+  const at = (list: string[], i: number) => (list.length === 1 ? list[0] : list[i]) ?? '';
+  return Array.from({ length: longest }, (_, i) => at(salts!, i) + at(keys!, i));
+}
+
 function ownFields(json: Json, batch: boolean) {
   const { model = 'default', rid = null } = json;
   if (typeof model !== 'string') throw bad('Input should be a valid string', 'model');
@@ -87,6 +100,7 @@ function ownFields(json: Json, batch: boolean) {
   if (start < 0) throw bad('Input should be greater than or equal to 0', 'routed_experts_start_len');
   return {
     kvTransferParams: null,
+    cacheSalts: saltsOf(json),
     returnRoutedExperts: bool(json, 'return_routed_experts') ?? false,
     routedExpertsPromptStart: start,
     sglang: {

@@ -56,7 +56,7 @@ export class Vllm implements Api {
       model: this.model.name,
       vocab: this.model.vocab,
       maxModelLen: this.maxModelLen,
-      promptStart: this.#context.version === '0.32' && !this.options.ignorePromptStart,
+      promptStart: this.#context.version !== '0.21' && !this.options.ignorePromptStart,
     });
   }
 

@@ -35,6 +35,7 @@ export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer,
       ? generateCall(json, limits)
       : openAiCall(endpoint as 'completions' | 'chat', json, {
           kvTransferParams: transferParams(json),
+          cacheSalts: cacheSalts(json),
           returnRoutedExperts: true,
           routedExpertsPromptStart: promptStart(json, limits),
           sglang: null,
@@ -69,6 +70,7 @@ function generateCall(json: Json, limits: Limits): Call {
     promptLogprobs: logprobCount(params, 'prompt_logprobs'),
     echo: false,
     kvTransferParams: transferParams(json),
+    cacheSalts: cacheSalts(json),
     returnRoutedExperts: true,
     routedExpertsPromptStart: promptStart(params, limits),
     sglang: null,
@@ -80,6 +82,24 @@ function promptStart(json: Json, limits: Limits): number {
   const start = required(integer(json, 'routed_experts_prompt_start', 0), 'routed_experts_prompt_start');
   if (start < 0) throw bad('Input should be greater than or equal to 0', 'routed_experts_prompt_start');
   return start;
+}
+
+const MAX_SALT = 128;
+
+/** One for all prompts (vllm/entrypoints/generate/base/protocol.py, `validate_cache_salt`). */
+function cacheSalts(json: Json): readonly string[] {
+  const salt = json['cache_salt'] ?? null;
+  if (salt === null) return [];
+  if (typeof salt !== 'string' || salt === '') {
+    throw bad("Parameter 'cache_salt' must be a non-empty string if provided.", 'cache_salt');
+  }
+  if ([...salt].length > MAX_SALT || /[@/\\\0]/.test(salt)) {
+    throw bad(
+      "Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\\\', or NUL.",
+      'cache_salt',
+    );
+  }
+  return [salt];
 }
 
 function transferParams(json: Json): Json | null {

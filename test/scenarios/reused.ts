@@ -1,0 +1,233 @@
+// What decode serves alone after the same prompts were under P/D: its cache, or a store, has their KV, and the slots that go with it
+// have rows of somebody else. Right are those of an engine that has forwarded everything.
+
+import { expect } from 'vitest';
+import type { EngineOptions } from '../engine/engine.ts';
+import type { Result, Scenario } from '../scenario.ts';
+import { type Case, type Suite } from './case.ts';
+import { CACHED_TEXT, CHAT, COMPLETIONS, GENERATE, expectError, post, saltOf } from './messages.ts';
+import { meaningOf, oracleOf, usedDeployment } from './used.ts';
+
+type Json = Record<string, unknown>;
+
+interface Ask {
+  name: string;
+  path: string;
+  body: Json;
+  /** P/D serves such a request, while prefill is up. */
+  served?: boolean;
+}
+
+const PROMPT = Array.from({ length: 300 }, (_, i) => 3 + ((i * 31 + (i >> 4)) % 500));
+const OTHER = PROMPT.map((id) => 3 + ((id * 7) % 499));
+const CONTENT = 'Which experts have seen this prompt before? '.repeat(4);
+const SAMPLED = { n: 2, temperature: 0.8 };
+
+const ASKS: Ask[] = [
+  { name: 'a completion', path: COMPLETIONS, body: { prompt: PROMPT, max_tokens: 5 }, served: true },
+  {
+    name: 'a chat',
+    path: CHAT,
+    body: { messages: [{ role: 'user', content: CONTENT }], max_tokens: 5 },
+    served: true,
+  },
+  {
+    name: 'a generate',
+    path: GENERATE,
+    body: { token_ids: PROMPT, sampling_params: { max_tokens: 5 } },
+    served: true,
+  },
+  {
+    name: 'a stream of generate',
+    path: GENERATE,
+    body: { token_ids: PROMPT, stream: true, sampling_params: { max_tokens: 5 } },
+    served: true,
+  },
+  {
+    name: 'two samples',
+    path: COMPLETIONS,
+    body: { prompt: PROMPT, max_tokens: 5, ...SAMPLED },
+    served: true,
+  },
+  {
+    name: 'two samples of generate',
+    path: GENERATE,
+    body: { token_ids: PROMPT, sampling_params: { max_tokens: 5, ...SAMPLED } },
+    served: true,
+  },
+  { name: 'two prompts', path: COMPLETIONS, body: { prompt: [PROMPT, OTHER], max_tokens: 5 } },
+  { name: 'echo', path: COMPLETIONS, body: { prompt: CONTENT, echo: true, max_tokens: 5 } },
+  {
+    name: 'a start of a completion',
+    path: COMPLETIONS,
+    body: { prompt: PROMPT, max_tokens: 5, routed_experts_prompt_start: 100 },
+  },
+  {
+    name: 'a start of a chat',
+    path: CHAT,
+    body: {
+      messages: [{ role: 'user', content: CONTENT }],
+      ...{ max_tokens: 5, routed_experts_prompt_start: 20 },
+    },
+  },
+  {
+    name: 'a start of a generate',
+    path: GENERATE,
+    body: { token_ids: PROMPT, sampling_params: { max_tokens: 5, routed_experts_prompt_start: 100 } },
+  },
+];
+
+interface Spec {
+  ask: Ask;
+  /** Decode's, beyond those that both have. */
+  engine?: Partial<EngineOptions>;
+  config?: Json;
+  right: boolean;
+  /** The prompt is none that was under P/D. */
+  unknown?: boolean;
+}
+
+const MODEL = { layers: 3, topK: 2, experts: 32 };
+
+function caseOf(name: string, { ask, engine, config, right, unknown }: Spec): Case {
+  const { path, body } = ask;
+  const request = JSON.stringify(body);
+  const before = unknown ? JSON.stringify({ ...body, prompt: OTHER }) : request;
+  const shared = { model: MODEL, ...engine };
+  return {
+    name: `${ask.name}: ${name}`,
+    scenario: (): Scenario => {
+      const { prefill, decode } = usedDeployment(path, before, shared).engines;
+      return {
+        name,
+        config: { prefill: { retries: 0 }, ...config },
+        client: post(request, { path }),
+        prefill: ask.served ? 'down' : prefill,
+        decode,
+      };
+    },
+    check(result: Result): void {
+      expect(result.prefillRequests).toEqual([]);
+      expect(result.decodeRequests).toHaveLength(1);
+      const [received] = result.decodeRequests;
+      if (config?.['local_prefix_cache'] !== 'shared') saltOf(received!);
+      else expect(received!.body.toString()).toBe(request);
+      if (!right) {
+        expect(result.logged).toBe('rejected; reason=cached');
+        if (body['stream']) return expect(result.complete).toBe(false);
+        return expectError(
+          result,
+          502,
+          'BadGatewayError',
+          `routed_experts can not be merged: ${CACHED_TEXT}`,
+        );
+      }
+      expect(result).toMatchObject({ status: 200, complete: true, logged: 'local' });
+      expect(meaningOf(result.body.toString())).toEqual(meaningOf(oracleOf(path, request, shared)));
+    },
+  };
+}
+
+const TOLD = { cachedTokens: {} };
+const SHARED = { local_prefix_cache: 'shared' };
+
+const ownCache: Case[] = ASKS.flatMap((ask) => [
+  caseOf('salted', { ask, right: true }),
+  caseOf('salted, decode tells what was cached', { ask, engine: TOLD, right: true }),
+  caseOf('unsalted', { ask, config: SHARED, right: false }),
+  caseOf('unsalted, decode tells what was cached', { ask, engine: TOLD, config: SHARED, right: false }),
+  // It would die of rows that it has not captured.
+  caseOf('salted, decode is a later one', { ask, engine: { version: '0.32' }, right: true }),
+]);
+
+const [COMPLETION, , , , SAMPLES, , PROMPTS] = ASKS as [Ask, Ask, Ask, Ask, Ask, Ask, Ask];
+
+const others: Case[] = [
+  caseOf('unsalted, another prompt than before', {
+    ...{ ask: COMPLETION, engine: TOLD, config: SHARED },
+    ...{ right: true, unknown: true },
+  }),
+  caseOf('unsalted, another prompt than before, nothing is told', {
+    ...{ ask: COMPLETION, config: SHARED },
+    ...{ right: false, unknown: true },
+  }),
+  caseOf('unsalted, decode has no prefix cache, and tells that nothing was cached', {
+    ...{ ask: COMPLETION, engine: { ...TOLD, prefixCaching: false }, config: SHARED },
+    right: true,
+  }),
+];
+const saltless: Case[] = ASKS.filter(({ name, body }) => !/two/.test(name) && !body['stream']).map((ask) =>
+  caseOf('decode does not know salts, and tells what was cached', {
+    ask,
+    engine: { ...TOLD, ignoreSalt: true },
+    right: false,
+  }),
+);
+
+const STORED = { connector: 'shared_storage' } as const;
+const inStore = (store: 'example' | 'lmcache' | 'lmcache_mp', more: Partial<EngineOptions> = {}) => ({
+  ...STORED,
+  store,
+  ...more,
+});
+const single = ASKS.filter(({ name, body }) => !/two/.test(name) && !body['stream']);
+
+const stores: Case[] = [
+  // Whatever the request says, the store is asked for its tokens.
+  ...single.map((ask) =>
+    caseOf('ExampleConnector', { ask, engine: inStore('example', TOLD), config: STORED, right: false }),
+  ),
+  caseOf('ExampleConnector, nothing is told', {
+    ask: COMPLETION,
+    engine: inStore('example'),
+    config: STORED,
+    right: false,
+  }),
+  caseOf('ExampleConnector, a prompt that it does not have', {
+    ask: COMPLETION,
+    engine: inStore('example', TOLD),
+    config: STORED,
+    right: true,
+    unknown: true,
+  }),
+  // Chunks under the request's own tag, or salt, are nobody's.
+  ...single.flatMap((ask) =>
+    (['lmcache', 'lmcache_mp'] as const).map((store) =>
+      caseOf(store, { ask, engine: inStore(store, TOLD), config: STORED, right: true }),
+    ),
+  ),
+  caseOf('lmcache, nothing is told', {
+    ask: COMPLETION,
+    engine: inStore('lmcache'),
+    config: STORED,
+    right: false,
+  }),
+  // Unsalted, all of them are found.
+  ...single.flatMap((ask) =>
+    (['example', 'lmcache', 'lmcache_mp'] as const).map((store) =>
+      caseOf(`${store}, unsalted`, {
+        ask,
+        engine: inStore(store, TOLD),
+        config: { ...STORED, ...SHARED },
+        right: false,
+      }),
+    ),
+  ),
+  ...(['example', 'lmcache', 'lmcache_mp'] as const).map((store) =>
+    caseOf(`${store}, unsalted, another prompt than before`, {
+      ask: COMPLETION,
+      engine: inStore(store, TOLD),
+      config: { ...STORED, ...SHARED },
+      ...{ right: true, unknown: true },
+    }),
+  ),
+  // A sample finds what was forwarded for the one before, and nothing tells that from the store.
+  ...[SAMPLES, PROMPTS].map((ask) =>
+    caseOf('lmcache', { ask, engine: inStore('lmcache', TOLD), config: STORED, right: false }),
+  ),
+];
+
+export const reused: Suite = {
+  name: 'what decode serves alone after P/D',
+  cases: [...ownCache, ...others, ...saltless, ...stores],
+};

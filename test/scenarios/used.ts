@@ -1,0 +1,223 @@
+// Deployments that have served others before. Every slot of their engines has had a token in it, and what a request brings was
+// under P/D already, in part and as a whole: decode's cache has blocks whose rows are those of somebody else.
+
+import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
+import { Fleet } from '../engine/fleet.ts';
+import { blockSizeOf } from '../engine/options.ts';
+import type { Engine, EngineReply, Header } from '../scenario.ts';
+import { CHAT, GENERATE, NATIVE } from './messages.ts';
+
+type Json = Record<string, any>;
+type Prompt = string | number[];
+
+export interface Deployment {
+  prefill: SimulatedEngine<Awaitable>;
+  decode: SimulatedEngine<Awaitable>;
+  /** The same as a scenario takes them: they answer when what was before is over. */
+  engines: { prefill: Engine; decode: Engine };
+}
+
+export interface Own {
+  prefill?: Partial<EngineOptions>;
+  decode?: Partial<EngineOptions>;
+}
+
+/** Engines that have served other prompts, then the prompts of `request` in part, and then as they are. */
+export function usedDeployment(
+  path: string,
+  request: string,
+  options: Partial<EngineOptions> = {},
+  own: Own = {},
+): Deployment {
+  const prompts = promptsOf(path, JSON.parse(request) as Json);
+  const longest = Math.max(...prompts.map(({ length }) => length + TEMPLATE));
+  const blockSize = blockSizeOf(options as EngineOptions);
+  // As many blocks as hold the prompts and half of each once more: nobody gets one that nobody has used.
+  const kvBlocks = prompts.length * (Math.ceil((1.5 * longest) / blockSize) + SPARE);
+  const shared = { fleet: new Fleet(), kvBlocks, ...options };
+  const prefill = createEngine({ ...shared, ...own.prefill, role: 'prefill' });
+  const decode = createEngine({ ...shared, ...own.decode, role: 'decode' });
+
+  // Of another request, which has a token in every slot; the last one of the two generated has none.
+  const slots = kvBlocks * blockSize;
+  const other = (from: number) =>
+    Array.from({ length: slots - 1 }, (_, i) => 3 + ((from + i * 17 + (i >> 6)) % 499));
+  const before = [...prompts.map(halfOf), ...prompts];
+  const { connector } = options;
+  if (connector !== 'sglang') {
+    // Not the same one: decode would find it in a store.
+    [prefill, decode].forEach((engine, i) =>
+      member(post(engine as unknown as Sync, GENERATE, bodyOf(GENERATE, other(i))), /("choices")/),
+    );
+  }
+  if (connector !== 'sglang' && connector !== 'mooncake') {
+    const engines = { prefill, decode } as unknown as Record<'prefill' | 'decode', Sync>;
+    before.forEach((prompt, i) => inTurn(engines, path, prompt, options, i));
+    return { prefill, decode, engines: { prefill, decode } };
+  }
+  const over = (async () => {
+    if (connector === 'sglang') {
+      // Decode never forwards a prompt: what is in its slots was generated.
+      await atOnce(prefill, decode, NATIVE, [3], options, before.length, slots - 1);
+    }
+    for (const [i, prompt] of before.entries()) await atOnce(prefill, decode, path, prompt, options, i);
+  })();
+  const after =
+    (engine: Engine): Engine =>
+    async (received) => {
+      await over;
+      return engine(received);
+    };
+  return { prefill, decode, engines: { prefill: after(prefill), decode: after(decode) } };
+}
+
+type Sync = (request: Parameters<Engine>[0]) => EngineReply;
+
+/** Tokens that a chat's template adds, at most. */
+const TEMPLATE = 40;
+/** Blocks beyond the prompts, for what is generated. */
+const SPARE = 3;
+
+function promptsOf(path: string, body: Json): Prompt[] {
+  if (path === CHAT) return [body['messages'].map(({ content }: Json) => content).join('\n')];
+  const prompt = body['prompt'] ?? body['token_ids'] ?? body['text'] ?? body['input_ids'];
+  if (typeof prompt === 'string' || typeof prompt[0] === 'number') return [prompt];
+  return prompt;
+}
+
+/** Another prompt that begins as this one does. */
+function halfOf(prompt: Prompt): Prompt {
+  const half = prompt.length >> 1;
+  if (typeof prompt === 'string') return `${prompt.slice(0, half)} and ${prompt.slice(half + 5)}`;
+  return [...prompt.slice(0, half), ...prompt.slice(half).map((id) => 3 + ((id * 5 + 1) % 499))];
+}
+
+/** A request for two tokens, which has all of a prompt's tokens forwarded and one more. */
+function bodyOf(path: string, prompt: Prompt, tokens = 2): Json {
+  const ids = typeof prompt !== 'string';
+  if (path === NATIVE)
+    return { [ids ? 'input_ids' : 'text']: prompt, sampling_params: { max_new_tokens: tokens } };
+  if (path === GENERATE) return { token_ids: prompt, sampling_params: { max_tokens: 2 } };
+  if (path === CHAT) return { messages: [{ role: 'user', content: prompt }], max_tokens: 2 };
+  return { prompt, max_tokens: 2 };
+}
+
+function withSampling(path: string, body: Json, params: Json): Json {
+  return path === GENERATE
+    ? { ...body, sampling_params: { ...body['sampling_params'], ...params } }
+    : { ...body, ...params };
+}
+
+function post<Reply extends Awaitable>(
+  engine: (request: Parameters<Engine>[0]) => Reply,
+  path: string,
+  body: Json | string,
+  headers: Header[] = [],
+): Reply {
+  const bytes = Buffer.from(typeof body === 'string' ? body : JSON.stringify(body));
+  return engine({
+    method: 'POST',
+    path,
+    headers: [['content-type', 'application/json'], ...headers],
+    body: bytes,
+  });
+}
+
+/** A member of a reply that need not be parsed for it: it is small, and stands behind much. */
+function member(reply: EngineReply, pattern: RegExp): string {
+  const text = Buffer.concat(reply.chunks).toString('latin1');
+  const found = pattern.exec(text)?.[1];
+  if (reply.status !== 200 || found === undefined) throw new Error(`no ${pattern} in ${text.slice(0, 300)}`);
+  return found;
+}
+
+const TO_DECODE = {
+  ...{ do_remote_decode: true, do_remote_prefill: false, remote_engine_id: null },
+  ...{ remote_block_ids: null, remote_host: null, remote_port: null },
+};
+
+/** P/D by a router: prefill, then decode with what prefill has said. */
+function inTurn(
+  engines: Record<'prefill' | 'decode', Sync>,
+  path: string,
+  prompt: Prompt,
+  { connector, version }: Partial<EngineOptions>,
+  ordinal: number,
+): void {
+  const nixl = (connector ?? 'nixl') === 'nixl';
+  const body = bodyOf(path, prompt);
+  const leg = withSampling(path, body, { max_tokens: 1, min_tokens: 1 });
+  const id: Header[] = [['x-request-id', `before-${ordinal}`]];
+  const first = post(engines.prefill, path, nixl ? { ...leg, kv_transfer_params: TO_DECODE } : leg, id);
+  const params = nixl ? { kv_transfer_params: JSON.parse(member(first, PARAMS)) as Json } : {};
+  const promptTokens = Number(member(first, /"prompt_tokens":(\d+)/));
+  const tail = version === '0.32' ? { routed_experts_prompt_start: promptTokens } : {};
+  const second = post(engines.decode, path, { ...withSampling(path, body, tail), ...params }, id);
+  member(second, /("choices")/);
+}
+
+const PARAMS = /"kv_transfer_params":(\{[^}]*\})/;
+
+/** Both legs of engines that wait for each other. */
+async function atOnce(
+  prefill: SimulatedEngine<Awaitable>,
+  decode: SimulatedEngine<Awaitable>,
+  path: string,
+  prompt: Prompt,
+  { connector, bootstrap }: Partial<EngineOptions>,
+  ordinal: number,
+  tokens?: number,
+): Promise<void> {
+  const body = bodyOf(path, prompt, tokens);
+  const { host, port } = bootstrap!;
+  let legs: [EngineReply, EngineReply];
+  if (connector === 'sglang') {
+    const room = { bootstrap_host: host, bootstrap_port: port, bootstrap_room: ordinal + 1 };
+    legs = await Promise.all([
+      post(prefill, path, { ...body, ...room }),
+      post(decode, path, { ...body, ...room }),
+    ]);
+  } else {
+    const ranks = await prefill({ method: 'GET', path: '/query', headers: [], body: Buffer.alloc(0) });
+    const engineId = member(ranks, /"0":\{"engine_id":"([^"]*)"/);
+    const transfer_id = `before-${ordinal}`;
+    const rank: Header[] = [['x-data-parallel-rank', '0']];
+    const sent = { do_remote_decode: true, do_remote_prefill: false, transfer_id };
+    const taken = {
+      ...{ do_remote_decode: false, do_remote_prefill: true, transfer_id },
+      remote_bootstrap_addr: `http://${host}:${port}`,
+      remote_engine_id: engineId,
+    };
+    const leg = withSampling(path, body, { max_tokens: 1, min_tokens: 1 });
+    legs = await Promise.all([
+      post(prefill, path, { ...leg, kv_transfer_params: sent }, rank),
+      post(decode, path, { ...body, kv_transfer_params: taken }),
+    ]);
+  }
+  for (const reply of legs) member(reply, /("prompt_tokens")/);
+}
+
+/** What the engine that does both legs says, nobody having been there before. */
+export function oracleOf(path: string, request: string, options: Partial<EngineOptions>): string {
+  const oracle = createEngine({ ...options, role: 'oracle' }) as unknown as Sync;
+  const { status, chunks } = post(oracle, path, request);
+  const text = Buffer.concat(chunks).toString();
+  if (status !== 200) throw new Error(text);
+  return text;
+}
+
+/** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
+const OWN = new Set([
+  ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
+  ...['prompt_tokens_details', 'cached_tokens'],
+]);
+
+/** What a reply says, whole or in events, without what tells one from another; arrays included. */
+export function meaningOf(text: string): unknown[] {
+  const documents = /^data:/.test(text)
+    ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))
+    : [text];
+  return documents.map((json) =>
+    JSON.parse(json, (key, value: unknown) => (OWN.has(key) ? undefined : value)),
+  );
+}

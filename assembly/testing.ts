@@ -15,19 +15,23 @@ import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/endpoints';
 import { Paths } from './json/paths';
 import { Event, Scanner } from './json/scanner';
 import { plainEnd as findPlainEnd } from './json/strings';
+import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { DecodeResponse, Expected, Form, Treatment } from './routing/decode_response';
 import { EventStream } from './routing/event_stream';
 import { Dtype, NpyHeader, PREFIX_BYTES, readHeader, readPrefix, writeHeader } from './routing/npy';
+import { Examination, Leg, Model, RowCheck } from './routing/examination';
 import { PrefillReply } from './routing/prefill_reply';
 import { Reason } from './routing/reason';
 import { alphabetEnd } from './routing/base64';
 import { PromptCheck } from './routing/formats/prompt_value';
 import { Format, Kind, PrefillValue, Prompt } from './routing/prompt';
+import { RowReader } from './routing/row_reader';
 import { HeldChars, ParkedChars, Parking, RowChars } from './routing/rows';
 
 export {
   carriers,
   decode as base64Decode,
+  decodeRow,
   encode as base64Encode,
   encodedLength,
   inAlphabet,
@@ -240,21 +244,27 @@ export function npyTopK(): f64 {
 /** Writes a header at `ptr`, which has room for 256 bytes. */
 export function npyWrite(ptr: usize, dtype: Dtype, rows: f64, layers: f64, topK: f64): usize {
   const like = new NpyHeader();
-  like.dtype = dtype;
   like.layers = <u64>layers;
   like.topK = <u64>topK;
-  return writeHeader(ptr, like, <u64>rows);
+  return writeHeader(ptr, like, dtype, <u64>rows);
 }
 
 // ---- prefill's reply
 
+/** What checked rows of the exchange say. */
+let examination = new Examination(RowCheck.Off, null);
 let reply: PrefillReply | null = null;
 let prompt: Prompt = new Prompt();
+
+/** Whether the row of the last prompt token is decode's, of the replies to come. */
+export function keepLastRow(decodes: bool): void {
+  prompt.lastRowOfDecode = decodes;
+}
 
 /** A reply of `size` bytes; rows were asked for from token `start` on. */
 export function replyStart(size: f64, start: f64): void {
   replyFree();
-  reply = new PrefillReply(<u64>size, <u64>start);
+  reply = new PrefillReply(<u64>size, <u64>start, examination);
 }
 
 export function replyPush(ptr: usize, len: usize): bool {
@@ -290,27 +300,28 @@ export function replyParkRows(ptr: usize, len: usize, rowsInPiece: f64): bool {
 
 function takeInPieces(ptr: usize, len: usize, rowsInPiece: u64, park: bool): bool {
   const wanted = reply!.wanted!;
-  const check = wanted.check;
-  // Without a header the size of a row is not known.
-  const pieceLen = check === null ? rowsInPiece * 4 : (rowsInPiece * wanted.pieceLen) / wanted.pieceRows;
-  const most = check === null ? <u64>(alphabetEnd(ptr, ptr + len) - ptr) : wanted.len;
+  const reader = wanted.reader;
+  const pieceLen = rowsInPiece * 4;
+  const end = alphabetEnd(ptr, ptr + len);
+  const most = reader === null ? <u64>(end - ptr) : wanted.len;
   let chars: RowChars;
   if (park) chars = new ParkedChars(lot, pieceLen);
   else chars = new HeldChars(pieceLen);
   let reason = Reason.None;
-  let left = wanted.rows;
+  if (reader !== null && end < ptr + <usize>most) {
+    reason = load<u8>(end) == 0x22 ? Reason.Size : Reason.Base64;
+  }
   for (let at: u64 = 0; at < most; at += pieceLen) {
-    const take = min(pieceLen, most - at);
-    const more: u64 = check !== null && at + take < most ? 1 : 0;
-    const piece = copied(ptr + <usize>at, <usize>(take + more));
-    const inPiece = min(left, rowsInPiece);
-    if (check !== null && reason == Reason.None) reason = check.check(piece.ptr, piece.end, inPiece);
-    piece.truncate(<usize>take);
+    const piece = copied(ptr + <usize>at, <usize>min(pieceLen, most - at));
+    if (reader !== null && reason == Reason.None) reader.push(piece.ptr, piece.len);
     if (!chars.add(piece)) {
       chars.free();
       return false;
     }
-    left -= inPiece;
+  }
+  if (reader !== null) {
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
   }
   reply!.takeRows(chars, reason);
   return reply!.resume();
@@ -384,7 +395,7 @@ export function replyGive(body: usize): Reason {
     }
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
-    const check = new PromptCheck();
+    const check = new PromptCheck(examination);
     const reason = check.check(text, prompt.tokens);
     prompt.layers = check.layers;
     prompt.topK = check.topK;
@@ -439,6 +450,7 @@ export function responseStart(
   responseFree();
   expected = new Expected();
   expected.prompt = prompt;
+  expected.examination = examination;
   // A case without a reply says why there is none.
   if (prompt.format == Format.None && missing != Reason.None) prompt.missing = missing;
   expected.tail = tail;
@@ -574,6 +586,77 @@ export function responseFree(): void {
   if (old !== null) old.free();
   response = null;
   events = null;
+}
+
+// ---- rows
+
+const rowReader = new RowReader();
+
+/** A new exchange. `layers`, `topK` and `experts` are the model's, 0 where they are not given. */
+export function examinationStart(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
+  examinationFree();
+  const known = layers + topK + experts > 0;
+  examination = new Examination(check, known ? new Model(<u64>layers, <u64>topK, <u64>experts) : null);
+}
+
+export function examinationFree(): void {
+  rowReader.free();
+  examination.free();
+}
+
+export function examinationRow(
+  leg: Leg,
+  row: f64,
+  bytes: usize,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+): Reason {
+  return examination.examineRow(leg, <i64>row, bytes, dtype, <u64>layers, <u64>topK);
+}
+
+export function examinationJudge(early: bool): Reason {
+  return examination.judge(early);
+}
+
+/** Writes where the fault is into the output. */
+export function examinationDescribe(): void {
+  const text = String.UTF8.encode(examination.describe());
+  output.write(changetype<usize>(text), text.byteLength);
+}
+
+export function rowsStart(
+  leg: Leg,
+  dtype: Dtype,
+  layers: f64,
+  topK: f64,
+  rowBytes: f64,
+  lead: i32,
+  firstRow: f64,
+  rows: f64,
+  sentinels: bool,
+): void {
+  rowReader.begin(
+    examination,
+    leg,
+    dtype,
+    <u64>layers,
+    <u64>topK,
+    <u64>rowBytes,
+    lead,
+    <i64>firstRow,
+    <i64>rows,
+    sentinels,
+  );
+}
+
+export function rowsPush(ptr: usize, len: usize): Reason {
+  rowReader.push(ptr, len);
+  return rowReader.reason;
+}
+
+export function rowsEnd(): Reason {
+  return rowReader.end();
 }
 
 // ---- requests

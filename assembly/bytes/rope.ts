@@ -16,6 +16,11 @@ export abstract class Sink {
   abstract write(ptr: usize, len: usize): void;
 }
 
+/** Reads bytes that lie in several pieces, in order. `ptr` is borrowed for the call. */
+export abstract class Reader {
+  abstract push(ptr: usize, len: usize): void;
+}
+
 /** Bytes of a replacement that need not all be in memory: they are fetched as they leave. */
 export abstract class Source {
   /** The bytes that `fetch` found (borrowed until the next call). */
@@ -173,6 +178,11 @@ export class Rope {
 
   /** Copies `len` bytes of the pieces held, from `offset` on, to `ptr`; false when they are not all there. */
   read(offset: u64, len: u64, ptr: usize): bool {
+    return this.feed(new Copy(ptr), offset, len);
+  }
+
+  /** Has `len` bytes of the pieces held, from `offset` on, read where they are; false when they are not all there. */
+  feed(reader: Reader, offset: u64, len: u64): bool {
     for (let i = 0; i < this.pieces.length && len > 0; i++) {
       const start = this.offsets[i];
       const piece = this.pieces[i];
@@ -180,8 +190,7 @@ export class Rope {
       if (start > offset) return false;
       const skip = offset - start;
       const take = min(<u64>piece.len - skip, len);
-      memory.copy(ptr, piece.ptr + <usize>skip, <usize>take);
-      ptr += <usize>take;
+      reader.push(piece.ptr + <usize>skip, <usize>take);
       offset += take;
       len -= take;
     }
@@ -251,5 +260,18 @@ export class Rope {
     if (gone == 0) return;
     this.pieces.splice(0, gone);
     this.offsets.splice(0, gone);
+  }
+}
+
+
+@final
+class Copy extends Reader {
+  constructor(private to: usize) {
+    super();
+  }
+
+  push(ptr: usize, len: usize): void {
+    memory.copy(this.to, ptr, len);
+    this.to += len;
   }
 }

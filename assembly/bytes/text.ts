@@ -53,6 +53,16 @@ export class Text {
     return this;
   }
 
+  /** Adds two hexadecimal digits for each of the `len` bytes at `ptr`. */
+  hex(ptr: usize, len: usize): Text {
+    assert(this.at + 2 * len <= this.block.end);
+    for (const end = ptr + len; ptr < end; ptr++) {
+      store<u8>(this.at++, hexDigit(load<u8>(ptr) >> 4));
+      store<u8>(this.at++, hexDigit(load<u8>(ptr) & 15));
+    }
+    return this;
+  }
+
   /** The text; the caller owns it. */
   end(): Block {
     this.block.truncate(this.at - this.block.ptr);

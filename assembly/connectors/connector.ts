@@ -1,7 +1,7 @@
 // A P/D handshake: what each leg is sent, and in which order. A connector is a file beside this one, named in table.ts.
 
 import { Ascii } from '../bytes/ascii';
-import { DECIMAL_BYTES, Text } from '../bytes/text';
+import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
 import { Api, Dialect, Field, RequestBody, Schema, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
 import { Session } from './session';
@@ -9,6 +9,7 @@ import { Session } from './session';
 const ONE = new Ascii('1');
 const FALSE = new Ascii('false');
 const ZERO = new Ascii('0');
+const QUOTE = new Ascii('"');
 
 /** One handshake; has no state. */
 export abstract class Connector {
@@ -46,6 +47,17 @@ export abstract class Connector {
   get needsRanks(): bool {
     return false;
   }
+
+  /**
+   * Whether prompt KV can reach decode without a handshake in the request: from a store that both engines share. A fresh
+   * `cache_salt` is no part of the store's key then, and only decode's own `cached_tokens` tells that nothing came.
+   */
+  get sharesStore(): bool {
+    return false;
+  }
+
+  /** Edits for a request that decode serves alone, beyond its salt. */
+  alone(rewrite: Rewrite, session: Session): void {}
 
   /** Why P/D does not serve a request, beyond what its dialect says. */
   judge(body: RequestBody): Unfit {
@@ -99,7 +111,30 @@ export function decodeLeg(
   return rewrite;
 }
 
-/** The request for an engine that serves it alone. */
+/**
+ * The request for a decode engine that serves it alone. `fresh`: vLLM puts `cache_salt` into the hash of each block of its
+ * prefix cache (vllm/v1/core/kv_cache_utils.py), so with a salt that no other request has it finds no block whose KV came
+ * from prefill, forwards the whole prompt, and has a row of its own for every token. A client's own salt is replaced: one
+ * that two requests share would let the second hit what the first has pulled. Borrows from the session, whose random
+ * bytes the salt is made of.
+ */
+export function localLeg(body: RequestBody, connector: Connector, session: Session, fresh: bool): Rewrite {
+  const rewrite = withoutClientParams(body);
+  if (fresh && canSalt(body)) {
+    const salt = new Text(UUID_BYTES + 2 * QUOTE.len).add(QUOTE).uuid(session.randomPtr).add(QUOTE);
+    const value = session.keep(salt.end());
+    rewrite.set(Field.CacheSalt, value.ptr, value.len);
+    connector.alone(rewrite, session);
+  }
+  return rewrite;
+}
+
+/** Whether an engine can be told to forward the whole prompt: SGLang's API has no member that is known to do so. */
+export function canSalt(body: RequestBody): bool {
+  return body.schema.dialect == Dialect.Vllm;
+}
+
+/** The request without what only a connector may set. */
 export function withoutClientParams(body: RequestBody): Rewrite {
   const rewrite = new Rewrite(body);
   rewrite.remove(Field.KvTransferParams);

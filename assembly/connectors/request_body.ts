@@ -46,6 +46,8 @@ export const enum Field {
   PromptIds,
   /** SGLang's: the token whose row comes first. */
   StartLen,
+  /** vLLM's: part of the key of every block in the prefix cache. */
+  CacheSalt,
   /** The first of the members that are a connector's own. */
   Own,
 }
@@ -146,6 +148,7 @@ const NAMES: string[] = [
   'cache_hit_threshold',
   '',
   'routed_experts_start_len',
+  'cache_salt',
 ];
 
 function fixedPaths(api: Api): Paths {
@@ -157,7 +160,8 @@ function fixedPaths(api: Api): Paths {
     .add('stream', Field.Stream)
     .add('stream_options', Field.StreamOptions)
     .add('cache_hit_threshold', Field.CacheHitThreshold)
-    .add('routed_experts_start_len', Field.StartLen);
+    .add('routed_experts_start_len', Field.StartLen)
+    .add('cache_salt', Field.CacheSalt);
   if (api == Api.Native) {
     return paths
       .add('text', Field.Prompt)
@@ -179,9 +183,11 @@ function fixedPaths(api: Api): Paths {
       .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
       .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
   }
+  // A member of chat alone: vLLM and SGLang ignore it in a completion, and it says nothing of its length there
+  // (CompletionRequest of vllm/entrypoints/openai/completion/protocol.py and of sglang/srt/entrypoints/openai/protocol.py).
+  if (api == Api.Chat) paths.add('max_completion_tokens', Field.MaxCompletionTokens);
   return paths
     .add('max_tokens', Field.MaxTokens)
-    .add('max_completion_tokens', Field.MaxCompletionTokens)
     .add('min_tokens', Field.MinTokens)
     .add('n', Field.N)
     .add('prompt', Field.Prompt)

@@ -2,9 +2,11 @@
 
 import { bufferBytes } from '../abi/host';
 import { BufferKind } from '../abi/types';
+import { Ascii } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
 import { lanes } from '../bytes/vector';
 import { alphabetEnd } from '../routing/base64';
+import { Examination } from '../routing/examination';
 import { Wanted } from '../routing/formats/format';
 import { PromptCheck } from '../routing/formats/prompt_value';
 import { PrefillReply, Span } from '../routing/prefill_reply';
@@ -24,6 +26,10 @@ const FEW: u64 = 8 << 10;
 const MAX_DETAILS_BYTES: u64 = 4 << 10;
 /** An engine's parameters are some hundred bytes; more is not one. */
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
+const LENGTH = new Ascii('"length"');
+// vLLM's chat says so in place of `length` where its tool parser has found a call.
+const TOOL_CALLS = new Ascii('"tool_calls"');
+const QUOTE: u8 = 0x22;
 
 /** What a good reply brings. */
 @final
@@ -31,6 +37,8 @@ export class Captured {
   readonly prompt: Prompt = new Prompt();
   /** `kv_transfer_params` as it came (owned); null when there is none. */
   params: Block | null = null;
+  /** The reply ended with its cap of one token: `finish_reason` is `length`, or `tool_calls`, which hides it. */
+  capped: bool = false;
 
   free(): void {
     this.prompt.free();
@@ -52,15 +60,34 @@ export const enum Capture {
  * Reads the call's answer of `size` bytes; `lists`: it may be a list of elements; `start`: the token
  * whose row was asked for first.
  */
-export function capture(size: u32, lists: bool, start: u64, room: Room, into: Captured): Capture {
-  const reply = new PrefillReply(size, start);
-  const result = read(reply, size, lists, room, into);
+export function capture(
+  size: u32,
+  lists: bool,
+  start: u64,
+  examination: Examination,
+  room: Room,
+  into: Captured,
+): Capture {
+  const reply = new PrefillReply(size, start, examination);
+  const result = read(reply, size, lists, examination, room, into);
   reply.free();
+  if (result == Capture.Ok && into.prompt.format != Format.None) {
+    // What decode's rows can't excuse is found while nothing has left.
+    const reason = examination.judge(true);
+    if (reason != Reason.None) into.prompt.refuse(reason);
+  }
   if (result != Capture.Ok) into.free();
   return result;
 }
 
-function read(reply: PrefillReply, size: u32, lists: bool, room: Room, into: Captured): Capture {
+function read(
+  reply: PrefillReply,
+  size: u32,
+  lists: bool,
+  examination: Examination,
+  room: Room,
+  into: Captured,
+): Capture {
   let length = FIRST_WINDOW;
   while (reply.offset < size) {
     const window = bufferBytes(BufferKind.CallResponseBody, <u32>reply.offset, length);
@@ -85,7 +112,8 @@ function read(reply: PrefillReply, size: u32, lists: bool, room: Room, into: Cap
   if (params.len > 0) {
     into.params = bufferBytes(BufferKind.CallResponseBody, <u32>params.start, <u32>params.len);
   }
-  return readValues(reply, room, into.prompt);
+  into.capped = isCapped(reply.finishReason);
+  return readValues(reply, room, examination, into.prompt);
 }
 
 /** Copies the rows piece by piece into memory, or through it to the parking. */
@@ -95,35 +123,33 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
   const pieceLen = known ? wanted.pieceLen : most > FEW && endsSoon(wanted.at) ? FEW : PIECE;
   const chars = room.charsFor(most, pieceLen);
   if (chars === null) return Capture.TooLarge;
-  const check = wanted.check;
-  const signed = check !== null && check.signed;
+  const reader = wanted.reader;
   let reason = Reason.None;
   for (let at: u64 = 0; at < most; at += pieceLen) {
     const len = min(pieceLen, most - at);
-    const more: u64 = signed && at + len < most ? 1 : 0;
-    let piece = bufferBytes(BufferKind.CallResponseBody, <u32>(wanted.at + at), <u32>(len + more));
-    if (piece === null || <u64>piece.len != len + more) {
+    let piece = bufferBytes(BufferKind.CallResponseBody, <u32>(wanted.at + at), <u32>len);
+    if (piece === null || <u64>piece.len != len) {
       if (piece !== null) piece.free();
       chars.free();
       return Capture.Unreadable;
     }
-    let last = false;
-    // Checked while it is in the processor's cache.
-    if (check !== null) {
-      const rows = min(wanted.rows - min(wanted.rows, (at / pieceLen) * wanted.pieceRows), wanted.pieceRows);
-      if (reason == Reason.None) reason = check.check(piece.ptr, piece.end, rows);
-      piece.truncate(<usize>len);
-    } else {
-      const end = alphabetEnd(piece.ptr, piece.end);
-      last = end < piece.end;
-      if (last) piece = cutAt(piece, end);
-    }
+    // Both looked at while they are in the processor's cache.
+    const end = alphabetEnd(piece.ptr, piece.end);
+    const last = end < piece.end;
+    if (reader !== null && reason == Reason.None) {
+      if (last) reason = load<u8>(end) == QUOTE ? Reason.Size : Reason.Base64;
+      else reader.push(piece.ptr, piece.len);
+    } else if (last) piece = cutAt(piece, end);
     if (piece.len == 0) piece.free();
     else if (!chars.add(piece)) {
       chars.free();
       return Capture.TooLarge;
     }
-    if (last) break;
+    if (last && !known) break;
+  }
+  if (reader !== null) {
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
   }
   reply.takeRows(chars, reason);
   return Capture.Ok;
@@ -146,8 +172,17 @@ function cutAt(block: Block, end: usize): Block {
   return kept;
 }
 
+function isCapped(reason: Span): bool {
+  if (reason.len != LENGTH.len && reason.len != TOOL_CALLS.len) return false;
+  const text = bufferBytes(BufferKind.CallResponseBody, <u32>reason.start, <u32>reason.len);
+  if (text === null) return false;
+  const capped = LENGTH.equals(text.ptr, text.len) || TOOL_CALLS.equals(text.ptr, text.len);
+  text.free();
+  return capped;
+}
+
 /** Copies the values that decode does not have, and checks the one that is routing. */
-function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
+function readValues(reply: PrefillReply, room: Room, examination: Examination, prompt: Prompt): Capture {
   for (let kind = 0; kind < Kind.Count; kind++) {
     const span = reply.span(<Kind>kind);
     if (span === null) continue;
@@ -158,7 +193,7 @@ function readValues(reply: PrefillReply, room: Room, prompt: Prompt): Capture {
     if (text === null) return Capture.TooLarge;
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
-    const check = new PromptCheck();
+    const check = new PromptCheck(examination);
     const reason = check.check(text, prompt.tokens);
     prompt.layers = check.layers;
     prompt.topK = check.topK;

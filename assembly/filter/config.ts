@@ -9,6 +9,8 @@ import { connectorNamed, connectorNames } from '../connectors/table';
 import { Api, Dialect } from '../connectors/request_body';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
+import { Model, RowCheck } from '../routing/examination';
+import { MAX_DIMENSION } from '../routing/npy';
 import { Endpoint, Endpoints, Entry } from './endpoints';
 import { isReserved } from './names';
 
@@ -38,6 +40,9 @@ const MAX_HOLD_BYTES: i64 = 256 << 20;
 const MAX_CAPTURE_BYTES: i64 = 640 << 20;
 /** Host memory: what the machine has. */
 const MAX_PARKED_BYTES: i64 = 1 << 40;
+/** More than any model has; together they keep a row below the largest that is read. */
+const MAX_MODEL_LAYERS: i64 = 1024;
+const MAX_MODEL_TOP_K: i64 = 256;
 
 
 @final
@@ -57,6 +62,14 @@ export class Config {
   bootstrapHost: Ascii | null = null;
   bootstrapPort: i32 = 8998;
   tail: bool = false;
+  /** Whose row the last token of the prompt gets, which both legs forward: decode's; else prefill's. */
+  lastRowOfDecode: bool = false;
+  /** A request that decode serves alone gets a `cache_salt` of its own. */
+  freshLocal: bool = true;
+  /** How many rows are looked at for experts that a router cannot have given. */
+  rowCheck: RowCheck = RowCheck.Sampled;
+  /** What arrays must have; null: what prefill's has. */
+  model: Model | null = null;
   /** Heads are never held: for plugins without `allow_on_headers_stop_iteration`. */
   passHeads: bool = false;
   /** Paths that P/D serves, and the API that each speaks. */
@@ -100,6 +113,10 @@ export class Config {
       'prefill',
       'connector',
       'decode_rows',
+      'last_prompt_row',
+      'local_prefix_cache',
+      'check_rows',
+      'model',
       'headers',
       'paths',
       'on_prefill_failure',
@@ -126,6 +143,11 @@ export class Config {
         'full: with connector ' + connector + ' decode starts before prefill has answered',
       );
     }
+    this.lastRowOfDecode =
+      this.choice(root, 'last_prompt_row', 'last_prompt_row', ['prefill', 'decode']) == 1;
+    this.freshLocal = this.choice(root, 'local_prefix_cache', 'local_prefix_cache', ['fresh', 'shared']) == 0;
+    this.rowCheck = this.choice(root, 'check_rows', 'check_rows', ['sampled', 'all', 'off']);
+    this.readModel(root);
     this.readPaths(root);
     this.onPrefillFailure = this.choice(root, 'on_prefill_failure', 'on_prefill_failure', [
       'decode',
@@ -159,6 +181,28 @@ export class Config {
       MAX_PARKED_BYTES,
       this.maxParkedBytes,
     );
+  }
+
+  private readModel(root: JSON.Obj): void {
+    const value = root.get('model');
+    if (value === null) return;
+    if (value.type != JSON.Types.Object) {
+      return this.wrong('model', 'an object with the members layers, top_k and experts');
+    }
+    const model = value.get<JSON.Obj>();
+    this.only(model, 'model.', ['layers', 'top_k', 'experts']);
+    this.model = new Model(
+      this.required(model, 'layers', 'model.layers', MAX_MODEL_LAYERS),
+      this.required(model, 'top_k', 'model.top_k', MAX_MODEL_TOP_K),
+      this.required(model, 'experts', 'model.experts', MAX_DIMENSION),
+    );
+  }
+
+  /** An integer from 1 to `most` that has to be there. */
+  private required(object: JSON.Obj, key: string, path: string, most: i64): u64 {
+    const found = this.integer(object, key, path, 1, most, 0);
+    if (object.get(key) === null) this.wrong(path, 'an integer from 1 to ' + most.toString());
+    return found;
   }
 
   private readPrefill(prefill: JSON.Obj): void {

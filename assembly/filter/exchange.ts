@@ -44,12 +44,13 @@ import { writeDecimal } from '../bytes/ascii';
 import { Block, fits } from '../bytes/block';
 import { Rope } from '../bytes/rope';
 import { DECIMAL_BYTES } from '../bytes/text';
-import { decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
+import { canSalt, decodeLeg, localLeg, prefillLeg } from '../connectors/connector';
 import { Api, Dialect, Field, RequestBody, Unfit } from '../connectors/request_body';
 import { Rewrite } from '../connectors/rewrite';
 import { RANDOM_BYTES, Session } from '../connectors/session';
-import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
+import { Alone, CachedRule, DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
 import { EventStream } from '../routing/event_stream';
+import { Examination, Leg } from '../routing/examination';
 import { Format } from '../routing/prompt';
 import { Reason, reasonText } from '../routing/reason';
 import { BodySink, Outlet } from './body_sink';
@@ -146,6 +147,8 @@ export class Exchange extends StreamContext implements HeldHead {
   private response: DecodeResponse | null = null;
   private events: EventStream | null = null;
   private expected: Expected = new Expected();
+  /** What the rows of both legs say that are checked. */
+  private readonly examination: Examination;
   /** Bytes of the response body that have come. */
   private received: u64 = 0;
   /** Bytes of it that its head announces; -1 when it does not. */
@@ -176,6 +179,9 @@ export class Exchange extends StreamContext implements HeldHead {
     private config: Config,
   ) {
     super(id);
+    this.examination = new Examination(config.rowCheck, config.model);
+    this.expected.examination = this.examination;
+    this.brought.prompt.lastRowOfDecode = config.lastRowOfDecode;
   }
 
   // ---- request side
@@ -189,12 +195,15 @@ export class Exchange extends StreamContext implements HeldHead {
     const endpointHeader = this.config.endpointHeader;
     if (endpointHeader !== null) removeHeader(HeaderMapKind.RequestHeaders, endpointHeader);
     if (this.api == Api.None) {
+      const head = this.head;
+      if (head !== null && head.posts) this.expected.alone = new Alone(CachedRule.Zero, -1, false);
       this.releaseHead();
       this.state = State.Local;
       return HeadersStatus.Continue;
     }
     this.state = State.Collecting;
-    if (endpointHeader !== null) this.takeEndpoint();
+    if (this.head!.encoded) this.refuseEncoding();
+    if (endpointHeader !== null && this.state == State.Collecting) this.takeEndpoint();
     if (this.config.passHeads && this.state == State.Collecting) {
       this.passRequestHead();
       return HeadersStatus.Continue;
@@ -212,6 +221,19 @@ export class Exchange extends StreamContext implements HeldHead {
     const id = newRequestId();
     this.requestId = id;
     replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
+  }
+
+  /**
+   * What is inside can't be read, and an engine, or a decompressor behind this filter, would unpack it: with parameters in it
+   * that only the filter may set.
+   */
+  private refuseEncoding(): void {
+    this.answer(
+      415,
+      'the request has a content-encoding, which the filter does not read: send it without one, or let a ' +
+        'decompressor (envoy.filters.http.decompressor) stand before this filter',
+      Reason.None,
+    );
   }
 
   answerHeldHead(): void {
@@ -290,8 +312,10 @@ export class Exchange extends StreamContext implements HeldHead {
     else if (unfit == Unfit.TooDeep) this.answer(400, 'the request body is nested too deep', Reason.None);
     else if (unfit == Unfit.TooMany) {
       this.answer(400, 'the request body has too many members of the same name', Reason.None);
-    } else if (unfit == Unfit.NotObject) this.state = State.Local;
-    else {
+    } else if (unfit == Unfit.NotObject) {
+      this.expected.alone = new Alone(CachedRule.Zero, -1, false);
+      this.state = State.Local;
+    } else {
       this.request = request;
       const endless = this.config.endpointHeader !== null && this.endpoint === null;
       if (unfit == Unfit.No && !endless && connector.judge(request) == Unfit.No) this.startLegs(body);
@@ -420,18 +444,34 @@ export class Exchange extends StreamContext implements HeldHead {
     const connector = this.config.connector;
     const lists = connector.schema.dialect == Dialect.Sglang || !connector.needsParams;
     const start = <u64>max<i64>(this.request!.integer(Field.StartLen), 0);
-    const result = capture(bodySize, lists, start, new Room(this.config), this.brought);
+    const result = capture(bodySize, lists, start, this.examination, new Room(this.config), this.brought);
     if (result == Capture.TooLarge) return this.prefillFailed(Failure.TooLarge);
     if (result == Capture.Unreadable) return this.prefillFailed(Failure.Unreadable);
     this.kept.count(this.brought.prompt);
     if (connector.concurrent) return this.endPrefill();
     if (connector.needsParams && this.brought.params === null) {
-      // Nothing to pull: decode prefills itself.
+      if (this.brought.capped) return this.refuseHandshake();
+      // The text ended with its first token and there is nothing to pull: decode prefills itself.
       this.goLocal();
       return this.continueRequest();
     }
     if (this.config.tail && this.brought.prompt.tokens < 0) return this.prefillFailed(Failure.NoLength);
     this.startDecode();
+  }
+
+  /**
+   * Prefill stopped at its cap of one token, where NixlConnector always hands out parameters (vLLM's nixl/scheduler.py,
+   * request_finished), and gave none: the engines run another connector, and decode may find the prompt's KV in a store
+   * although nothing was handed over. What it would answer can't be trusted, whatever `on_prefill_failure` says.
+   */
+  private refuseHandshake(): void {
+    const message =
+      'prefill reached its cap of one token and returned no kv_transfer_params: its engine does not run the ' +
+      'connector that the setting connector: ' +
+      this.config.connector.name +
+      ' is for';
+    if (logs(LogLevel.Warn)) log(LogLevel.Warn, message);
+    this.answer(502, message, Reason.None);
   }
 
   /** Whether the call has used up its time, but for what the clocks of VM and event loop may differ by. */
@@ -496,14 +536,44 @@ export class Exchange extends StreamContext implements HeldHead {
     headers.free();
   }
 
-  /** The request goes to decode as the client sent it, but for parameters that only we may set. */
+  /**
+   * The request goes to decode alone, as the client sent it but for parameters that only the filter may set, and for the
+   * salt that keeps decode from using what its prefix cache has of the prompt.
+   */
   private goLocal(): void {
     const request = this.request!;
+    const config = this.config;
+    const session = this.session;
     this.outcome = Outcome.Local;
-    if (request.hasClientParams && !this.rewriteRequest(withoutClientParams(request))) return;
+    const fresh = config.freshLocal && canSalt(request);
+    if (fresh) randomBytes(session.randomPtr, RANDOM_BYTES);
+    const rewrite = localLeg(request, config.connector, session, fresh);
+    const written = rewrite.empty || this.rewriteRequest(rewrite);
+    session.release();
+    if (!written) return;
+    if (!config.passHeads && this.head!.hasAcceptEncoding) {
+      removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+    }
+    const expected = this.expected;
+    expected.prompts = max(request.batch, 1);
+    expected.choices = request.choices;
+    const start = max(request.integer(Field.PromptStart), request.integer(Field.StartLen));
+    expected.alone = new Alone(this.cachedRule(request, fresh), start, true);
     this.releaseCapture();
     this.releaseHead();
     this.state = State.Local;
+  }
+
+  /** What decode's `cached_tokens` must say so that the rows of a request that it serves alone are its own. */
+  private cachedRule(request: RequestBody, fresh: bool): CachedRule {
+    // Samples and prompts of one request share its salt: vLLM puts a block into the prefix cache when it is scheduled, and
+    // the next sample hits it in the same step (vllm/v1/core/kv_cache_manager.py, allocate_slots).
+    if (fresh && !this.config.connector.sharesStore) {
+      return request.choices > 1 ? CachedRule.Any : CachedRule.NoHit;
+    }
+    // Of several prompts vLLM reports the last one's only; SGLang's elements have one each.
+    const one = request.batch <= 1 || request.schema.dialect == Dialect.Sglang;
+    return one ? CachedRule.Zero : CachedRule.Never;
   }
 
   /** Prefilling ─▶ Decoding */
@@ -512,7 +582,7 @@ export class Exchange extends StreamContext implements HeldHead {
     const params = brought.params;
     this.session.paramsPtr = params === null ? 0 : params.ptr;
     this.session.paramsLen = params === null ? 0 : params.len;
-    if (!this.sendDecode(this.config.tail ? brought.prompt.tokens : -1)) return;
+    if (!this.sendDecode(this.config.tail ? brought.prompt.seam : -1)) return;
     if (params !== null) params.free();
     brought.params = null;
     this.state = State.Decoding;
@@ -585,8 +655,7 @@ export class Exchange extends StreamContext implements HeldHead {
       case State.Ended:
         return HeadersStatus.Continue;
       case State.Local:
-        this.outcome = Outcome.Local;
-        break;
+        return this.startAlone(endOfStream);
       default:
         // Envoy has answered itself, before the request went anywhere.
         this.outcome = Outcome.Absent;
@@ -639,6 +708,25 @@ export class Exchange extends StreamContext implements HeldHead {
     }
   }
 
+  /** The head of what decode serves alone: Local ─▶ Holding, Streaming or Passing. */
+  private startAlone(endOfStream: bool): i32 {
+    const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
+    this.announced = head.contentLength;
+    this.status = head.status;
+    this.outcome = Outcome.Local;
+    const alone = this.expected.alone;
+    const good = head.status >= 200 && head.status <= 299 && !endOfStream;
+    // Other paths, and bodies that are no request, have responses of every kind.
+    const readable = (head.json || head.events) && !head.encoded;
+    if (!good || alone === null || (!alone.counted && !readable)) {
+      this.pass(endOfStream);
+      return HeadersStatus.Continue;
+    }
+    if (head.encoded) return this.startUnreadable(Reason.Encoding);
+    this.rope = new Rope();
+    return this.openResponse(head);
+  }
+
   /** The head of decode's response: Racing or Decoding ─▶ Waiting, Holding, Streaming or Passing. */
   private startResponse(endOfStream: bool): i32 {
     const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
@@ -660,14 +748,24 @@ export class Exchange extends StreamContext implements HeldHead {
       // Events must not leave before the rows are there, and need not be looked at all together.
       return head.events ? HeadersStatus.StopAllIterationAndWatermark : HeadersStatus.StopIteration;
     }
+    return this.openResponse(head);
+  }
+
+  /** ─▶ Holding or Streaming */
+  private openResponse(head: ResponseHead): i32 {
     if (head.events) {
       this.openEvents();
       return HeadersStatus.Continue;
     }
     this.openHeld();
-    if (!this.config.passHeads) return HeadersStatus.StopIteration;
+    // Of a path that is not served nobody has shown yet that the plugin may hold a head: Envoy would hold the body, too.
+    const holds = !this.config.passHeads && this.api != Api.None;
+    if (holds) return HeadersStatus.StopIteration;
     removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
-    if (this.mayGrow || this.expected.tail) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+    // Nothing of decode's arrays is known yet, of a single one neither.
+    const prompt = this.expected.prompt;
+    if (this.mayGrow || this.expected.tail || prompt.mayWiden)
+      removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
     else this.promises(0);
     this.headless = true;
     return HeadersStatus.Continue;
@@ -831,21 +929,32 @@ export class Exchange extends StreamContext implements HeldHead {
     const rope = this.rope!;
     if (this.response!.again != Form.Unknown) this.readAgain(this.response!.again, Treatment.Merge);
     const response = this.response!;
+    if (this.isForeign(response.reason)) return this.letGo(Outcome.Local, Reason.None, 0, endOfStream);
     if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
     if (response.complete) return this.commit(endOfStream);
     if (endOfStream && this.received == 0) {
       this.pass(true);
       return BodyStatus.Continue;
     }
-    if (endOfStream || this.isCut) return this.unmergeable(Reason.Json, 0, endOfStream);
-    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes.
-    const nothing = this.expected.prompt.isEmpty;
-    const ready = this.nulling || nothing || (response.planned && response.decided);
+    if (endOfStream || this.isCut) {
+      if (this.isForeign(Reason.Json)) return this.letGo(Outcome.Local, Reason.None, 0, endOfStream);
+      return this.unmergeable(Reason.Json, 0, endOfStream);
+    }
+    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it comes, and other
+    // values of prefill's are put in where their place is.
+    const open = this.expected.prompt.lacksRouting || response.planned;
+    const ready = this.nulling || (open && response.decided);
     if (ready && this.received > this.config.holdBytes) return this.commit(false);
     if (rope.held > this.config.maxHoldBytes) {
-      return this.unmergeable(response.decided ? Reason.Hold : Reason.Ambiguous, 0, false);
+      if (response.decided) return this.unmergeable(Reason.Hold, 0, false);
+      return this.unmergeable(this.expected.alone !== null ? Reason.Cached : Reason.Ambiguous, 0, false);
     }
     return BodyStatus.StopIterationNoBuffer;
+  }
+
+  /** Whether a response that decode served alone is no JSON and has shown no array: no client finds one in it, either. */
+  private isForeign(reason: Reason): bool {
+    return reason == Reason.Json && this.expected.alone !== null && !this.response!.begun;
   }
 
   /** Reads the held bytes once more, of which none has left. */
@@ -882,10 +991,14 @@ export class Exchange extends StreamContext implements HeldHead {
       this.reject(reason);
       return BodyStatus.StopIterationNoBuffer;
     }
-    // The pieces go before what the host still holds of the current one.
-    this.outcome = Outcome.Unmerged;
+    return this.letGo(Outcome.Unmerged, reason, unread, endOfStream);
+  }
+
+  /** Held bytes go as decode sent them, before `unread` bytes of the current piece that are not in the rope: Holding ─▶ Passing */
+  private letGo(outcome: Outcome, reason: Reason, unread: u32, endOfStream: bool): i32 {
+    this.outcome = outcome;
     this.reason = reason;
-    this.setOutcomeHeader();
+    if (!this.headless) this.setOutcomeHeader();
     if (this.announced >= 0) this.passing = max<i64>(this.announced - <i64>this.received - unread, 0);
     const rope = this.rope!;
     rope.clearEdits();
@@ -909,10 +1022,12 @@ export class Exchange extends StreamContext implements HeldHead {
   private commit(endOfStream: bool): i32 {
     const response = this.response!;
     if (this.nulling) this.outcome = Outcome.Unmerged;
-    else this.outcome = response.merged ? Outcome.Merged : Outcome.Absent;
+    else if (this.expected.alone === null) {
+      this.outcome = response.merged ? Outcome.Merged : Outcome.Absent;
+    }
     if (this.headless) {
       if (this.breaksPromise) {
-        this.reset(Reason.Rows);
+        this.reset(this.nulling ? this.reason : Reason.Rows);
         return BodyStatus.StopIterationNoBuffer;
       }
     } else this.tellLength();
@@ -942,7 +1057,9 @@ export class Exchange extends StreamContext implements HeldHead {
     const prompt = this.expected.prompt;
     // An object says itself whether it has generated rows only, whatever was asked for.
     const tails = this.expected.tail || prompt.format == Format.Object;
-    return this.nulling || prompt.values.length > 0 || (tails && this.expected.choices != 1);
+    // Of several arrays one may be widened, whatever the first one was.
+    const grows = tails || prompt.mayWiden;
+    return this.nulling || prompt.values.length > 0 || (grows && this.expected.choices != 1);
   }
 
   /** After what may leave was given to the host: false when it was not all of it, and the stream was reset. */
@@ -1025,8 +1142,9 @@ export class Exchange extends StreamContext implements HeldHead {
 
   /** The response can't be merged any more. Only a stream of which no routing of prefill's has left may go on. */
   private streamFailed(reason: Reason, sink: BodySink): bool {
-    const untouched = this.events !== null && !this.response!.merged;
-    if (!untouched || this.config.onUnmergeable != OnUnmergeable.Forward) {
+    const foreign = this.isForeign(reason);
+    const untouched = this.events !== null && (this.expected.alone !== null || !this.response!.merged);
+    if (!foreign && (!untouched || this.config.onUnmergeable != OnUnmergeable.Forward)) {
       this.reset(reason);
       return false;
     }
@@ -1034,8 +1152,10 @@ export class Exchange extends StreamContext implements HeldHead {
     rope.clearEdits();
     rope.release(this.received, sink);
     sink.finish();
-    this.outcome = Outcome.Unmerged;
-    this.reason = reason;
+    if (!foreign) {
+      this.outcome = Outcome.Unmerged;
+      this.reason = reason;
+    }
     this.state = State.Passing;
     this.releaseResponse();
     this.releaseCapture();
@@ -1053,7 +1173,7 @@ export class Exchange extends StreamContext implements HeldHead {
     if (this.state == State.Streaming) {
       const response = this.response!;
       const whole = this.events === null ? response.complete : response.betweenDocuments;
-      if (!whole) {
+      if (!whole && !this.isForeign(Reason.Json)) {
         this.reset(Reason.Json);
         return false;
       }
@@ -1063,7 +1183,9 @@ export class Exchange extends StreamContext implements HeldHead {
       } else if (this.events !== null && response.unplaced) {
         this.reset(Reason.Missing);
         return false;
-      } else if (this.events !== null && response.merged) this.outcome = Outcome.Merged;
+      } else if (this.events !== null && response.merged && this.expected.alone === null) {
+        this.outcome = Outcome.Merged;
+      }
     }
     if (this.headless) this.setOutcome(HeaderMapKind.ResponseTrailers);
     this.finish();
@@ -1086,16 +1208,22 @@ export class Exchange extends StreamContext implements HeldHead {
   /** The response can't be merged, and nothing of it has left. */
   private reject(reason: Reason): void {
     if (this.headless) return this.reset(reason);
-    this.answer(502, 'routed_experts can not be merged: ' + reasonText(reason), reason);
+    this.answer(502, 'routed_experts can not be merged: ' + this.textOf(reason), reason);
   }
 
   /** The response can't be merged, and some of it has left: the client must not take it for whole. */
   private reset(reason: Reason): void {
     this.outcome = Outcome.Rejected;
     this.reason = reason;
-    if (logs(LogLevel.Warn)) log(LogLevel.Warn, 'stream reset: ' + reasonText(reason));
+    if (logs(LogLevel.Warn)) log(LogLevel.Warn, 'stream reset: ' + this.textOf(reason));
     this.finish();
     closeStream(StreamKind.Response);
+  }
+
+  /** What was found, and where. */
+  private textOf(reason: Reason): string {
+    const text = reasonText(reason);
+    return reason == Reason.Experts ? text + ' (' + this.examination.describe() + ')' : text;
   }
 
   private outcomeNow(): string {
@@ -1142,6 +1270,7 @@ export class Exchange extends StreamContext implements HeldHead {
     this.releaseHead();
     this.releaseResponse();
     this.releaseCapture();
+    this.examination.free();
     const id = this.requestId;
     if (id !== null) id.free();
     this.requestId = null;
@@ -1162,6 +1291,7 @@ export class Exchange extends StreamContext implements HeldHead {
   private releaseCapture(): void {
     this.brought.free();
     this.kept.forget();
+    this.examination.forget(Leg.Prefill);
   }
 
   private releaseResponse(): void {

@@ -9,6 +9,7 @@ import { Api } from '../connectors/request_body';
 import { Config } from './config';
 import {
   ACCEPT_ENCODING,
+  APPLICATION_JSON,
   CONTENT_ENCODING,
   CONTENT_LENGTH,
   CONTENT_TYPE,
@@ -27,9 +28,13 @@ import {
 export class RequestHead {
   /** The API that P/D serves for this method and path; `None` when it does not. */
   api: Api = Api.None;
+  /** A POST, or a PUT to an API that takes it for one. */
+  posts: bool = false;
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
+  /** The body is compressed, or in another coding that the filter does not read. */
+  encoded: bool = false;
   /** The first endpoint that the endpoint header names, without white space around it; 0 when it names none. */
   endpointPtr: usize = 0;
   endpointLen: usize = 0;
@@ -58,9 +63,12 @@ export class RequestHead {
       else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
       else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
       else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
+      else if (reader.is(CONTENT_ENCODING) && isEncoded(reader.valuePtr, reader.valueLen))
+        head.encoded = true;
     }
     // SGLang takes both for the same.
-    if (!post && !(put && head.api == Api.Native)) head.api = Api.None;
+    head.posts = post || (put && head.api == Api.Native);
+    if (!head.posts) head.api = Api.None;
     return head;
   }
 
@@ -86,6 +94,8 @@ export class ResponseHead {
   status: i32 = 0;
   /** The body is an event stream. */
   events: bool = false;
+  /** The body is said to be JSON. */
+  json: bool = false;
   /** The body is compressed. */
   encoded: bool = false;
   /** `content-length`; -1 when there is none. */
@@ -101,15 +111,29 @@ export class ResponseHead {
       const ptr = reader.valuePtr;
       const len = reader.valueLen;
       if (reader.is(STATUS)) head.status = <i32>max<i64>(readDecimal(ptr, len), 0);
-      else if (reader.is(CONTENT_TYPE)) head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
-      else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
-      else if (reader.is(CONTENT_ENCODING) && len > 0 && !equalsIgnoreCase(ptr, len, IDENTITY)) {
-        head.encoded = true;
-      }
+      else if (reader.is(CONTENT_TYPE)) {
+        head.events = startsWithIgnoreCase(ptr, len, EVENT_STREAM);
+        head.json = startsWithIgnoreCase(ptr, len, APPLICATION_JSON);
+      } else if (reader.is(CONTENT_LENGTH)) head.contentLength = readDecimal(ptr, len);
+      else if (reader.is(CONTENT_ENCODING) && isEncoded(ptr, len)) head.encoded = true;
     }
     pairs.free();
     return head;
   }
+}
+
+/** Whether a `content-encoding` lists anything but `identity` (RFC 9110, sections 8.4.1 and 5.6.1: empty items say nothing). */
+function isEncoded(ptr: usize, len: usize): bool {
+  const end = ptr + len;
+  for (let at = ptr; at < end; at++) {
+    let from = at;
+    while (at < end && load<u8>(at) != 0x2c) at++;
+    let to = at;
+    while (from < to && isSpace(load<u8>(from))) from++;
+    while (from < to && isSpace(load<u8>(to - 1))) to--;
+    if (from < to && !equalsIgnoreCase(from, to - from, IDENTITY)) return true;
+  }
+  return false;
 }
 
 /** Optional white space of a header's value (RFC 9110, section 5.6.3). */

@@ -16,6 +16,8 @@ function typeOf(code: i32): string {
       return 'BadRequestError';
     case 403:
       return 'ForbiddenError';
+    case 415:
+      return 'UnsupportedMediaTypeError';
     case 500:
       return 'InternalServerError';
     case 503:

@@ -47,6 +47,11 @@ export class ArrayHead {
     return load<u8>(this.chars + this.have - 1);
   }
 
+  /** Where it is (borrowed). */
+  get lastCharPtr(): usize {
+    return this.chars + this.have - 1;
+  }
+
   /** Characters read: those that carry bits of the header. */
   get length(): u64 {
     return this.have;

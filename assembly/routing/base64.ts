@@ -33,6 +33,16 @@ const TO_VALUE = memory.data<i8>([0, 16, 19, 4, -65, -65, -71, -71, 0, 0, 0, 0, 
 // prettier-ignore
 const TO_CHAR = memory.data<i8>([71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0]);
 
+// First of two 12 bit numbers times 4096, for a dot product.
+const JOIN_TWELVE = memory.data<u16>([4096, 1, 4096, 1, 4096, 1, 4096, 1]);
+// Of the 24 bits in each 32, the bytes from the highest on.
+const BIG_ENDIAN = memory.data<u8>([2, 1, 0, 6, 5, 4, 10, 9, 8, 14, 13, 12, 255, 255, 255, 255]);
+// Of four characters' bits in each 32, from three bytes in their order.
+// prettier-ignore
+const BYTES_TO_LANES = memory.data<u8>([2, 1, 0, 255, 5, 4, 3, 255, 8, 7, 6, 255, 11, 10, 9, 255]);
+// Bits of two characters in each 16.
+const PAIRS = memory.data<u16>([0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff]);
+
 /** Value of one character of the alphabet; -1 for any other. */
 export function valueOf(char: u8): i32 {
   if (char - 0x41 < 26) return char - 0x41;
@@ -121,8 +131,7 @@ export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
       const next = i8x16.shuffle(here, after, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
       const high = v128.and(i8x16.shl(here, by), mask);
       const moved = v128.or(high, i8x16.shr_u(next, back));
-      const kind = v128.or(i8x16.sub_sat_u(moved, digits), v128.and(i8x16.lt_s(moved, letters), upper));
-      v128.store(dst + i, i8x16.add(moved, i8x16.swizzle(toChar, kind)));
+      v128.store(dst + i, charsOf(moved, digits, letters, upper, toChar));
       here = after;
     }
   }
@@ -137,6 +146,14 @@ function valuesOf(chars: v128, slash: v128, toValue: v128): v128 {
   return i8x16.add(chars, i8x16.swizzle(toValue, kind));
 }
 
+/** Characters of 16 values 0 to 63. */
+// @ts-ignore: decorator
+@inline
+function charsOf(values: v128, digits: v128, letters: v128, upper: v128, toChar: v128): v128 {
+  const kind = v128.or(i8x16.sub_sat_u(values, digits), v128.and(i8x16.lt_s(values, letters), upper));
+  return i8x16.add(values, i8x16.swizzle(toChar, kind));
+}
+
 /** The character that follows from two neighbours when the payload moves `by` bits to the left. */
 export function joined(here: u8, next: u8, by: i32): u8 {
   return charOf(((valueOf(here) << by) & 0x3f) | (valueOf(next) >> (6 - by)));
@@ -144,10 +161,27 @@ export function joined(here: u8, next: u8, by: i32): u8 {
 
 /** Decodes `chars` characters of the alphabet at `src` to `dst`; returns the number of whole bytes. */
 export function decode(src: usize, chars: usize, dst: usize): usize {
+  const start = dst;
+  const end = src + chars;
+  if (chars >= 16) {
+    const slash = lanes(0x2f);
+    const toValue = v128.load(TO_VALUE);
+    const twelve = v128.load(JOIN_TWELVE);
+    const order = v128.load(BIG_ENDIAN);
+    // A vector is stored whole as long as what follows is written over the rest of it.
+    for (; src + 32 <= end; src += 16) {
+      v128.store(dst, bytesOf(valuesOf(v128.load(src), slash, toValue), twelve, order));
+      dst += 12;
+    }
+    const bytes = bytesOf(valuesOf(v128.load(src), slash, toValue), twelve, order);
+    v128.store64_lane(dst, bytes, 0);
+    v128.store32_lane(dst, bytes, 2, 8);
+    dst += 12;
+    src += 16;
+  }
   let bits: u32 = 0;
   let have = 0;
-  const start = dst;
-  for (const end = src + chars; src < end; src++) {
+  for (; src < end; src++) {
     bits = (bits << 6) | (<u32>valueOf(load<u8>(src)));
     have += 6;
     if (have >= 8) {
@@ -158,11 +192,56 @@ export function decode(src: usize, chars: usize, dst: usize): usize {
   return dst - start;
 }
 
+/** The 12 bytes that 16 values 0 to 63 stand for, in the first lanes. */
+// @ts-ignore: decorator
+@inline
+function bytesOf(values: v128, twelve: v128, order: v128): v128 {
+  // 12 bits in each 16, then 24 in each 32.
+  const even = i16x8.shr_u(i16x8.shl(values, 8), 2);
+  const pairs = v128.or(even, i16x8.shr_u(values, 8));
+  return i8x16.swizzle(i32x4.dot_i16x8_s(pairs, twelve), order);
+}
+
+/**
+ * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`, all of the alphabet, to
+ * `dst`. Reads no character behind theirs and writes nothing behind `dst + len`.
+ */
+export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
+  const end = dst + len;
+  // Up to two bytes, then four characters are three bytes.
+  if (lead == 2 && dst < end) {
+    store<u8>(dst++, <u8>((valueOf(load<u8>(src)) << 4) | (valueOf(load<u8>(src, 1)) >> 2)));
+    if (dst < end) store<u8>(dst++, <u8>((valueOf(load<u8>(src, 1)) << 6) | valueOf(load<u8>(src, 2))));
+    src += 3;
+  } else if (lead == 4 && dst < end) {
+    store<u8>(dst++, <u8>((valueOf(load<u8>(src)) << 6) | valueOf(load<u8>(src, 1))));
+    src += 2;
+  }
+  decode(src, <usize>carriers(<u64>(end - dst)), dst);
+}
+
 /** Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits; returns the end. */
 export function encode(src: usize, len: usize, dst: usize): usize {
   let bits: u32 = 0;
   let have = 0;
-  for (const end = src + len; src < end; src++) {
+  const end = src + len;
+  if (len >= 16) {
+    const toLanes = v128.load(BYTES_TO_LANES);
+    const pairs = v128.load(PAIRS);
+    const mask = lanes(0x3f);
+    const toChar = v128.load(TO_CHAR);
+    const letters = lanes(26);
+    const upper = lanes(13);
+    const digits = lanes(51);
+    // Of the sixteen bytes that are read twelve become characters.
+    for (; src + 16 <= end; src += 12, dst += 16) {
+      const four = i8x16.swizzle(v128.load(src), toLanes);
+      const two = v128.and(v128.or(i32x4.shr_u(four, 12), i32x4.shl(four, 16)), pairs);
+      const values = v128.and(v128.or(i16x8.shr_u(two, 6), i16x8.shl(two, 8)), mask);
+      v128.store(dst, charsOf(values, digits, letters, upper, toChar));
+    }
+  }
+  for (; src < end; src++) {
     bits = (bits << 8) | load<u8>(src);
     have += 8;
     while (have >= 6) {

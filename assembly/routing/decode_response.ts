@@ -7,14 +7,17 @@
 import { Ascii } from '../bytes/ascii';
 import { Rope } from '../bytes/rope';
 import { Event, Scanner } from '../json/scanner';
-import { DecodeArray, Form, Progress, Site } from './formats/format';
+import { Examination, Leg, RowCheck } from './examination';
+import { DecodeArray, Deferred, Form, Progress, Site } from './formats/format';
 import { NpyDecode } from './formats/npy_string';
 import { ObjectDecode } from './formats/raw_object';
-import { RawDecode } from './formats/raw_string';
-import { Place, replyPaths } from './places';
+import { RawDecode, readRaw } from './formats/raw_string';
+import { Place, alonePaths, replyPaths } from './places';
 import { Format, Kind, PrefillValue, Prompt } from './prompt';
 import { Reason } from './reason';
-import { PromptRows } from './rows';
+import { RowCounter } from './row_counter';
+import { RowLists } from './row_lists';
+import { RowPlan } from './row_plan';
 
 export { Form } from './formats/format';
 
@@ -27,11 +30,39 @@ export const enum Treatment {
   MergeOrNull,
 }
 
+/** What decode's own `cached_tokens` must say where decode serves a request alone. */
+export const enum CachedRule {
+  /** Nothing: samples and prompts of one request share what decode itself has forwarded for it. */
+  Any,
+  /** Not above 0: the request had a salt of its own, so a hit says that the engine does not know salts. */
+  NoHit,
+  /** 0, and said: rows of tokens that came from a cache are those of whoever had the slots before. */
+  Zero,
+  /** What it says is of one of several prompts, and proves nothing for the others. */
+  Never,
+}
+
+/** A request that decode serves alone: its arrays are checked, and leave as they came. */
+@final
+export class Alone {
+  constructor(
+    readonly cached: CachedRule,
+    /** First token whose row the client asks for. */
+    readonly start: i64,
+    /** Whether the request has been read, so that the response's counts say how many rows there must be. */
+    readonly counted: bool,
+  ) {}
+}
+
 /** What is known before the response comes. */
 @final
 export class Expected {
   /** What prefill brought (borrowed). */
   prompt: Prompt = new Prompt();
+  /** Set where there is no prefill leg. */
+  alone: Alone | null = null;
+  /** What checked rows say, of both legs (borrowed). */
+  examination: Examination = new Examination(RowCheck.Off, null);
   /** Decode was asked for the generated rows only. */
   tail: bool = false;
   /** Prompts in the request, and choices asked for of each. */
@@ -74,6 +105,16 @@ export class DecodeResponse extends Site {
   private array: DecodeArray | null = null;
   private known: StaticArray<DecodeArray | null> = [null, null, null];
 
+  private readonly alone: Alone | null;
+  /** Whether decode's `cached_tokens` has said 0: of the document, or of the element of a list. */
+  private uncached: bool = false;
+  private readonly counter: RowCounter;
+  private readonly lists: RowLists;
+  /** The value that is being read is nested lists. */
+  private listed: bool = false;
+  /** Rows of decode's own `prompt_routed_experts`; -1: it has none. */
+  private promptRows: i64 = -1;
+
   private list: bool = false;
   private element: i32 = -1;
   private choicesSeen: i32 = 0;
@@ -84,6 +125,10 @@ export class DecodeResponse extends Site {
   private arraysInElement: i32 = 0;
   private rawInChoice: i32 = 0;
   private choicesInDocument: i32 = 0;
+  /** Choices of the current event. */
+  private choicesInEvent: i32 = 0;
+  /** Arrays before the document, or the element of a list, that is being read. */
+  private arraysBefore: i32 = 0;
   private choiceIsObject: bool = false;
   /** Kinds of values that the choice, and the document, have had: a bit each. */
   private valuesInChoice: i32 = 0;
@@ -107,10 +152,16 @@ export class DecodeResponse extends Site {
     /** The body is an event stream: a document an event. */
     events: bool,
   ) {
-    super(Scanner.take(replyPaths()), rope, events);
+    super(Scanner.take(expected.alone === null ? replyPaths() : alonePaths()), rope, events);
     this.form = expected.tail ? form : Form.Full;
     this.choicesAsked = expected.choices;
     this.maxTokens = expected.maxTokens;
+    this.alone = expected.alone;
+    this.counter = new RowCounter(expected.choices, events);
+    this.lists = new RowLists(expected.examination, Leg.Decode);
+    this.examination = expected.examination;
+    // Of an earlier reading of the same response.
+    expected.examination.forget(Leg.Decode);
   }
 
   /** Reads a piece of the body that is in the rope; `offset` is where it starts. */
@@ -121,7 +172,10 @@ export class DecodeResponse extends Site {
     scanner.feed(ptr, len);
     this.read();
     if (this.stage == Stage.Drop) this.dropTo(this.position);
-    this.settled = this.holding ? <u64>this.array!.heldFrom : offset + len;
+    this.settled = offset + len;
+    const array = this.array;
+    if (array !== null && array.heldFrom >= 0) this.settled = <u64>array.heldFrom;
+    if (this.deferred.length > 0) this.settled = min(this.settled, this.deferred[0].at);
   }
 
   /** Bytes to come that are replaced by prefill's whatever they are. */
@@ -138,6 +192,11 @@ export class DecodeResponse extends Site {
 
   /** Where the array that is being read begins. */
   private arrayFrom: u64 = 0;
+
+  /** Whether an array has begun in a response that decode served alone. */
+  get begun(): bool {
+    return this.values > 0;
+  }
 
   /** Whether an array is being read, and more of it is to come. */
   get inArray(): bool {
@@ -156,13 +215,21 @@ export class DecodeResponse extends Site {
     this.scanner.reset();
     this.complete = false;
     this.choicesSeen = 0;
+    this.choicesInEvent = 0;
+    this.arraysBefore = this.choices;
     this.element = -1;
     this.arraysInElement = 0;
     this.forgetRaw();
     this.valuesInDocument = 0;
     this.drops = 0;
+    this.uncached = false;
     // Counts of an event say nothing of the next: they may be counts so far.
     this.counts.reset();
+  }
+
+  /** What is said to be a stream of events is none, and a client that reads it all the same may find arrays in it. */
+  refuseBody(): void {
+    this.refuse(Reason.Format);
   }
 
   /** Whether no document has begun that has not ended. */
@@ -178,12 +245,18 @@ export class DecodeResponse extends Site {
   /** Whether bytes that were read must not leave yet. */
   get holding(): bool {
     const array = this.array;
-    return array !== null && array.heldFrom >= 0;
+    return (array !== null && array.heldFrom >= 0) || this.deferred.length > 0;
   }
 
   /** Whether everything that was read may be acted upon: no array waits for the end of the document. */
   get decided(): bool {
-    return this.undecided == 0;
+    return this.undecided == 0 && !this.waitsForZero;
+  }
+
+  /** Whether arrays have come, and decode has not said yet that nothing of its prompt was cached. */
+  private get waitsForZero(): bool {
+    const alone = this.alone;
+    return alone !== null && alone.cached >= CachedRule.Zero && this.choices > 0 && !this.uncached;
   }
 
   /** Whether some of prefill's routing is in the response. */
@@ -198,6 +271,7 @@ export class DecodeResponse extends Site {
 
   free(): void {
     this.scanner.free();
+    this.lists.free();
     for (let i = 0; i < this.known.length; i++) {
       const array = this.known[i];
       if (array !== null) array.free();
@@ -236,10 +310,14 @@ export class DecodeResponse extends Site {
       case Place.Root:
         this.list = scanner.first == 0x5b;
         if (!this.list && scanner.first != 0x7b) this.refuse(Reason.Json);
+        // No engine has events of several elements, of which prefill's rows would be for one each.
+        if (this.list && this.events && this.alone === null) this.refuse(Reason.Format);
         break;
       case Place.Element:
         this.element++;
         this.arraysInElement = 0;
+        this.arraysBefore = this.choices;
+        this.uncached = false;
         this.forgetRaw();
         this.counts.reset();
         break;
@@ -252,10 +330,12 @@ export class DecodeResponse extends Site {
       case Place.Choice:
         this.choiceIsObject = scanner.first == 0x7b;
         this.choicesInDocument++;
+        this.choicesInEvent++;
         this.arraysInChoice = 0;
         this.rawInChoice = 0;
         this.valuesInChoice = 0;
         this.tokens = -1;
+        this.counter.beginChoice();
         break;
       case Place.Array:
         this.onArray(++this.arraysInChoice > 1);
@@ -277,6 +357,13 @@ export class DecodeResponse extends Site {
         } else if (place == Place.Shape && scanner.first != 0x5b) this.checkGenerated(0, -1);
         break;
       }
+      case Place.Row:
+      case Place.Layer:
+        if (this.listed && scanner.first != 0x5b) this.refuse(Reason.Shape);
+        break;
+      case Place.Expert:
+        if (this.listed && scanner.first == 0x5b) this.refuse(Reason.Shape);
+        break;
       case Place.PromptExperts:
       case Place.ChoicePromptExperts:
         this.onPromptExperts(place == Place.ChoicePromptExperts);
@@ -311,45 +398,61 @@ export class DecodeResponse extends Site {
     }
     if (duplicate) return this.refuseValue(Reason.Duplicate);
     if (first == 0x6e) return;
+    if (this.alone !== null) return this.inspect();
     const raw = scanner.id == Place.Raw || scanner.id == Place.ChoiceRaw;
     if (!raw && ++this.arrays > this.expected.choices) return this.refuse(Reason.Choices);
     if (++this.values > MAX_VALUES) return this.refuse(Reason.Memory);
     if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
-    const format = raw
-      ? Format.Raw
-      : first == 0x22
-        ? Format.Npy
-        : first == 0x7b
-          ? Format.Object
-          : first == 0x5b
-            ? Format.Prompt
-            : Format.None;
-    if (format == Format.None || (raw && first != 0x22)) return this.refuseValue(Reason.Format);
-    // Generated rows in lists or objects, of which only the shape is looked at.
+    const format = formatOf(raw, first);
+    if (format == Format.None) return this.refuseValue(Reason.Format);
+    // Generated rows in lists or objects.
     if (prompt.format == Format.Prompt && !raw && first != 0x22) return this.generated();
     if (format != prompt.format) return this.refuseValue(Reason.Mixed);
-    const rows = this.rowsHere(prompt);
-    if (rows === null) return this.refuseValue(Reason.Choices);
+    const plan = this.planHere(prompt);
+    if (plan === null) return this.refuseValue(Reason.Choices);
+    this.begin(format, plan);
+  }
+
+  private begin(format: Format, plan: RowPlan | null): void {
     const array = this.arrayOf(format);
     this.array = array;
     this.arrayFrom = this.position;
-    if (array.begin(this, rows)) this.stage = Stage.Array;
+    if (array.begin(this, plan)) this.stage = Stage.Array;
     else if (array.reason != Reason.None) this.refuse(array.reason);
   }
 
+  /** An array, or prompt rows, of a request that decode serves alone. */
+  private inspect(): void {
+    const first = this.scanner.first;
+    const place = <Place>this.scanner.id;
+    if (++this.values > MAX_VALUES) return this.refuse(Reason.Memory);
+    const format = formatOf(place == Place.Raw || place == Place.ChoiceRaw, first);
+    if (format == Format.None) return this.refuseValue(Reason.Format);
+    if (format != Format.Prompt) return this.begin(format, null);
+    this.beginLists();
+  }
+
+  private beginLists(): void {
+    this.listed = true;
+    this.lists.begin();
+    this.edited();
+  }
+
   /** Prefill's rows for the element that is being read; null when nobody can tell which they are. */
-  private rowsHere(prompt: Prompt): PromptRows | null {
-    const several = prompt.rows.length > 1;
+  private planHere(prompt: Prompt): RowPlan | null {
+    const several = prompt.plans.length > 1;
     const prompts = this.expected.prompts > 1;
     // An array beside no other says nothing of which prompt it is of, and one of a list is of one of them.
     if (this.list ? prompts && !several : prompts || several) return null;
-    return prompt.rowsOf(max(this.element, 0));
+    return prompt.planOf(max(this.element, 0));
   }
 
   /** Rows that decode forwarded itself, beside prefill's value. */
   private generated(): void {
-    this.planned = true;
-    this.choices++;
+    // Prefill's value ends with the row of the last prompt token, and a row of decode's can't be put into it.
+    if (this.expected.prompt.lastRowOfDecode) return this.refuseValue(Reason.Rows);
+    if (this.scanner.first == 0x7b) return this.begin(Format.Object, null);
+    this.beginLists();
   }
 
   private arrayOf(format: Format): DecodeArray {
@@ -372,9 +475,15 @@ export class DecodeResponse extends Site {
       if (!isNull) this.dropFor(null);
       return;
     }
+    if (this.alone !== null) {
+      const again = this.hasSeen(Kind.PromptExperts, inChoice);
+      this.see(Kind.PromptExperts, inChoice);
+      if (again) return this.refuseValue(Reason.Duplicate);
+      if (!isNull) this.inspect();
+      return;
+    }
     if (prompt.format == Format.Prompt) {
-      const seen = inChoice ? this.valuesInChoice : this.valuesInDocument;
-      if ((seen & (1 << (<i32>Kind.PromptExperts))) != 0) return this.refuseValue(Reason.Duplicate);
+      if (this.hasSeen(Kind.PromptExperts, inChoice)) return this.refuseValue(Reason.Duplicate);
       this.placed = true;
       if (!this.onPrefillValue(Kind.PromptExperts, inChoice)) this.refuseValue(Reason.Mixed);
       return;
@@ -384,14 +493,23 @@ export class DecodeResponse extends Site {
 
   /** A value of decode's that prefill knows goes for prefill's. False when prefill had it at another place. */
   private onPrefillValue(kind: Kind, inChoice: bool): bool {
-    const bit = 1 << (<i32>kind);
-    if (inChoice) this.valuesInChoice |= bit;
-    else this.valuesInDocument |= bit;
+    this.see(kind, inChoice);
     const value = this.expected.prompt.value(kind);
     if (value === null || this.treatment == Treatment.Null) return true;
     if (value.inChoice != inChoice) return false;
     if (this.mayCopy(kind)) this.dropFor(value);
     return true;
+  }
+
+  private see(kind: Kind, inChoice: bool): void {
+    const bit = 1 << (<i32>kind);
+    if (inChoice) this.valuesInChoice |= bit;
+    else this.valuesInDocument |= bit;
+  }
+
+  private hasSeen(kind: Kind, inChoice: bool): bool {
+    const seen = inChoice ? this.valuesInChoice : this.valuesInDocument;
+    return (seen & (1 << (<i32>kind))) != 0;
   }
 
   /** Whether a value of prefill's may be put in once more; else the response is refused. */
@@ -412,7 +530,10 @@ export class DecodeResponse extends Site {
     }
     switch (place) {
       case Place.TokenIds:
-        this.tokens = countOf(scanner);
+        this.tokens = this.counter.tokens = countOf(scanner);
+        break;
+      case Place.ChoiceIndex:
+        this.counter.index = scanner.integer;
         break;
       case Place.PromptTokens:
         this.counts.usage.prompt = scanner.integer;
@@ -426,14 +547,25 @@ export class DecodeResponse extends Site {
       case Place.MetaCompletionTokens:
         this.counts.meta.completion = scanner.integer;
         break;
+      case Place.CachedTokens:
+      case Place.MetaCachedTokens:
+        this.onCached(scanner.integer);
+        break;
       case Place.Array:
       case Place.Raw:
       case Place.ChoiceRaw:
-        if (array !== null) this.endArray(array);
+        if (array !== null) this.endArray(array, place);
+        else if (this.listed) this.endLists(place);
+        break;
+      case Place.PromptExperts:
+      case Place.ChoicePromptExperts:
+        if (this.alone === null) break;
+        if (array !== null) this.endArray(array, place);
+        else if (this.listed) this.endLists(place);
         break;
       case Place.Shape:
         if (array !== null) array.onValueEnd(this, place);
-        else if (scanner.count != 3) this.checkGenerated(0, -1);
+        if (scanner.count != 3) this.checkGenerated(0, -1);
         break;
       case Place.Data:
       case Place.Start:
@@ -442,19 +574,28 @@ export class DecodeResponse extends Site {
         break;
       case Place.Dimension:
         if (array !== null) array.onValueEnd(this, place);
-        else this.checkGenerated(scanner.index, scanner.integer);
+        this.checkGenerated(scanner.index, scanner.integer);
         break;
       case Place.Row:
-        if (array === null) this.checkGenerated(1, countOf(scanner));
+        if (!this.listed) break;
+        this.checkGenerated(1, scanner.count);
+        this.lists.endRow();
         break;
       case Place.Layer:
-        if (array === null) this.checkGenerated(2, countOf(scanner));
+        if (!this.listed) break;
+        this.checkGenerated(2, scanner.count);
+        this.lists.endLayer(scanner.count);
+        break;
+      case Place.Expert:
+        if (this.listed) this.lists.expert(scanner.integer);
         break;
       case Place.Choice:
+        if (!this.counter.endChoice() && this.treatment != Treatment.Null) this.refuse(Reason.Rows);
         if (!this.events && this.choiceIsObject) this.insertMissing(true);
         break;
       case Place.Element:
         this.checkElement();
+        this.checkCached();
         break;
       case Place.Root:
         if (!this.list && !this.events) this.insertMissing(false);
@@ -463,15 +604,68 @@ export class DecodeResponse extends Site {
     }
   }
 
-  private endArray(array: DecodeArray): void {
-    const reason = array.end(this);
+  private endArray(array: DecodeArray, place: Place): void {
+    const held = array.heldFrom >= 0;
+    let reason = array.end(this);
+    if (reason == Reason.None) reason = this.examination.judge();
     if (reason == Reason.None) {
+      // What is not decided is read again, and what is deferred is counted with its element.
+      if (this.undecided == 0 && this.deferred.length == 0) this.countRows(place);
       this.array = null;
       return;
     }
+    // Some of an array that was not held to its end may have left.
+    if (!held) return this.refuse(reason);
     array.reason = reason;
     this.refuseArray(array);
     if (this.stage == Stage.Drop) this.endDrop();
+  }
+
+  /** Nested lists have ended: generated rows of decode's, or where it served the request alone the prompt's, too. */
+  private endLists(place: Place): void {
+    this.listed = false;
+    let reason = this.lists.reason;
+    if (reason == Reason.None) reason = this.examination.judge();
+    if (reason != Reason.None) return this.refuse(reason);
+    this.covers(0, this.lists.rows);
+    this.countRows(place);
+  }
+
+  /** The array that has ended, by the tokens of its prompt where prefill has told them. */
+  private countRows(place: Place): void {
+    const prompt = this.expected.prompt;
+    if (place == Place.PromptExperts || place == Place.ChoicePromptExperts) {
+      // One value for each choice, or for all of them.
+      const rows = <i64>this.rows;
+      if (this.promptRows >= 0 && this.promptRows != rows) this.refuse(Reason.Rows);
+      this.promptRows = rows;
+      return;
+    }
+    if (this.alone !== null) return this.counter.add(this.firstRow, this.rows, -1);
+    if (prompt.format == Format.Prompt)
+      return this.counter.add(prompt.promptEnd, this.rows, prompt.promptEnd);
+    if (prompt.format == Format.Raw) return;
+    const plan = prompt.planOf(max(this.element, 0));
+    if (plan !== null) this.counter.add(this.firstRow, this.rows, plan.promptEnd);
+  }
+
+  /** Decode's own `cached_tokens`; below 0: not a plain number. */
+  private onCached(tokens: i64): void {
+    const alone = this.alone;
+    if (alone === null) return;
+    if (tokens == 0) this.uncached = alone.cached != CachedRule.Never;
+    else if (tokens > 0 && alone.cached != CachedRule.Any) this.refuseCached();
+  }
+
+  /** The document, or an element of a list, has ended: its arrays needed a word about the cache. */
+  private checkCached(): void {
+    const alone = this.alone;
+    if (alone === null || alone.cached < CachedRule.Zero || this.uncached) return;
+    if (this.choices > this.arraysBefore) this.refuseCached();
+  }
+
+  private refuseCached(): void {
+    if (this.treatment != Treatment.Null) this.refuse(Reason.Cached);
   }
 
   /** A dimension of decode's generated rows, beside prefill's value: 1 layers, 2 top_k; a size below 0 is none. */
@@ -508,53 +702,100 @@ export class DecodeResponse extends Site {
   /** An element with an array without a header has ended. */
   private checkElement(): void {
     const rows = this.rawRows;
-    if (rows == 0 || this.treatment == Treatment.Null) return;
+    if ((rows == 0 && this.deferred.length == 0) || this.treatment == Treatment.Null) return;
     if (this.counts.differ) return this.refuse(Reason.Prompt);
-    const prompt = this.expected.prompt.rowsOf(max(this.element, 0));
+    const plan = this.expected.prompt.planOf(max(this.element, 0));
     const tokens = this.counts.prompt;
-    if (prompt !== null && tokens >= 0 && <u64>tokens != prompt.end) return this.refuse(Reason.Prompt);
+    if (plan !== null && tokens >= 0 && <u64>tokens != plan.promptEnd) return this.refuse(Reason.Prompt);
     const single = this.list || this.expected.choices == 1;
     const generated = this.counts.completion;
-    const start = prompt === null ? 0 : prompt.start;
+    const alone = this.alone;
+    const start = plan !== null ? <i64>plan.start : alone !== null ? max<i64>(alone.start, 0) : 0;
+    if (this.deferred.length > 0)
+      return this.readDeferred(single ? tokens + generated - 1 - start : -1, start);
     if (single && this.rawUneven) return this.refuse(Reason.Rows);
-    if (single && tokens >= 0 && generated >= 1 && rows + start != <u64>(tokens + generated - 1)) {
+    if (single && tokens >= 0 && generated >= 1 && <i64>rows + start != tokens + generated - 1) {
       this.refuse(Reason.Rows);
     }
+  }
+
+  /**
+   * Reads arrays of which only now is known how many rows they have: `rows`, the first one that of token `start`. Where the
+   * counts do not tell it, nothing is known of the rows.
+   */
+  private readDeferred(rows: i64, start: i64): void {
+    const counted = rows >= 0 && this.counts.prompt >= 0 && this.counts.completion >= 1;
+    for (let i = 0; i < this.deferred.length && this.reason == Reason.None; i++) {
+      const array = this.deferred[i];
+      if (counted) this.refuseIf(readRaw(this, array, <u64>rows, <u64>start));
+    }
+    this.deferred.length = 0;
+    if (this.reason == Reason.None) this.refuseIf(this.examination.judge());
   }
 
   private onDocumentEnd(): void {
     const prompt = this.expected.prompt;
-    if (prompt.format == Format.None || this.treatment == Treatment.Null) return;
+    if (this.treatment == Treatment.Null) return;
+    if (this.alone !== null) return this.endAlone(this.alone!);
+    if (prompt.format == Format.None) return;
     if (this.list) {
       // Without one of them nobody knows which are there.
-      const elements = prompt.rows.length;
+      const elements = prompt.plans.length;
       if (elements > 1 && this.choices > 0 && this.element + 1 != elements) this.refuse(Reason.Choices);
       return;
     }
     if (this.undecided > 0) {
-      if (this.form == Form.Unknown) this.form = this.formOfAll(prompt.rowCount);
+      if (this.form == Form.Unknown) this.form = this.formOfAll(prompt);
       if (this.form == Form.Unknown) return this.refuse(Reason.Ambiguous);
       this.again = this.form;
     }
-    // A tail that is not as long as the generated text does not start behind the prompt.
-    const counted = this.tails > 0 && this.tails == this.choicesInDocument && this.counts.completion >= 0;
-    if (counted && !this.events && this.tailRows + <u64>this.tails != <u64>this.counts.completion)
+    // The tokens of a choice without an array are counted too. A stream tells all of them in an event of its own.
+    const arrays = this.counter.arrays;
+    const whole = arrays > 0 && arrays == (this.events ? this.expected.choices : this.choicesInDocument);
+    const total = !this.events || this.expected.choices == 1 || this.choicesInEvent == 0;
+    if (this.undecided == 0 && whole && total && !this.counter.matches(this.counts.completion)) {
       this.refuse(Reason.Rows);
+    }
     // The legs must have tokenised the same prompt.
     const tokens = this.counts.prompt;
-    const other = this.counts.differ || (tokens >= 0 && <u64>tokens != promptEnd(prompt));
+    const other = this.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
     if (other && (this.merged || this.undecided > 0)) this.refuse(Reason.Prompt);
     this.checkElement();
   }
 
-  /** The form of all arrays together, from the number of tokens: a choice has one row less than tokens. */
-  private formOfAll(rows: u64): Form {
+  /** A document of a request that decode served alone has ended. */
+  private endAlone(alone: Alone): void {
+    if (!this.list) this.checkElement();
+    this.checkCached();
+    const counter = this.counter;
+    const whole = counter.arrays > 0 && counter.arrays == this.choicesInDocument;
+    if (this.list || this.events || !alone.counted || !whole) return;
+    const counts = this.counts;
+    // Prompts share nothing of a choice: each has as many samples as the others.
+    if (counts.differ) return this.refuse(Reason.Prompt);
+    const prompts = this.expected.prompts;
+    let good: bool;
+    if (this.promptRows < 0)
+      good = counter.matchesAlone(counts.prompt, counts.completion, prompts, alone.start);
+    else {
+      // The prompt's rows stand apart, and an array has the generated ones.
+      const prompt = prompts > 1 || counts.prompt < 0 || counts.prompt == this.promptRows;
+      good = prompt && counter.matchesAlone(0, counts.completion, prompts, 0);
+    }
+    if (!good) this.refuse(Reason.Rows);
+  }
+
+  /** The form of all arrays together, from the number of tokens of all choices. */
+  private formOfAll(prompt: Prompt): Form {
     // The tokens of a choice without an array are counted too.
     if (this.counts.completion < 0 || this.undecided != this.choicesInDocument) return Form.Unknown;
-    const held = this.undecidedRows + <u64>this.undecided;
+    const plan = prompt.planOf(0);
+    if (plan === null) return Form.Unknown;
+    const arrays = <u64>this.undecided;
+    const held = this.undecidedRows + arrays;
     const generated = <u64>this.counts.completion;
-    if (held == generated) return Form.Tail;
-    return held == generated + <u64>this.undecided * rows ? Form.Full : Form.Unknown;
+    if (held == generated + arrays * (plan.promptEnd - plan.seam)) return Form.Tail;
+    return held == generated + arrays * plan.promptEnd ? Form.Full : Form.Unknown;
   }
 
   /** The value at the cursor goes for prefill's, or for `null`. */
@@ -610,6 +851,17 @@ export class DecodeResponse extends Site {
   private refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }
+
+  private refuseIf(reason: Reason): void {
+    if (reason != Reason.None) this.refuse(reason);
+  }
+}
+
+/** The format of a value that begins with `first`; `raw`: it is one of SGLang's own members. */
+function formatOf(raw: bool, first: u8): Format {
+  if (first == 0x22) return raw ? Format.Raw : Format.Npy;
+  if (raw) return Format.None;
+  return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;
 }
 
 /** Elements of the value that has ended; -1: it is no list. */
@@ -633,9 +885,4 @@ function isDroppable(place: Place): bool {
     default:
       return false;
   }
-}
-
-/** Tokens of a single prompt. */
-function promptEnd(prompt: Prompt): u64 {
-  return prompt.rows.length == 1 ? prompt.rows[0].end : prompt.rowCount;
 }

@@ -134,14 +134,14 @@ export function readHeader(ptr: usize, header: NpyHeader): Reason {
 }
 
 /**
- * Writes the header that `numpy.save` gives an array of `rows` rows with the dtype, layers and top_k of `like`
+ * Writes the header that `numpy.save` gives an array of `rows` rows of `dtype` with the layers and top_k of `like`
  * (version 1); `ptr` has room for `WRITTEN_HEADER_BYTES`. Returns its length, a multiple of 64.
  */
-export function writeHeader(ptr: usize, like: NpyHeader, rows: u64): usize {
+export function writeHeader(ptr: usize, like: NpyHeader, dtype: Dtype, rows: u64): usize {
   memory.copy(ptr, MAGIC, 6);
   store<u16>(ptr, 1, 6);
   let at = put(ptr + 10, "{'descr': '");
-  at = put(at, dtypeText(like.dtype));
+  at = put(at, dtypeCode(dtype));
   at = put(at, "', 'fortran_order': False, 'shape': (");
   const digits = writeDecimal(rows, at);
   at = put(at + digits, ', ');
@@ -159,12 +159,13 @@ export function writeHeader(ptr: usize, like: NpyHeader, rows: u64): usize {
   return at - ptr;
 }
 
-function dtypeText(dtype: Dtype): string {
+/** As a header names it. */
+export function dtypeCode(dtype: Dtype): string {
   return dtype == Dtype.U1 ? '|u1' : dtype == Dtype.U2 ? '<u2' : dtype == Dtype.I2 ? '<i2' : '<i4';
 }
 
 function dtypeOf(ptr: usize, len: usize): Dtype {
-  for (let dtype = Dtype.U1; dtype <= Dtype.I4; dtype++) if (is(ptr, len, dtypeText(dtype))) return dtype;
+  for (let dtype = Dtype.U1; dtype <= Dtype.I4; dtype++) if (is(ptr, len, dtypeCode(dtype))) return dtype;
   return Dtype.None;
 }
 

@@ -14,6 +14,7 @@ export const enum Place {
   Array,
   Row,
   Layer,
+  Expert,
   Data,
   Shape,
   Dimension,
@@ -26,6 +27,7 @@ export const enum Place {
   ChoicePromptExperts,
   PromptLogprobs,
   ChoicePromptLogprobs,
+  ChoiceIndex,
   TokenIds,
   KvTransferParams,
   Usage,
@@ -37,28 +39,57 @@ export const enum Place {
   MetaCompletionTokens,
   TokensDetails,
   CachedTokens,
+  MetaCachedTokens,
+  /** `choices[i].finish_reason` */
+  FinishReason,
 }
 
 let paths: Paths | null = null;
+let alone: Paths | null = null;
 
+/** Places in both legs' replies. */
 export function replyPaths(): Paths {
-  const known = paths;
+  let known = paths;
+  if (known === null) paths = known = basePaths();
+  return known;
+}
+
+/** Places in a reply of decode's that prefill has no part in: prompt rows of its own, and what it says of its cache. */
+export function alonePaths(): Paths {
+  const known = alone;
   if (known !== null) return known;
+  const made = basePaths()
+    .add('meta_info.cached_tokens', Place.MetaCachedTokens)
+    .add('*.meta_info.cached_tokens', Place.MetaCachedTokens);
+  addRows(made, 'prompt_routed_experts');
+  addRows(made, 'choices.*.prompt_routed_experts');
+  alone = made;
+  return made;
+}
+
+/** Members and elements of a value with rows. */
+function addRows(to: Paths, path: string): void {
+  to.add(path + '.*', Place.Row)
+    .add(path + '.*.*', Place.Layer)
+    .add(path + '.*.*.*', Place.Expert)
+    .add(path + '.data', Place.Data)
+    .add(path + '.shape', Place.Shape)
+    .add(path + '.shape.*', Place.Dimension)
+    .add(path + '.start', Place.Start)
+    .add(path + '.dtype', Place.Dtype);
+}
+
+function basePaths(): Paths {
   const made = new Paths()
     .add('', Place.Root)
     .add('choices', Place.Choices)
     .add('choices.*', Place.Choice)
     .add('choices.*.routed_experts', Place.Array)
-    .add('choices.*.routed_experts.*', Place.Row)
-    .add('choices.*.routed_experts.*.*', Place.Layer)
-    .add('choices.*.routed_experts.data', Place.Data)
-    .add('choices.*.routed_experts.shape', Place.Shape)
-    .add('choices.*.routed_experts.shape.*', Place.Dimension)
-    .add('choices.*.routed_experts.start', Place.Start)
-    .add('choices.*.routed_experts.dtype', Place.Dtype)
     .add('choices.*.prompt_routed_experts', Place.ChoicePromptExperts)
     .add('choices.*.prompt_logprobs', Place.ChoicePromptLogprobs)
+    .add('choices.*.index', Place.ChoiceIndex)
     .add('choices.*.token_ids', Place.TokenIds)
+    .add('choices.*.finish_reason', Place.FinishReason)
     .add('choices.*.meta_info.routed_experts', Place.ChoiceRaw)
     .add('prompt_routed_experts', Place.PromptExperts)
     .add('prompt_logprobs', Place.PromptLogprobs)
@@ -80,6 +111,6 @@ export function replyPaths(): Paths {
     .add('*.meta_info.prompt_tokens', Place.MetaPromptTokens)
     .add('*.meta_info.completion_tokens', Place.MetaCompletionTokens)
     .add('*.sglext.routed_experts', Place.Raw);
-  paths = made;
+  addRows(made, 'choices.*.routed_experts');
   return made;
 }

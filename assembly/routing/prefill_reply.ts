@@ -4,6 +4,7 @@
 
 import { Event, Scanner } from '../json/scanner';
 import { Counts } from './counts';
+import { Examination } from './examination';
 import { PrefillArray, Progress, Wanted } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
 import { ObjectPrefill } from './formats/raw_object';
@@ -11,7 +12,8 @@ import { RawPrefill } from './formats/raw_string';
 import { Place, replyPaths } from './places';
 import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
-import { RowChars } from './rows';
+import { RowPlan } from './row_plan';
+import { PromptRows, RowChars } from './rows';
 
 /** Most prompts in a request that P/D serves: more arrays are no answer to it. */
 const MAX_ARRAYS: i32 = 4096;
@@ -46,6 +48,8 @@ export class PrefillReply {
   json: bool = true;
   /** The value of `kv_transfer_params`, when it is an object. */
   readonly params: Span = new Span();
+  /** The first choice's `finish_reason`. */
+  readonly finishReason: Span = new Span();
   /** Tokens of the prompt as the counts say, else as the rows do; -1 when neither is there. Known after `giveRows`. */
   promptTokens: i64 = -1;
 
@@ -75,6 +79,8 @@ export class PrefillReply {
     private size: u64,
     /** First token whose row was asked for, of formats that do not say. */
     private start: u64,
+    /** What checked rows say (borrowed). */
+    private examination: Examination,
   ) {}
 
   /** Offset of the next byte that is wanted. */
@@ -128,7 +134,10 @@ export class PrefillReply {
         prompt.format = Format.Prompt;
       } else this.refuse(Reason.Mixed);
     } else if (this.format == Format.Prompt) this.refuse(Reason.Format);
-    else if (this.arrays.length > 0 && this.reason == Reason.None) {
+    else if (this.arrays.length == 0 && this.isBehindPrompt) {
+      prompt.format = Format.Raw;
+      prompt.plans.push(new RowPlan(PromptRows.none(this.start), this.promptTokens, prompt.lastRowOfDecode));
+    } else if (this.arrays.length > 0 && this.reason == Reason.None) {
       prompt.format = this.format;
       if (this.list && this.arrays.length != this.elements) this.refuse(Reason.Missing);
       for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++) this.giveArray(i, prompt);
@@ -137,13 +146,21 @@ export class PrefillReply {
     prompt.tokens = this.promptTokens;
   }
 
+  /** Whether rows were asked for from behind the prompt on: SGLang's OpenAI endpoints then leave prefill's empty array out. */
+  private get isBehindPrompt(): bool {
+    const tokens = this.promptTokens;
+    return (
+      !this.list && tokens >= 0 && this.start > 0 && this.start >= <u64>tokens && this.reason == Reason.None
+    );
+  }
+
   private giveArray(i: i32, prompt: Prompt): void {
     const array = this.arrays[i];
     const tokens = this.list ? this.arrayPrompts[i] : this.promptTokens;
     const completion = this.list ? this.arrayCompletions[i] : this.counts.completion;
     const rows = array.giveRows(tokens, completion, this.list ? 1 : this.choices);
     if (rows === null) return this.refuse(array.reason);
-    prompt.rows.push(rows);
+    prompt.plans.push(new RowPlan(rows, tokens < 0 ? rows.end : tokens, prompt.lastRowOfDecode));
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
   }
 
@@ -236,6 +253,9 @@ export class PrefillReply {
         this.params.start = this.params.end = scanner.offset;
         this.params.open = scanner.first == 0x7b;
         break;
+      case Place.FinishReason:
+        if (this.choices == 1) this.finishReason.start = scanner.offset;
+        break;
       case Place.PromptExperts:
       case Place.ChoicePromptExperts:
         this.open(Kind.PromptExperts, place == Place.ChoicePromptExperts);
@@ -270,8 +290,8 @@ export class PrefillReply {
       return;
     }
     if (this.choices > 1) return this.refuse(Reason.Choices);
-    if (first == 0x22) this.begin(new NpyPrefill(this.size));
-    else if (first == 0x7b) this.begin(new ObjectPrefill());
+    if (first == 0x22) this.begin(new NpyPrefill(this.size, this.examination));
+    else if (first == 0x7b) this.begin(new ObjectPrefill(this.examination));
     else this.refuse(Reason.Format);
   }
 
@@ -280,7 +300,7 @@ export class PrefillReply {
     const known = last >= 0 && this.arrayElements[last] == this.elements;
     if (known && this.format == Format.Raw) return;
     if (this.scanner.first != 0x22) this.refuse(Reason.Format);
-    else this.begin(new RawPrefill(this.start));
+    else this.begin(new RawPrefill(this.start, this.examination));
   }
 
   private begin(array: PrefillArray): void {
@@ -321,7 +341,11 @@ export class PrefillReply {
     const place = <Place>scanner.id;
     switch (place) {
       case Place.KvTransferParams:
-        if (this.params.open) this.params.end = scanner.offset;
+        // An empty object hands nothing over: LMCache's multiprocess connector answers so.
+        if (this.params.open && scanner.count > 0) this.params.end = scanner.offset;
+        break;
+      case Place.FinishReason:
+        if (this.choices == 1) this.finishReason.end = scanner.offset;
         break;
       case Place.PromptTokens:
         this.counts.usage.prompt = scanner.integer;

@@ -1,7 +1,9 @@
 // What prefill knows and decode does not: the prompt's rows, and members of its reply that take the place of decode's.
 
+import { Dtype } from './npy';
 import { Reason } from './reason';
-import { PromptRows, RowChars } from './rows';
+import { RowPlan } from './row_plan';
+import { RowChars } from './rows';
 
 /** How a reply carries routing; one file each in formats/. */
 export const enum Format {
@@ -48,19 +50,21 @@ export class Prompt {
   missing: Reason = Reason.Missing;
   /** Tokens of the prompt, of all prompts together; -1 when not known. */
   tokens: i64 = -1;
-  /** Rows (owned), one for each element of the reply; a single one serves every choice. Empty for `Format.Prompt`. */
-  rows: PromptRows[] = [];
+  /** Rows (owned) and their plans, one for each element of the reply; a single one serves every choice. Empty for `Format.Prompt`. */
+  plans: RowPlan[] = [];
+  /** The row of the last prompt token is decode's. */
+  lastRowOfDecode: bool = false;
   /** Values (owned), no kind twice. */
   values: PrefillValue[] = [];
   /** Of `Format.Prompt`. */
   layers: u64 = 0;
   topK: u64 = 0;
 
-  /** The rows for an element of decode's reply; null when there are none for it. */
-  rowsOf(element: i32): PromptRows | null {
-    const rows = this.rows;
-    if (rows.length == 1) return rows[0];
-    return element < rows.length ? rows[element] : null;
+  /** The plan for an element of decode's reply; null when there is none for it. */
+  planOf(element: i32): RowPlan | null {
+    const plans = this.plans;
+    if (plans.length == 1) return plans[0];
+    return element < plans.length ? plans[element] : null;
   }
 
   value(kind: Kind): PrefillValue | null {
@@ -68,39 +72,61 @@ export class Prompt {
     return null;
   }
 
-  /** Rows of all prompts together. */
+  /** Rows that are taken from prefill, of all prompts together. */
   get rowCount(): u64 {
     if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
     let sum: u64 = 0;
-    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].rows;
+    for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].taken;
     return sum;
   }
 
-  /** Whether nothing is there to be put into a response. */
-  get isEmpty(): bool {
-    return this.format == Format.None && this.missing == Reason.Missing && this.values.length == 0;
+  /** Tokens of a single prompt; of several, of all together. */
+  get promptEnd(): u64 {
+    if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
+    let sum: u64 = 0;
+    for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].promptEnd;
+    return sum;
   }
 
-  /** Bytes of rows in a response with so many arrays. */
+  /** First row that decode is asked for where it is asked for its own only; -1: not known. */
+  get seam(): i64 {
+    if (this.plans.length == 1) return <i64>this.plans[0].seam;
+    return this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
+  }
+
+  /** Whether prefill's reply had no routing; it may have had other values. */
+  get lacksRouting(): bool {
+    return this.format == Format.None && this.missing == Reason.Missing;
+  }
+
+  /** Whether an array of decode's may be in a narrower dtype than prefill's, and grow when it is widened. */
+  get mayWiden(): bool {
+    if (this.format != Format.Npy && this.format != Format.Object) return false;
+    const plans = this.plans;
+    for (let i = 0; i < plans.length; i++) if (plans[i].rows.dtype != Dtype.U1) return true;
+    return false;
+  }
+
+  /** Bytes of rows that are taken for a response with so many arrays. */
   bytesFor(arrays: i32): u64 {
-    const rows = this.rows;
-    if (rows.length == 1) return rows[0].bytes * arrays;
+    const plans = this.plans;
+    if (plans.length == 1) return plans[0].bytes * arrays;
     let sum: u64 = 0;
-    for (let i = 0; i < rows.length; i++) sum += rows[i].bytes;
+    for (let i = 0; i < plans.length; i++) sum += plans[i].bytes;
     return sum;
   }
 
   /** What it takes of the VM's memory. */
   get heldBytes(): u64 {
     let sum: u64 = 0;
-    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].heldBytes;
+    for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].rows.heldBytes;
     for (let i = 0; i < this.values.length; i++) sum += this.values[i].text.length;
     return sum;
   }
 
   get parkedBytes(): u64 {
     let sum: u64 = 0;
-    for (let i = 0; i < this.rows.length; i++) sum += this.rows[i].parkedBytes;
+    for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].rows.parkedBytes;
     return sum;
   }
 
@@ -108,8 +134,8 @@ export class Prompt {
   refuse(reason: Reason): void {
     this.format = Format.None;
     this.missing = reason;
-    for (let i = 0; i < this.rows.length; i++) this.rows[i].free();
-    this.rows.length = 0;
+    for (let i = 0; i < this.plans.length; i++) this.plans[i].free();
+    this.plans.length = 0;
   }
 
   free(): void {

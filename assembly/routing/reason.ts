@@ -28,6 +28,10 @@ export const enum Reason {
   Ambiguous,
   /** Prefill failed when decode had begun. */
   Prefill,
+  /** No router gives such rows. */
+  Experts,
+  /** Decode served the request alone, with prompt tokens from a cache. */
+  Cached,
   /** Not a reason: how many there are. */
   Count,
 }
@@ -83,6 +87,10 @@ export function reasonToken(reason: Reason): string {
       return 'ambiguous';
     case Reason.Prefill:
       return 'prefill';
+    case Reason.Cached:
+      return 'cached';
+    case Reason.Experts:
+      return 'experts';
     default:
       return 'none';
   }
@@ -102,7 +110,7 @@ export function reasonText(reason: Reason): string {
     case Reason.Duplicate:
       return 'a key on the way to the array occurs twice';
     case Reason.Format:
-      return 'the value is not one that an array has';
+      return 'the value is not one that an array has, or a stream is not one of events with an object each';
     case Reason.Mixed:
       return 'the legs returned routing in different formats';
     case Reason.Base64:
@@ -118,13 +126,13 @@ export function reasonText(reason: Reason): string {
     case Reason.Order:
       return 'the array is in Fortran order';
     case Reason.Dtype:
-      return 'the dtype is not an 8, 16 or 32 bit integer that engines use, or differs between the legs';
+      return 'the dtype is not an 8, 16 or 32 bit integer that engines use';
     case Reason.Shape:
       return 'the shape does not have the three dimensions rows, layers, top_k';
     case Reason.Layers:
-      return 'the number of layers differs between the legs';
+      return "the number of layers differs between the legs, or is not the configured model's";
     case Reason.TopK:
-      return 'top_k differs between the legs';
+      return "top_k differs between the legs, or is not the configured model's";
     case Reason.Rows:
       return 'the decode array does not have the rows that were asked for';
     case Reason.Prompt:
@@ -139,6 +147,10 @@ export function reasonText(reason: Reason): string {
       return 'the decode array may hold all rows or only the generated ones';
     case Reason.Prefill:
       return 'decode has answered without what prefill was asked for';
+    case Reason.Cached:
+      return 'decode served the request alone, and does not say that nothing of its prompt came from a cache';
+    case Reason.Experts:
+      return 'a row names experts that a router cannot have given';
     default:
       return '';
   }

@@ -2,9 +2,12 @@
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
-import { carriers, inAlphabet, joined, leadOf, shiftLeft, valueOf } from './base64';
-import { Dtype, NpyHeader } from './npy';
+import { carriers, joined, leadOf, shiftLeft } from './base64';
+import { Examination, Leg } from './examination';
+import { Dtype, NpyHeader, itemSize } from './npy';
 import { Reason } from './reason';
+import { RowReader } from './row_reader';
+import { WIDEN_CHUNK, Widener } from './widen';
 
 /** A place outside the VM's memory for pieces of rows. */
 export abstract class Parking {
@@ -161,6 +164,67 @@ export class SliceChars extends RowChars {
   free(): void {}
 }
 
+/** What `WideChars` fetched last, of all of them; allocated when it is needed. */
+let wideText: usize = 0;
+/** A chunk four times as wide, and what was left before it. */
+const WIDE_TEXT_BYTES: usize = WIDEN_CHUNK * 4 + 256;
+
+/** Rows (borrowed) in a wider dtype, made anew whenever they are fetched: they take no memory. */
+@final
+export class WideChars extends RowChars {
+  private readonly widener: Widener = new Widener();
+
+  /** The rows begin `from` bits into `narrow`, and `lead` bits into these; `bytes` is what they have in `to`. */
+  constructor(
+    private narrow: RowChars,
+    private from: i32,
+    private dtype: Dtype,
+    readonly to: Dtype,
+    readonly lead: i32,
+    bytes: u64,
+  ) {
+    super();
+    this.length = (bytes * 8 + lead + 5) / 6;
+  }
+
+  get held(): bool {
+    return false;
+  }
+
+  protected keep(piece: Block): bool {
+    return false;
+  }
+
+  fetch(offset: u64, len: u64): u64 {
+    if (wideText == 0) wideText = heap.alloc(WIDE_TEXT_BYTES);
+    const widener = this.widener;
+    const narrow = this.narrow;
+    const lead = <u64>this.lead;
+    // From the last id on that begins with this character, or before it.
+    const bits = itemSize(this.to) * 8;
+    const id = offset * 6 > lead ? (offset * 6 - lead) / bits : 0;
+    const begins = lead + id * bits;
+    const source = <u64>this.from + id * itemSize(this.dtype) * 8;
+    widener.begin(this.dtype, this.to, <i32>(source % 6), <i32>(begins % 6), 0x41);
+    widener.out = wideText;
+    this.ptr = wideText + <usize>(offset - begins / 6);
+    const most = min<u64>(offset - begins / 6 + len + 8, WIDEN_CHUNK);
+    for (let at = source / 6; widener.out <= this.ptr;) {
+      if (at >= narrow.length) {
+        widener.end();
+        break;
+      }
+      const got = narrow.fetch(at, min(most, narrow.length - at));
+      if (got == 0) return 0;
+      widener.push(narrow.ptr, <usize>got);
+      at += got;
+    }
+    return widener.out > this.ptr ? min(len, <u64>(widener.out - this.ptr)) : 0;
+  }
+
+  free(): void {}
+}
+
 /**
  * Prompt rows of prefill, of shape (rows, layers, top_k), for the tokens from `start` on. The first character may carry
  * `lead` bits of something else before them, the last one anything behind.
@@ -175,9 +239,13 @@ export class PromptRows {
   layers: u64 = 0;
   topK: u64 = 0;
   rowBytes: u64 = 0;
+  /** Of an object: its dtype is named as in a .npy header, not as NumPy names it. */
+  coded: bool = false;
 
   /** By lead / 2: the same rows at another bit position, made when an array needs it. */
   private aligned: StaticArray<RowChars | null> = [null, null, null];
+  /** The same rows in wider dtypes, as arrays needed them. */
+  private wide: WideChars[] = [];
 
   /** Takes over `chars`, which have been checked. */
   constructor(
@@ -185,6 +253,14 @@ export class PromptRows {
     private lead: i32,
   ) {
     this.aligned[lead >> 1] = chars;
+  }
+
+  /** No rows, of what begins with token `start`. */
+  static none(start: u64): PromptRows {
+    const rows = new PromptRows(new HeldChars(1), 0);
+    rows.start = start;
+    rows.dtype = Dtype.I4;
+    return rows;
   }
 
   /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
@@ -240,17 +316,57 @@ export class PromptRows {
     return chars;
   }
 
-  /** Whether some row is a sentinel: all bits 1. Only of signed integers; `false` also where rows are lost. */
-  get hasSentinel(): bool {
-    if (this.dtype != Dtype.I2 && this.dtype != Dtype.I4) return false;
+  /** The same in `dtype`, which is theirs or wider, of formats that tell the shape. */
+  inDtype(dtype: Dtype, lead: i32): RowChars | null {
+    if (dtype == this.dtype) return this.at(lead);
+    const wide = this.wide;
+    for (let i = 0; i < wide.length; i++) if (wide[i].to == dtype && wide[i].lead == lead) return wide[i];
+    const bytes = this.rows * this.layers * this.topK * itemSize(dtype);
+    const narrow = this.aligned[this.lead >> 1]!;
+    const chars = new WideChars(narrow, this.lead, this.dtype, dtype, lead, bytes);
+    if (chars.fetch(0, 1) == 0) return null;
+    chars.first = load<u8>(chars.ptr);
+    wide.push(chars);
+    return chars;
+  }
+
+  /** Has the rows of prefill's reply read, those of the prompt only; returns what is wrong with them. */
+  read(examination: Examination): Reason {
+    const misfit =
+      this.layers > 0
+        ? examination.misfits(this.layers, this.topK)
+        : examination.misfit(this.rowBytes / itemSize(this.dtype));
+    if (misfit != Reason.None) return misfit;
+    const reader = new RowReader();
+    reader.begin(
+      examination,
+      Leg.Prefill,
+      this.dtype,
+      this.layers,
+      this.topK,
+      this.rowBytes,
+      this.lead,
+      this.start,
+      this.rows,
+      true,
+    );
     const chars = this.aligned[this.lead >> 1]!;
-    for (let row: u64 = 0, from = <u64>this.lead; row < this.rows; row++, from += this.rowBytes * 8) {
-      if (allOnesIn(chars, from, from + this.rowBytes * 8)) return true;
+    const length = (this.bytes * 8 + this.lead + 5) / 6;
+    let reason = Reason.None;
+    for (let at: u64 = 0; at < length && reason == Reason.None;) {
+      const got = chars.fetch(at, length - at);
+      if (got == 0) reason = Reason.Memory;
+      else reader.push(chars.ptr, <usize>got);
+      at += got;
     }
-    return false;
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
+    reader.free();
+    return reason;
   }
 
   free(): void {
+    this.wide.length = 0;
     for (let i = 0; i < 3; i++) {
       const chars = this.aligned[i];
       if (chars !== null) chars.free();
@@ -286,69 +402,6 @@ export function move(source: RowChars, from: i32, target: usize, end: usize, to:
     offset += got;
   }
   if (dst < end) store<u8>(dst, joined(before, 0x41, shift));
-  return true;
-}
-
-/**
- * Checks rows before any use: base64, and no sentinel. They come in pieces of whole rows (but for the character that two
- * pieces share) through `check`.
- */
-export class RowsCheck {
-  /** Whether a row can be a sentinel: its piece then needs the character behind it. */
-  readonly signed: bool;
-  private rowBits: u64;
-  private lead: u64;
-
-  constructor(header: NpyHeader) {
-    this.signed = header.dtype == Dtype.I2 || header.dtype == Dtype.I4;
-    this.rowBits = header.rowBytes * 8;
-    this.lead = leadOf(header.size);
-  }
-
-  /** The characters of `rows` rows at [ptr, end). */
-  check(ptr: usize, end: usize, rows: u64): Reason {
-    if (!inAlphabet(ptr, end)) return stranger(ptr, end);
-    if (!this.signed) return Reason.None;
-    // Every byte of a sentinel is 0xff, so every character inside it is `/`.
-    for (let row: u64 = 0, from = this.lead; row < rows; row++, from += this.rowBits) {
-      if (allOnes(ptr, from, from + this.rowBits)) return Reason.Sentinel;
-    }
-    return Reason.None;
-  }
-}
-
-/** What the first character outside the alphabet says: a quote ends the string before its rows. */
-function stranger(ptr: usize, end: usize): Reason {
-  while (ptr < end && valueOf(load<u8>(ptr)) >= 0) ptr++;
-  return ptr < end && load<u8>(ptr) == 0x22 ? Reason.Size : Reason.Base64;
-}
-
-/** Rows whose characters make a piece of about `size` characters without a shared bit: a multiple of three. */
-export function rowsInPiece(header: NpyHeader, size: u64): u64 {
-  return max<u64>(size / (header.rowBytes * 4), 1) * 3;
-}
-
-/** Whether the bits [from, to) of the characters are all 1. Most rows are decided by their first character. */
-function allOnes(chars: usize, from: u64, to: u64): bool {
-  while (from < to) {
-    const lead = <i32>(from % 6);
-    const left = to - from;
-    const width = min<i32>(6 - lead, <i32>min<u64>(left, 6));
-    const wanted = (((1 << width) - 1) << (6 - lead - width)) & 0x3f;
-    if ((valueOf(load<u8>(chars + <usize>(from / 6))) & wanted) != wanted) return false;
-    from += width;
-  }
-  return true;
-}
-
-/** As `allOnes`, for characters in pieces. */
-function allOnesIn(chars: RowChars, from: u64, to: u64): bool {
-  while (from < to) {
-    const at = from / 6;
-    const until = min(to, (at + 1) * 6);
-    if (chars.fetch(at, 1) == 0 || !allOnes(chars.ptr, from - at * 6, until - at * 6)) return false;
-    from = until;
-  }
   return true;
 }
 

@@ -44,9 +44,10 @@ function gate(n: number, open: () => void) {
 async function together(host: Emulator, config: Record<string, unknown>, decoding = REQUESTS) {
   let most = 0;
   const wait = gate(decoding, () => (most = held(host)));
-  const decode: Engine = async () => {
+  const decode: Engine = async ({ body }) => {
     await wait();
-    return reply(SMALL);
+    // Alone it would have to return all rows; what it returns is not what is tested.
+    return reply(body.includes('cache_salt') ? '{"choices":[]}' : SMALL);
   };
   const results = await Promise.all(
     Array.from({ length: REQUESTS }, () =>
@@ -226,7 +227,7 @@ describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string
   [
     'objects',
     (rows) =>
-      `{"choices":[{"routed_experts":{"data":"${rows.toString('base64')}","shape":[${rows.length / 12},2,6]}}],"usage":{"prompt_tokens":${rows.length / 12}},"kv_transfer_params":{}}`,
+      `{"choices":[{"routed_experts":{"data":"${rows.toString('base64')}","shape":[${rows.length / 12},2,6]}}],"usage":{"prompt_tokens":${rows.length / 12}},"kv_transfer_params":{"a":1}}`,
     {},
     CHAT,
   ],
@@ -235,7 +236,7 @@ describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string
     (rows) =>
       `{"prompt_routed_experts":[${Array(rows.length / 2)
         .fill('[[1,2]]')
-        .join(',')}],"choices":[],"usage":{"prompt_tokens":${rows.length / 2}},"kv_transfer_params":{}}`,
+        .join(',')}],"choices":[],"usage":{"prompt_tokens":${rows.length / 2}},"kv_transfer_params":{"a":1}}`,
     {},
     CHAT,
   ],
@@ -261,6 +262,7 @@ describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string
             on_unmergeable: 'forward',
             max_capture_bytes: limit,
             max_parked_bytes: 1,
+            check_rows: 'off',
             ...more,
             prefill: { retries: 0, ...(more['prefill'] as object | undefined) },
           },

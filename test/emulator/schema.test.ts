@@ -37,13 +37,19 @@ const BEYOND = [
 
 /** Keys without a default, which a section of their own describes. */
 const OPTIONAL = [
-  'endpoint_header',
-  'allowed_endpoints',
-  'cluster_type',
-  'bootstrap_cluster',
-  'bootstrap_host',
-  'bootstrap_port',
-].map((key) => `prefill.${key}`);
+  'model',
+  'model.layers',
+  'model.top_k',
+  'model.experts',
+  ...[
+    'endpoint_header',
+    'allowed_endpoints',
+    'cluster_type',
+    'bootstrap_cluster',
+    'bootstrap_host',
+    'bootstrap_port',
+  ].map((key) => `prefill.${key}`),
+];
 
 let emulator: Emulator;
 beforeAll(async () => void (emulator = await createEmulator({ wasmPath: FILTER_WASM })));

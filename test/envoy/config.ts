@@ -30,6 +30,8 @@ export interface EnvoyOptions {
   streamIdleTimeoutMs?: number;
   /** `allow_on_headers_stop_iteration`; false leaves it away, as a WasmPlugin does. Default: true. */
   headsCanStop?: boolean;
+  /** A decompressor of gzip before the filter. Default: none. */
+  decompress?: boolean;
   failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
   /** Default: `build/filter.wasm`. */
   wasmPath?: string;
@@ -178,6 +180,7 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
                 : { stream_idle_timeout: milliseconds(streamIdleTimeoutMs) }),
               access_log: [accessLog(files.accessLog, options)],
               http_filters: [
+                ...(options.decompress ? [decompressor()] : []),
                 { name: 'envoy.filters.http.wasm', typed_config: wasmFilter(spec.config, options, wasmPath) },
                 {
                   name: 'envoy.filters.http.router',
@@ -212,6 +215,20 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
 }
 
 const milliseconds = (ms: number) => `${ms / 1000}s`;
+
+/** Takes `content-encoding` and the length away with the coding. */
+const decompressor = () => ({
+  name: 'envoy.filters.http.decompressor',
+  typed_config: {
+    '@type': 'type.googleapis.com/envoy.extensions.filters.http.decompressor.v3.Decompressor',
+    decompressor_library: {
+      name: 'gzip',
+      typed_config: {
+        '@type': 'type.googleapis.com/envoy.extensions.compression.gzip.decompressor.v3.Gzip',
+      },
+    },
+  },
+});
 
 function accessLog(path: string, { idHeader }: EnvoyOptions) {
   const json_format: Partial<Record<keyof LogLine, string>> = {

@@ -87,6 +87,12 @@ const SHOWN: Record<string, Shown> = {
       };
     },
   },
+  'A request has a `content-encoding`': {
+    scenario: () => {
+      const client = post(REQUEST);
+      return { client: { ...client, headers: [...client.headers, ['content-encoding', 'gzip']] } };
+    },
+  },
   'Prefill refuses the request': { scenario: () => ({ prefill: refused }) },
   'Routing can not be merged, `on_unmergeable: reject`': unmergeable('reject'),
   'Routing can not be merged, `null`': unmergeable('null'),

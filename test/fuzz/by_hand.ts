@@ -3,11 +3,13 @@
 import type { Dtype } from '../engine/router.ts';
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 import type { Random } from '../unit/random.ts';
-import { DIALECTS, itemBytes, NUMPY_NAMES } from './dialects.ts';
+import { DIALECTS, DTYPES, itemBytes, NUMPY_NAMES } from './dialects.ts';
 import { EVENTS_TYPE, JSON_TYPE, Raw, Style, type Messages } from './messages.ts';
 
 interface Shape {
   dtype: Dtype;
+  /** Of decode, where it chose another one. */
+  decodeDtype: Dtype;
   layers: number;
   topK: number;
   /** Tokens of the prompt. */
@@ -52,8 +54,9 @@ function arrayWriter(random: Random, shape: Shape): Writer {
       const tail = leg === 'decode' && answersTail;
       const rows = (tail ? 0 : prompt) + tokens - 1;
       const start = tail ? prompt : 0;
-      const data = dataOf(random, shape, rows);
-      return { [dialect.key]: new Raw(dialect.write({ ...shape, rows, data, npy: npy[leg], start })) };
+      const own = leg === 'decode' ? { ...shape, dtype: shape.decodeDtype } : shape;
+      const data = dataOf(random, own, rows);
+      return { [dialect.key]: new Raw(dialect.write({ ...own, rows, data, npy: npy[leg], start })) };
     },
   };
 }
@@ -94,8 +97,10 @@ export function choicesByHand(random: Random): Messages {
   const n = random.chance(0.6) ? 1 : random.between(2, 4);
   const connector = random.pick(['nixl', 'nixl', 'nixl', 'shared_storage', 'mooncake'] as const);
   const tail = connector !== 'mooncake' && random.chance(0.5);
+  const dtype = random.pick(DTYPES);
   const shape: Shape = {
-    dtype: random.pick(['|u1', '<u2', '<i2', '<i4'] as const),
+    dtype,
+    decodeDtype: random.chance(0.2) ? random.pick(DTYPES) : dtype,
     layers: random.between(1, 4),
     topK: random.between(1, 4),
     prompt,

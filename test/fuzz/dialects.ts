@@ -2,6 +2,7 @@
 // and writes. A form is one entry of `DIALECTS`; those of other shapes are in split.ts and raw.ts.
 
 import { npyHeader, type NpyOptions } from '../engine/npy.ts';
+import type { Dtype } from '../engine/router.ts';
 import { all, integer, isNull, parse, type Node } from './json.ts';
 
 /** An array as it is found in a value. */
@@ -42,15 +43,18 @@ export interface Dialect {
   /** The array in a value's text; null when it is not one that may be merged. */
   read(text: string): Rows | null;
   /**
-   * Of a value that begins at `at` of a decode response: from where to where a full array is overwritten by prefill's rows,
-   * whatever stands there; null when its head can't be read.
+   * Of a value that begins at `at` of a decode response: from where to where a full array has what prefill's rows take the place
+   * of, whatever stands there; null when its head can't be read.
    */
   overwritten(text: string, at: number, prefill: Rows): [from: number, to: number] | null;
-  /** Text of the decode array with other data, of rows from token `start` on; `tail`: there are more rows than there were. */
-  merged(like: Rows, data: Buffer, tail: boolean, start: number): string;
+  /**
+   * Text of the decode array with other data, of rows from token `start` on; `tail`: there are more rows than there were. Where
+   * their `dtype` is another than the array's, `prefill` shows how prefill writes dtypes.
+   */
+  merged(like: Rows, data: Buffer, tail: boolean, start: number, dtype: string, prefill: Rows): string;
 }
 
-export const DTYPES = ['|u1', '<u2', '<i2', '<i4'];
+export const DTYPES: readonly Dtype[] = ['|u1', '<u2', '<i2', '<i4'];
 export const itemBytes = (dtype: string): number => Number(dtype.slice(2));
 
 /** The dictionary of a `.npy` header; null when it is not as NumPy writes it, whatever the order and the spaces. */
@@ -68,7 +72,7 @@ function readDictionary(text: string): { descr: string; shape: number[] } | null
     const { descr, fortran_order, shape, ...rest } = JSON.parse(json);
     const dimensions = Array.isArray(shape) && shape.length === 3 && shape.every(Number.isSafeInteger);
     if (fortran_order !== false || !dimensions || Object.keys(rest).length > 0) return null;
-    if (!DTYPES.includes(descr) || shape.some((axis: number) => axis < 0)) return null;
+    if (!DTYPES.includes(descr as Dtype) || shape.some((axis: number) => axis < 0)) return null;
     return shape[1] > 0 && shape[2] > 0 ? { descr, shape } : null;
   } catch {
     return null;
@@ -111,16 +115,21 @@ const npy: Dialect = {
     const file = base64Of(text);
     return file && readNpy(file);
   },
-  overwritten(text, at, { rows, dtype, layers, topK }) {
+  overwritten(text, at, { rows, layers, topK }) {
     const start = Buffer.from(text.slice(at + 1, at + 17), 'base64');
     if (text[at] !== '"' || start.length < 12 || start.toString('latin1', 0, 6) !== '\x93NUMPY') return null;
     const size = start[6] === 1 ? 10 + start.readUInt16LE(8) : 12 + start.readUInt32LE(8);
-    const [head, end] = [Math.ceil((size * 8) / 6), size + rows * layers * topK * itemBytes(dtype)];
+    const head = Math.ceil((size * 8) / 6);
+    const file = Buffer.from(text.slice(at + 1, at + 1 + head), 'base64');
+    const dictionary = readDictionary(file.toString('latin1', start[6] === 1 ? 10 : 12, size));
+    if (!dictionary) return null;
+    const end = size + rows * layers * topK * itemBytes(dictionary.descr);
     return [at + 1 + head, at + 1 + Math.floor((end * 8) / 6)];
   },
-  merged(like, data, tail) {
-    const rows = data.length / (like.layers * like.topK * itemBytes(like.dtype));
-    const head = tail ? npyHeader(like.dtype, [rows, like.layers, like.topK]) : like.head;
+  merged(like, data, tail, _start, dtype) {
+    const rows = data.length / (like.layers * like.topK * itemBytes(dtype));
+    const written = tail || dtype !== like.dtype;
+    const head = written ? npyHeader(dtype, [rows, like.layers, like.topK]) : like.head;
     return `"${Buffer.concat([head, data]).toString('base64')}"`;
   },
 };
@@ -131,6 +140,12 @@ export const NUMPY_NAMES: Record<string, string> = {
   '<i2': 'int16',
   '<i4': 'int32',
 };
+
+/** How an object names its dtype, if it does. */
+function dtypeText(text: string): string | null {
+  const member = all(parse(text)!, 'dtype')[0];
+  return member?.kind === 'string' ? text.slice(member.start, member.end) : null;
+}
 
 /** prime-rl's and Dynamo's: raw bytes, with shape and first token beside them. */
 const object: Dialect = {
@@ -171,13 +186,20 @@ const object: Dialect = {
     return { dtype: code, rows, layers, topK, data: bytes, start: first, head: Buffer.alloc(0), text };
   },
   overwritten: () => null,
-  merged({ text, layers, topK, dtype }, data, tail, start) {
+  merged({ text, layers, topK, dtype: was }, data, tail, start, dtype, prefill) {
     const root = parse(text)!;
     const edits: [Node, string][] = [[all(root, 'data')[0]!, `"${data.toString('base64')}"`]];
     const rows = data.length / (layers * topK * itemBytes(dtype));
     if (tail) edits.push([all(root, 'shape')[0]!.items[0]!, String(rows)]);
     const first = all(root, 'start')[0];
     if (tail && first && !isNull(text, first)) edits.push([first, String(start)]);
+    if (dtype !== was) {
+      const name = dtypeText(text) ?? dtypeText(prefill.text)!;
+      const member = all(root, 'dtype')[0];
+      const written = JSON.stringify(name.includes('int') ? NUMPY_NAMES[dtype] : dtype);
+      const end = { ...root, start: root.end - 1, end: root.end - 1 };
+      edits.push(member ? [member, written] : [end, `,"dtype":${written}`]);
+    }
     edits.sort(([a], [b]) => b.start - a.start);
     return edits.reduce((out, [node, by]) => out.slice(0, node.start) + by + out.slice(node.end), text);
   },

@@ -76,7 +76,8 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
     return { ...asked, fit, maxTokens: -1, start: plain(start) ? (start as number) : 0 };
   }
   const echo = within ? undefined : value['echo'];
-  const caps = within ? [sampling['max_tokens']] : [value['max_tokens'], value['max_completion_tokens']];
+  // `/v1/completions` has no `max_completion_tokens`.
+  const caps = [sampling['max_tokens'], ...(path === CHAT ? [value['max_completion_tokens']] : [])];
   const fit = !(
     batch > 1 ||
     (!within && !absent(value['prompt_embeds'])) ||
@@ -122,7 +123,7 @@ export function prefillLeg(asked: Asked, own: Json): Json {
   if (connector === 'sglang') return { ...out, ...own };
   const holder = generate ? (isObject(out['sampling_params']) ? { ...out['sampling_params'] } : {}) : out;
   holder['max_tokens'] = 1;
-  if (!generate && 'max_completion_tokens' in holder) holder['max_completion_tokens'] = 1;
+  if (path === CHAT && 'max_completion_tokens' in holder) holder['max_completion_tokens'] = 1;
   for (const key of ['min_tokens', 'n']) {
     const had = holder[key];
     // `1.0` and `1` are one number to JSON.parse.

@@ -1,6 +1,8 @@
 // What the filter must do with replies, said a second time on JSON.parse and Buffer: what a prefill reply brings, and which
 // bodies are right merges of a decode response. Calls nothing of the filter's.
 
+import type { Dtype } from '../engine/router.ts';
+import { promoted, widened } from '../unit/arrays.ts';
 import { DIALECTS, hasSentinel, itemBytes, type Dialect, type Rows } from './dialects.ts';
 import { all, isNull, last, parse, type Node } from './json.ts';
 import { isObject, type Json } from './legs.ts';
@@ -294,8 +296,8 @@ function arraysOf(text: string, root: Node, found: Place[], { brought, n }: Expe
     if (all(choice, dialect.key).length > 1) return 'the key twice';
     const value = dialect.read(text.slice(place.node.start, place.node.end));
     if (!value) return 'an array that can not be read';
-    const { dtype, layers, topK } = brought.rows;
-    if (value.dtype !== dtype || value.layers !== layers || value.topK !== topK) return 'another shape';
+    const { layers, topK } = brought.rows;
+    if (value.layers !== layers || value.topK !== topK) return 'another shape';
     out.push({ place, dialect, value });
   }
   return out.length > n ? 'more arrays than choices' : out;
@@ -379,14 +381,19 @@ function edit({ place, dialect, value }: Array_, rows: Rows, form: Form): Edit {
 }
 
 function mergeOf(dialect: Dialect, value: Rows, rows: Rows, form: Form): string {
-  const width = rows.layers * rows.topK * itemBytes(rows.dtype);
+  const ids = rows.layers * rows.topK;
+  const dtype = promoted(rows.dtype as Dtype, value.dtype as Dtype);
   const end = rows.start + rows.rows;
   const tail = dialect.tellsStart ? value.start === end : form === 'tail';
   // Rows of both, from the first token of the decode array on where that has some of the prompt.
   const from = tail ? rows.start : Math.max(value.start, rows.start);
-  const kept = tail ? value.data : value.data.subarray((end - from) * width);
-  const data = Buffer.concat([rows.data.subarray((from - rows.start) * width), kept]);
-  return dialect.merged(value, data, tail, from);
+  const kept = tail ? value.data : value.data.subarray((end - from) * ids * itemBytes(value.dtype));
+  const taken = rows.data.subarray((from - rows.start) * ids * itemBytes(rows.dtype));
+  const data = Buffer.concat([
+    widened(taken, rows.dtype as Dtype, dtype),
+    widened(kept, value.dtype as Dtype, dtype),
+  ]);
+  return dialect.merged(value, data, tail, from, dtype, rows);
 }
 
 /** The document of each event of a stream: its text, and where it is. */

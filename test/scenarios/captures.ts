@@ -5,6 +5,7 @@ import { captureNames, loadCapture, replayEngine, type Capture } from '../engine
 import type { EngineRequest, Header, Protocol, Result } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import { decodeNpy } from '../engine/npy.ts';
+import { expectError, expectSalted } from './messages.ts';
 
 /** Requests that decode serves alone. */
 const LOCAL = ['v030.nixl.completions.batch2'];
@@ -17,19 +18,37 @@ const ARRAY = /"routed_experts":("[^"]*"|null)/g;
 
 export const captures: Suite = {
   name: 'captured traffic of vLLM',
-  cases: captureNames().flatMap((name) => {
-    const capture = loadCapture(name);
-    return (['http1', 'http2'] as Protocol[]).flatMap((protocol) =>
-      [undefined, 1, 61].map((chunkBytes) => caseOf(capture, protocol, chunkBytes)),
-    );
-  }),
+  cases: [
+    ...captureNames().flatMap((name) => {
+      const capture = loadCapture(name);
+      return (['http1', 'http2'] as Protocol[]).flatMap((protocol) =>
+        [undefined, 1, 61].map((chunkBytes) => caseOf(capture, protocol, chunkBytes)),
+      );
+    }),
+    ...LOCAL.map((name) => pulledCase(loadCapture(name))),
+  ],
 };
+
+/** What vLLM's decode answered when it had pulled the KV of these prompts: rows of zeros, however it came to serve them. */
+function pulledCase(captured: Capture): Case {
+  const of = caseOf(captured, 'http1', undefined);
+  return {
+    name: `${captured.name}, rows that decode never forwarded`,
+    scenario: () => ({ ...of.scenario(), decode: replayEngine(captured.decode.response) }),
+    check(result) {
+      expect(result.logged).toBe('rejected; reason=experts');
+      const found = 'a row names experts that a router cannot have given (decode row 0, all layers)';
+      expectError(result, 502, 'BadGatewayError', `routed_experts can not be merged: ${found}`);
+    },
+  };
+}
 
 function caseOf(captured: Capture, protocol: Protocol, chunkBytes: number | undefined): Case {
   const capture = captured.name === LOGPROBS ? withDecode(captured) : captured;
   const { name, prefill, decode, oracle } = capture;
   const pieces = chunkBytes === undefined ? '' : `, pieces of ${chunkBytes}`;
   const tail = name.startsWith('v032');
+  const alone = LOCAL.includes(name);
   return {
     name: `${name}, ${protocol}${pieces}`,
     scenario: () => ({
@@ -47,7 +66,11 @@ function caseOf(captured: Capture, protocol: Protocol, chunkBytes: number | unde
         chunks: [oracle.request.body],
       },
       prefill: replayEngine(prefill.response),
-      decode: replayEngine(decode.response, chunkBytes === undefined ? {} : { chunkBytes }),
+      // A decode engine that serves a request alone says what one that does both says.
+      decode: replayEngine(
+        alone ? oracle.response : decode.response,
+        chunkBytes === undefined ? {} : { chunkBytes },
+      ),
       downstream: protocol,
       upstream: protocol,
     }),
@@ -56,7 +79,7 @@ function caseOf(captured: Capture, protocol: Protocol, chunkBytes: number | unde
       const length = header(result.headers, 'content-length');
       if (length !== undefined) expect(Number(length)).toBe(result.body.length);
       else expect(header(decode.response.headers, 'content-length')).toBeUndefined();
-      if (LOCAL.includes(name)) checkLocal(capture, result);
+      if (alone) checkLocal(capture, result);
       else checkMerged(capture, result);
     },
   };
@@ -89,10 +112,11 @@ function withDecode(captured: Capture): Capture {
   };
 }
 
-function checkLocal({ oracle, decode }: Capture, result: Result): void {
-  expect(result.body).toEqual(decode.response.body);
+function checkLocal({ oracle }: Capture, result: Result): void {
+  expect(result.body).toEqual(oracle.response.body);
   expect(result.prefillRequests).toEqual([]);
-  expect(result.decodeRequests.map(({ body }) => body)).toEqual([oracle.request.body]);
+  expect(result.decodeRequests).toHaveLength(1);
+  expectSalted(result.decodeRequests[0]!, oracle.request.body);
   expect(header(result.headers, 'x-routed-experts')).toBe('local');
   expect(result.logged).toBe('local');
   expect(result.counters).toEqual({ 'routed_experts.local': 1 });

@@ -24,7 +24,7 @@ const prefill = (more: Config) => ({ prefill: more });
 const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
 const MIB = 1 << 20;
 const KNOWN =
-  'prefill, connector, decode_rows, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
+  'prefill, connector, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
   'max_capture_bytes, max_parked_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 

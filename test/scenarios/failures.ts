@@ -5,22 +5,23 @@ import { expect } from 'vitest';
 import type { Engine, EngineReply, Header, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
-  GOOD_DECODE,
-  GOOD_MERGED,
-  GOOD_PREFILL,
-  PARAMS,
-  PROMPT,
-  REQUEST,
   answering,
   encoded,
   expectError,
   expectLength,
   expectOutcome,
+  expectSalted,
+  GOOD_DECODE,
+  GOOD_MERGED,
+  GOOD_PREFILL,
   jsonOf,
+  PARAMS,
   post,
   prefillBody,
+  PROMPT,
   quoted,
   reply,
+  REQUEST,
 } from './messages.ts';
 
 const FAILURES = 'routed_experts.prefill_failures';
@@ -146,11 +147,12 @@ function scenarioOf(
   };
 }
 
-/** Decode serves the request alone: it and the answer are as they came. */
+/** Decode serves the request alone: it came with a salt and nothing else, and the answer is as it came. */
 function expectLocal(result: Result, request: string | Buffer, failures: number): void {
   expect(result).toMatchObject({ status: 200, complete: true });
   expect(result.body.toString()).toBe(GOOD_DECODE);
-  expect(result.decodeRequests.map(({ body }) => body)).toEqual([Buffer.from(request)]);
+  expect(result.decodeRequests).toHaveLength(1);
+  expectSalted(result.decodeRequests[0]!, request);
   expect(header(result.headers, 'x-routed-experts')).toBe('local');
   expectOutcome(result, 'local', failures > 0 ? { [FAILURES]: failures } : {});
 }

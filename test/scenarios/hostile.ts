@@ -123,7 +123,7 @@ const client: Hostile[] = [
       }),
     },
     check(result) {
-      expect(result.status).toBe(400);
+      expect(result.status).toBe(415);
       expect([result.prefillRequests, result.decodeRequests]).toEqual([[], []]);
     },
   },

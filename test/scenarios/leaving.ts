@@ -5,26 +5,27 @@ import { expect } from 'vitest';
 import type { Protocol, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
+  answering,
   CHAT,
   COMPLETIONS,
-  GENERATE,
-  GOOD_DECODE,
-  GOOD_MERGED,
-  GOOD_PREFILL,
-  PARAMS,
-  REQUEST,
-  Watch,
-  answering,
   cut,
   decodeBody,
   encoded,
   expectOutcome,
   FULL,
+  GENERATE,
+  GOOD_DECODE,
+  GOOD_MERGED,
+  GOOD_PREFILL,
+  NO_ARRAY,
+  PARAMS,
   post,
   prefillBody,
   PROMPT,
   quoted,
   reply,
+  REQUEST,
+  Watch,
 } from './messages.ts';
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
@@ -340,7 +341,7 @@ const sized: Case[] = SIZED.flatMap((of) =>
           ...(pieces === undefined ? {} : { chunks: cut(Buffer.from(of.body), pieces) }),
         }),
         prefill: answering(of.prefill ?? GOOD_PREFILL),
-        decode: answering(GOOD_DECODE),
+        decode: answering(of.outcome === 'local' ? NO_ARRAY : GOOD_DECODE),
         downstream: protocol,
         upstream: protocol,
       }),
@@ -355,7 +356,7 @@ const sized: Case[] = SIZED.flatMap((of) =>
           return expectOutcome(result, 'absent');
         }
         expect(result).toMatchObject({ status: 200, complete: true });
-        expect(result.body.toString()).toBe(outcome === 'local' ? GOOD_DECODE : GOOD_MERGED);
+        expect(result.body.toString()).toBe(outcome === 'local' ? NO_ARRAY : GOOD_MERGED);
         expectOutcome(result, outcome, outcome === 'local' ? {} : { 'routed_experts.spliced_bytes': 30 });
       },
     })),

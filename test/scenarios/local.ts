@@ -1,27 +1,47 @@
 // Requests that decode serves alone, and those that are refused: which bytes reach which engine.
 
 import { expect } from 'vitest';
-import type { ClientRequest, Result } from '../scenario.ts';
+import type { ClientRequest, EngineRequest, Protocol, Result } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
+  BATCH_DECODE,
+  CACHED_TEXT,
   CHAT,
   COMPLETIONS,
+  FULL,
   GENERATE,
   GOOD_DECODE,
   GOOD_PREFILL,
+  NO_ARRAY,
   PARAMS,
   answering,
+  cachedDecode,
+  decodeBody,
+  encoded,
   expectError,
+  expectLength,
   expectOutcome,
+  expectSalted,
   jsonOf,
   post,
+  quoted,
+  saltOf,
+  withoutSalt,
 } from './messages.ts';
 
 interface Local {
   name: string;
   client: ClientRequest;
-  /** What decode gets; as the client sent it unless said. */
+  config?: Record<string, unknown>;
+  /** What decode answers. Default: an array of all rows, and no word about its cache. */
+  reply?: string;
+}
+
+interface Salted extends Local {
+  /** What decode gets beside its salt, as JSON; the client's bytes unless said. */
   body?: string;
+  /** What decode gets, to the byte, with this salt: the client's own is replaced where it stands. */
+  exact?: (salt: string) => string;
 }
 
 const bodiless = (method: string, path: string): ClientRequest => ({
@@ -33,12 +53,19 @@ const bodiless = (method: string, path: string): ClientRequest => ({
 
 const at = (path: string, body: string | Buffer): ClientRequest => post(body, { path });
 
-const LOCAL: Local[] = [
+/** Nothing that is asked so has routing, so what comes is not looked at. */
+const UNREAD: Local[] = [
   { name: 'GET of a served path', client: bodiless('GET', COMPLETIONS) },
   { name: 'GET /v1/models', client: bodiless('GET', '/v1/models') },
   { name: 'DELETE', client: bodiless('DELETE', COMPLETIONS) },
   { name: 'POST without a body', client: bodiless('POST', COMPLETIONS) },
   { name: 'PUT', client: { ...at(COMPLETIONS, '{"prompt":"x"}'), method: 'PUT' } },
+];
+
+const SHARED = { local_prefix_cache: 'shared' };
+
+/** Nobody can tell decode to forward the whole prompt: it must say itself that it has. */
+const UNSALTED: Local[] = [
   { name: 'another path', client: at('/v1/embeddings', '{"input":"x"}') },
   { name: 'a path below', client: at('/v1/completions/x', '{"prompt":"x"}') },
   { name: 'a slash at the end', client: at('/v1/completions/', '{"prompt":"x"}') },
@@ -46,8 +73,33 @@ const LOCAL: Local[] = [
   { name: 'JSON that is cut', client: at(COMPLETIONS, '{"prompt":"x"') },
   { name: 'a list', client: at(COMPLETIONS, '[{"prompt":"x"}]') },
   { name: 'a string', client: at(COMPLETIONS, '"x"') },
-  { name: 'several texts', client: at(COMPLETIONS, '{"prompt":["a","b"]}') },
-  { name: 'several lists of tokens', client: at(COMPLETIONS, '{"prompt":[[1,2],[3]]}') },
+  {
+    name: 'echo, local_prefix_cache shared',
+    client: at(COMPLETIONS, '{"prompt":"a","echo":true}'),
+    config: SHARED,
+  },
+  {
+    name: 'echo and a salt of the client’s own, local_prefix_cache shared',
+    client: at(COMPLETIONS, '{"prompt":"a","echo":true,"cache_salt":"mine"}'),
+    config: SHARED,
+  },
+  {
+    name: 'a start that is no number, SGLang',
+    client: at(COMPLETIONS, '{"prompt":"a","routed_experts_start_len":"0"}'),
+    config: { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } },
+  },
+];
+
+/** An array of the rows from the client's start on. */
+const from = (start: number) => decodeBody([quoted(encoded({ ...FULL, rows: FULL.rows - start }))]);
+
+const SALTED: Salted[] = [
+  { name: 'several texts', client: at(COMPLETIONS, '{"prompt":["a","b"]}'), reply: BATCH_DECODE },
+  {
+    name: 'several lists of tokens',
+    client: at(COMPLETIONS, '{"prompt":[[1,2],[3]]}'),
+    reply: BATCH_DECODE,
+  },
   { name: 'prompt_embeds', client: at(COMPLETIONS, '{"prompt_embeds":"AAAA"}') },
   {
     name: 'prompt_logprobs of a stream',
@@ -58,15 +110,22 @@ const LOCAL: Local[] = [
     client: at(GENERATE, '{"token_ids":[1],"stream":true,"sampling_params":{"prompt_logprobs":1}}'),
   },
   { name: 'echo', client: at(COMPLETIONS, '{"prompt":"a","echo":true}') },
+  { name: 'echo, in white space', client: at(COMPLETIONS, ' \n{ "prompt" : "a" , "echo" : true }\r\n ') },
+  {
+    name: 'echo of text beyond ASCII',
+    client: at(COMPLETIONS, '{"prompt":"\u00e9\u72d0\ud83e\udd8a \\ud83e\\udd8a","echo":true}'),
+  },
   { name: 'max_tokens: 0', client: at(COMPLETIONS, '{"prompt":"a","max_tokens":0}') },
   { name: 'max_completion_tokens: 0', client: at(CHAT, '{"messages":[],"max_completion_tokens":0}') },
   {
     name: 'a start that the client chose',
     client: at(COMPLETIONS, '{"prompt":"a","routed_experts_prompt_start":3}'),
+    reply: from(3),
   },
   {
     name: 'a start in sampling_params',
     client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"routed_experts_prompt_start":1}}'),
+    reply: from(1),
   },
   {
     name: 'sampling_params twice',
@@ -77,6 +136,7 @@ const LOCAL: Local[] = [
     name: 'a batch with parameters',
     client: at(COMPLETIONS, `{"prompt":["a","b"], "kv_transfer_params": ${PARAMS} ,"n":1}`),
     body: '{"prompt":["a","b"],"n":1}',
+    reply: BATCH_DECODE,
   },
   {
     name: 'a batch with escaped parameters, twice',
@@ -85,11 +145,13 @@ const LOCAL: Local[] = [
       `{"kv\\u005ftransfer_params":${PARAMS},"prompt":["a","b"],"kv_transfer_params":1}`,
     ),
     body: '{"prompt":["a","b"]}',
+    reply: BATCH_DECODE,
   },
   {
     name: 'a batch with parameters in vllm_xargs',
     client: at(COMPLETIONS, `{"prompt":["a","b"],"vllm_xargs":{"a":1,"kv_transfer_params":${PARAMS}}}`),
     body: '{"prompt":["a","b"],"vllm_xargs":{"a":1}}',
+    reply: BATCH_DECODE,
   },
   {
     name: 'max_tokens: 0 with parameters in extra_args',
@@ -99,22 +161,131 @@ const LOCAL: Local[] = [
     ),
     body: '{"token_ids":[1],"sampling_params":{"max_tokens":0,"extra_args":{"b":2}}}',
   },
+  // A salt of the client's own would let its second request hit what the first one has pulled.
+  {
+    name: 'a salt of the client’s own',
+    client: at(COMPLETIONS, '{"prompt":"a", "cache_salt" : "mine" ,"echo":true}'),
+    exact: (salt) => `{"prompt":"a", "cache_salt" : "${salt}" ,"echo":true}`,
+  },
+  {
+    name: 'a salt that is null',
+    client: at(GENERATE, '{"cache_salt":null,"token_ids":[1],"sampling_params":{"max_tokens":0}}'),
+    exact: (salt) => `{"cache_salt":"${salt}","token_ids":[1],"sampling_params":{"max_tokens":0}}`,
+  },
+  {
+    name: 'a salt twice, the second escaped',
+    client: at(CHAT, '{"cache_salt":"a","max_tokens":0,"cache\\u005fsalt":{"b":1},"messages":[]}'),
+    exact: (salt) => `{"max_tokens":0,"cache\\u005fsalt":"${salt}","messages":[]}`,
+  },
+  {
+    name: 'a salt in another object, which is none',
+    client: at(COMPLETIONS, '{"prompt":"a","echo":true,"vllm_xargs":{"cache_salt":"mine"}}'),
+  },
 ];
 
-function checkLocal({ client, body }: Local, result: Result): void {
-  expect(result).toMatchObject({ status: 200, complete: true, prefillRequests: [] });
-  expect(result.body.toString()).toBe(GOOD_DECODE);
+function expectAlone({ client }: Local, result: Result): EngineRequest {
+  expect(result.prefillRequests).toEqual([]);
   expect(result.decodeRequests).toHaveLength(1);
-  const [request] = result.decodeRequests as [Result['decodeRequests'][0]];
-  const sent = Buffer.concat(client.chunks).toString();
-  if (body === undefined) expect(request.body.toString()).toBe(sent);
-  else expect(jsonOf(request)).toEqual(JSON.parse(body));
+  const [request] = result.decodeRequests as [EngineRequest];
   expect(request.body.includes('do_remote_prefill')).toBe(false);
   expect(request.path).toBe(client.path);
-  if (sent.length > 0) expect(header(request.headers, 'content-length')).toBe(String(request.body.length));
-  expect(header(result.headers, 'x-routed-experts')).toBe('local');
+  expect(request.method).toBe(client.method);
+  if (request.body.length > 0)
+    expect(header(request.headers, 'content-length')).toBe(String(request.body.length));
+  return request;
+}
+
+/** Decode got the client's bytes; and what came back is its, as it was. */
+function expectUntouched(of: Local, result: Result): void {
+  const request = expectAlone(of, result);
+  expect(request.body).toEqual(Buffer.concat(of.client.chunks));
+  // A response that is read must not be compressed; of other paths, and of what is no request, compressed ones are not read.
+  expect(header(request.headers, 'accept-encoding')).toBe(of.config ? undefined : 'gzip');
+}
+
+/** Of a path that is not served: the head goes on at once. */
+const isElsewhere = ({ client }: Local) => client.path !== COMPLETIONS;
+
+function expectLocal(reply: string, result: Result, headless = false): void {
+  expect(result).toMatchObject({ status: 200, complete: true });
+  expect(result.body.toString()).toBe(reply);
+  expectLength(result, true);
+  expect(header(result.headers, 'x-routed-experts')).toBe(headless ? undefined : 'local');
   expectOutcome(result, 'local');
 }
+
+function expectCached(result: Result, headless: boolean): void {
+  if (headless) {
+    expect(result).toMatchObject({ status: 200, complete: false });
+    return expectOutcome(result, 'rejected; reason=cached');
+  }
+  expectError(result, 502, 'BadGatewayError', `routed_experts can not be merged: ${CACHED_TEXT}`);
+  expect(header(result.headers, 'x-routed-experts')).toBe('rejected; reason=cached');
+  expectOutcome(result, 'rejected; reason=cached');
+}
+
+function checkSalted(of: Salted, result: Result): void {
+  const request = expectAlone(of, result);
+  const sent = Buffer.concat(of.client.chunks);
+  if (of.exact) expect(request.body.toString()).toBe(of.exact(saltOf(request)));
+  else if (of.body === undefined) expectSalted(request, sent);
+  else expect(JSON.parse(withoutSalt(request))).toEqual(JSON.parse(of.body));
+  // Its response is read.
+  expect(header(request.headers, 'accept-encoding')).toBeUndefined();
+}
+
+type Check = (of: Local, result: Result) => void;
+
+const aloneCase = (of: Local, name: string, protocol: Protocol, reply: string, check: Check): Case => ({
+  name: `decode alone: ${of.name}${name}, ${protocol}`,
+  scenario: () => ({
+    name: of.name,
+    ...(of.config ? { config: of.config } : {}),
+    client: { ...of.client, headers: [...of.client.headers, ['accept-encoding', 'gzip']] },
+    prefill: answering(GOOD_PREFILL),
+    decode: answering(reply),
+    downstream: protocol,
+    upstream: protocol,
+  }),
+  check: (result) => check(of, result),
+});
+
+const alone: Case[] = (['http1', 'http2'] as const).flatMap((protocol) => [
+  ...UNREAD.map((of) =>
+    aloneCase(of, '', protocol, GOOD_DECODE, (_, result) => {
+      expectUntouched(of, result);
+      expectLocal(GOOD_DECODE, result);
+    }),
+  ),
+  ...UNSALTED.flatMap((of) => [
+    aloneCase(of, ', nothing was cached', protocol, cachedDecode(0), (_, result) => {
+      expectUntouched(of, result);
+      expectLocal(cachedDecode(0), result, isElsewhere(of));
+    }),
+    ...[GOOD_DECODE, cachedDecode(4)].map((reply) =>
+      aloneCase(
+        of,
+        reply === GOOD_DECODE ? ', nobody knows what was cached' : ', some was cached',
+        protocol,
+        reply,
+        (_, result) => {
+          expectUntouched(of, result);
+          expectCached(result, isElsewhere(of));
+        },
+      ),
+    ),
+    aloneCase(of, ', no array', protocol, NO_ARRAY, (_, result) => {
+      expectUntouched(of, result);
+      expectLocal(NO_ARRAY, result, isElsewhere(of));
+    }),
+  ]),
+  ...SALTED.map((of) =>
+    aloneCase(of, '', protocol, of.reply ?? GOOD_DECODE, (_, result) => {
+      checkSalted(of, result);
+      expectLocal(of.reply ?? GOOD_DECODE, result);
+    }),
+  ),
+]);
 
 interface Served {
   name: string;
@@ -233,20 +404,7 @@ const REFUSED: Refused[] = [
 export const local: Suite = {
   name: 'requests that P/D can not serve, and those that it can',
   cases: [
-    ...LOCAL.flatMap((of) =>
-      (['http1', 'http2'] as const).map((protocol): Case => ({
-        name: `decode alone: ${of.name}, ${protocol}`,
-        scenario: () => ({
-          name: of.name,
-          client: of.client,
-          prefill: answering(GOOD_PREFILL),
-          decode: answering(GOOD_DECODE),
-          downstream: protocol,
-          upstream: protocol,
-        }),
-        check: (result) => checkLocal(of, result),
-      })),
-    ),
+    ...alone,
     ...SERVED.map((of): Case => ({
       name: `both legs: ${of.name}`,
       scenario: () => ({

@@ -54,6 +54,35 @@ export function merged(prefill: ArraySpec, decode: ArraySpec): string {
   return encoded(decode, Buffer.concat([rows, rowBytes(decode).subarray(rows.length)]));
 }
 
+const ARRAYS: Record<
+  string,
+  { new (buffer: ArrayBuffer): ArrayLike<number>; from(ids: number[]): ArrayBufferView }
+> = {
+  '|u1': Uint8Array,
+  '<u2': Uint16Array,
+  '<i2': Int16Array,
+  '<i4': Int32Array,
+};
+
+/** Ids of an array's rows. */
+function idsOf(spec: ArraySpec): number[] {
+  const bytes = new Uint8Array(rowBytes(spec));
+  return Array.from(new ARRAYS[spec.dtype ?? '|u1']!(bytes.buffer));
+}
+
+/** Prefill's rows and those of decode behind them, or in a tail all of decode's, as ids of `dtype`. */
+export function mergedRows(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): Buffer {
+  const ids = idsOf(prefill);
+  const all = ARRAYS[dtype]!.from([...ids, ...idsOf(decode).slice(tail ? 0 : ids.length)]);
+  return Buffer.from(all.buffer, all.byteOffset, all.byteLength);
+}
+
+/** The same as an array. */
+export function mergedIn(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): string {
+  const rows = decode.rows + (tail ? prefill.rows : 0);
+  return encoded({ ...decode, dtype, rows }, mergedRows(prefill, decode, dtype, tail));
+}
+
 export const PARAMS =
   '{"do_remote_prefill":true,"do_remote_decode":false,"remote_request_id":"r-1","remote_block_ids":[[1]]}';
 export const REQUEST_ID = 'client-1';
@@ -127,13 +156,16 @@ export function prefillBody(array: string | null, promptTokens: number | null = 
 /** Decode's reply to a completion, one choice an array. `arrays`: the JSON texts of the values. */
 export function decodeBody(
   arrays: string[],
-  more: { promptTokens?: number; completionTokens?: number; before?: string } = {},
+  more: { promptTokens?: number; completionTokens?: number; cachedTokens?: number; before?: string } = {},
 ): string {
   const { promptTokens = PROMPT.rows, completionTokens = arrays.length * 3, before = 'hello' } = more;
   const choices = arrays.map(
     (array, i) => `{"index":${i},"text":"${before}","finish_reason":"length","routed_experts":${array}}`,
   );
-  const usage = `{"prompt_tokens":${promptTokens},"completion_tokens":${completionTokens}}`;
+  const { cachedTokens } = more;
+  const details =
+    cachedTokens === undefined ? '' : `,"prompt_tokens_details":{"cached_tokens":${cachedTokens}}`;
+  const usage = `{"prompt_tokens":${promptTokens},"completion_tokens":${completionTokens}${details}}`;
   return `{"id":"d","choices":[${choices.join(',')}],"usage":${usage},"kv_transfer_params":null}`;
 }
 
@@ -146,6 +178,18 @@ export const quoted = (text: string) => `"${text}"`;
 export const GOOD_PREFILL = prefillBody(quoted(encoded(PROMPT)));
 export const GOOD_DECODE = decodeBody([quoted(encoded(FULL))]);
 export const GOOD_MERGED = decodeBody([quoted(merged(PROMPT, FULL))]);
+/** The same reply of an engine that says how much of the prompt came from a cache. */
+export const cachedDecode = (cachedTokens: number): string =>
+  decodeBody([quoted(encoded(FULL))], { cachedTokens });
+/** What decode returns for two prompts: tokens are counted together. */
+export const BATCH_DECODE = decodeBody([quoted(encoded(FULL)), quoted(encoded({ ...FULL, from: 9 }))], {
+  promptTokens: 2 * PROMPT.rows,
+});
+
+/** And one without routing. */
+export const NO_ARRAY = decodeBody(['null']);
+export const CACHED_TEXT =
+  'decode served the request alone, and does not say that nothing of its prompt came from a cache';
 
 export const COMPLETIONS = '/v1/completions';
 export const CHAT = '/v1/chat/completions';
@@ -168,6 +212,38 @@ export const REQUEST = '{"model":"m","prompt":"one two three","max_tokens":3}';
 
 export const jsonOf = ({ body }: Pick<EngineRequest, 'body'>) =>
   JSON.parse(body.toString('utf8')) as Record<string, unknown>;
+
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
+
+/** Every salt so far, and the request that it came with. */
+const salts = new Map<string, EngineRequest>();
+
+/** The salt of a request that decode serves alone: a version 4 UUID that no other request has had. */
+export function saltOf(request: EngineRequest): string {
+  const salt = jsonOf(request)['cache_salt'] as string;
+  expect(salt).toMatch(UUID);
+  expect(request.body.toString().split(salt)).toHaveLength(2);
+  expect(salts.get(salt) ?? request).toBe(request);
+  salts.set(salt, request);
+  return salt;
+}
+
+/** The body of such a request as it was before its salt became the first member. */
+export function withoutSalt(request: EngineRequest): string {
+  const text = request.body.toString('utf8');
+  const salt = `"cache_salt":"${saltOf(request)}"`;
+  const at = text.indexOf(salt);
+  expect(text.slice(0, at).trim()).toBe('{');
+  const rest = text.slice(at + salt.length);
+  return text.slice(0, at) + (rest.startsWith(',') ? rest.slice(1) : rest);
+}
+
+/** Decode got the client's bytes, with a salt and nothing else changed. */
+export function expectSalted(request: EngineRequest, sent: string | Buffer): void {
+  expect(withoutSalt(request)).toBe(sent.toString());
+  const length = header(request.headers, 'content-length');
+  if (length !== undefined) expect(length).toBe(String(request.body.length));
+}
 
 /** What the filter says of an exchange, in all places where it says it. */
 export function expectOutcome(result: Result, outcome: string, counters: Record<string, number> = {}): void {

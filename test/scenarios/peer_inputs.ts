@@ -20,6 +20,7 @@ import {
   encoded,
   expectOutcome,
   merged,
+  mergedIn,
   npyFile,
   post,
   prefillBody,
@@ -162,13 +163,13 @@ const shapes: Input[] = [
     name: 'a wider dtype in decode',
     peers: 'no answer',
     decode: spec({ dtype: '<u2' }),
-    gives: { reason: 'dtype' },
+    gives: { merged: decodeBody([quoted(mergedIn(PROMPT, { ...FULL, dtype: '<u2' }, '<u2'))]) },
   },
   {
     name: 'a narrower dtype in decode',
     peers: 'wrong rows',
     prefill: prefillBody(quoted(encoded({ ...PROMPT, dtype: '<u2' }))),
-    gives: { reason: 'dtype' },
+    gives: { merged: decodeBody([quoted(mergedIn({ ...PROMPT, dtype: '<u2' }, FULL, '<u2'))]) },
   },
   { name: 'half the layers', peers: 'no answer', decode: spec({ layers: 1 }), gives: { reason: 'layers' } },
   { name: 'twice the layers', peers: 'wrong rows', decode: spec({ layers: 4 }), gives: { reason: 'layers' } },
@@ -285,7 +286,7 @@ const choices: Input[] = [
 
 const events = (array: string) =>
   `data: {"choices":[{"index":0,"token_ids":[1],"text":"x","routed_experts":null}]}\n\n` +
-  `data: {"choices":[{"index":0,"token_ids":[2],"text":"y","routed_experts":${array}}]}\n\ndata: [DONE]\n\n`;
+  `data: {"choices":[{"index":0,"token_ids":[2,3],"text":"y","routed_experts":${array}}]}\n\ndata: [DONE]\n\n`;
 const STREAM: ReplyOptions = { headers: [['content-type', 'text/event-stream']], contentLength: null };
 
 const streams: Input[] = [GENERATE, COMPLETIONS].map((path): Input => ({

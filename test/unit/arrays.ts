@@ -28,19 +28,55 @@ export function randomRows(random: Random, shape: Shape, rows: number): Buffer {
   return data;
 }
 
-/** Prefill's rows over decode's; everything else of decode's array stays. */
-export function overlay(prefill: string, decode: string): string {
-  const rows = decodeNpy(Buffer.from(prefill, 'base64')).data;
+/** The narrowest dtype that has every value of both, as `numpy.result_type` says. */
+export function promoted(a: Dtype, b: Dtype): Dtype {
+  const order: Dtype[] = ['|u1', '<u2', '<i2', '<i4'];
+  const [low, high] = [a, b].sort((one, two) => order.indexOf(one) - order.indexOf(two)) as [Dtype, Dtype];
+  return low === '<u2' && high === '<i2' ? '<i4' : high;
+}
+
+/** Ids in a dtype that has all of them. */
+export function widened(data: Buffer, from: Dtype, to: Dtype): Buffer {
+  const [size, wide] = [itemBytes(from), itemBytes(to)];
+  const out = Buffer.alloc((data.length / size) * wide);
+  for (let i = 0; i * size < data.length; i++) {
+    const id = from[1] === 'i' ? data.readIntLE(i * size, size) : data.readUIntLE(i * size, size);
+    if (id < 0) out.writeIntLE(id, i * wide, wide);
+    else out.writeUIntLE(id, i * wide, wide);
+  }
+  return out;
+}
+
+const opened = (text: string) => decodeNpy(Buffer.from(text, 'base64'));
+
+/**
+ * Prefill's rows over decode's; everything else of decode's array stays, where it needs not be widened. `taken`: how many rows
+ * are prefill's, if not all.
+ */
+export function overlay(prefill: string, decode: string, taken = opened(prefill).shape[0]!): string {
+  const [first, second] = [opened(prefill), opened(decode)];
+  const to = promoted(first.descr as Dtype, second.descr as Dtype);
+  const before = taken * (first.data.length / first.shape[0]!);
+  const rows = widened(first.data.subarray(0, before), first.descr as Dtype, to);
+  if (to !== second.descr) {
+    const gone = taken * (second.data.length / second.shape[0]!);
+    const kept = widened(second.data.subarray(gone), second.descr as Dtype, to);
+    return Buffer.concat([npyHeader(to, second.shape), rows, kept]).toString('base64');
+  }
   const file = Buffer.from(decode, 'base64');
-  rows.copy(file, decodeNpy(file).headerBytes);
+  rows.copy(file, second.headerBytes);
   return file.toString('base64');
 }
 
 /** Prefill's rows before decode's, with the header that NumPy gives them. */
-export function concatenate(prefill: string, decode: string): string {
-  const [first, second] = [prefill, decode].map((text) => decodeNpy(Buffer.from(text, 'base64')));
-  const shape = [first!.shape[0]! + second!.shape[0]!, ...second!.shape.slice(1)];
-  return Buffer.concat([npyHeader(second!.descr, shape), first!.data, second!.data]).toString('base64');
+export function concatenate(prefill: string, decode: string, taken = opened(prefill).shape[0]!): string {
+  const [first, second] = [opened(prefill), opened(decode)];
+  const to = promoted(first.descr as Dtype, second.descr as Dtype);
+  const before = taken * (first.data.length / first.shape[0]!);
+  const rows = widened(first.data.subarray(0, before), first.descr as Dtype, to);
+  const shape = [taken + second.shape[0]!, ...second.shape.slice(1)];
+  const kept = widened(second.data, second.descr as Dtype, to);
+  return Buffer.concat([npyHeader(to, shape), rows, kept]).toString('base64');
 }
 
 /** A prefill reply around an array. */

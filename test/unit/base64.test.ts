@@ -105,18 +105,39 @@ test('shiftLeft moves the payload by 2 and 4 bits at every length, and writes no
   });
 });
 
-test('decode and encode do what Buffer does, without padding', () => {
+test('decode and encode do what Buffer does, without padding, and write nothing else', () => {
   withSeeds(20, (random) => {
-    for (let n = 0; n <= 60; n++) {
+    for (let n = 0; n <= 100; n++) {
       const bytes = random.bytes(n);
       const text = bytes.toString('base64').replace(/=+$/, '');
-      const ptr = lend(Buffer.concat([bytes, Buffer.alloc(200)]));
+      const ptr = lend(Buffer.concat([bytes, Buffer.alloc(200, '!')]));
       const end = wasm['base64Encode']!(ptr, n, ptr + n) >>> 0;
       expect(peek(ptr + n, end - ptr - n).toString()).toBe(text);
-      const back = lend(Buffer.concat([Buffer.from(text), Buffer.alloc(200)]));
+      expect(peek(end, 16).toString()).toBe('!'.repeat(16));
+      const back = lend(Buffer.concat([Buffer.from(text), Buffer.alloc(200, '!')]));
       const len = wasm['base64Decode']!(back, text.length, back + text.length);
       expect(peek(back + text.length, len).equals(bytes)).toBe(true);
+      expect(peek(back + text.length + len, 16).toString()).toBe('!'.repeat(16));
     }
+  });
+});
+
+test('decodeRow reads bytes at any lead, and neither reads nor writes behind them', () => {
+  withSeeds(300, (random) => {
+    const lead = random.pick([0, 2, 4]);
+    const bytes = random.bytes(random.pick([random.below(40), random.below(400)]));
+    // Bytes before them that end in the middle of a character, and others behind them.
+    const before = lead / 2;
+    const text = Buffer.concat([random.bytes(before), bytes, random.bytes(3)]).toString('base64');
+    const chars = text.slice(lead === 0 ? 0 : before, Math.ceil(((before + bytes.length) * 8) / 6));
+    const size = chars.length + 64;
+    const ptr = lend(
+      Buffer.concat([Buffer.from(chars.padEnd(size, '"')), Buffer.alloc(bytes.length + 64, 0x5a)]),
+    );
+    wasm['decodeRow']!(ptr, lead, ptr + size, bytes.length);
+    const out = peek(ptr + size, bytes.length + 64);
+    expect(out.subarray(0, bytes.length).toString('hex')).toBe(bytes.toString('hex'));
+    expect(out.subarray(bytes.length).every((byte) => byte === 0x5a)).toBe(true);
   });
 });
 

@@ -24,9 +24,9 @@ const MERGED = overlay(PREFILL, ARRAY);
 
 const event = (value: string) => `{"choices":[{"index":0,"routed_experts":${value}}]}`;
 
-function read(body: string, options: ResponseOptions = {}) {
+function read(body: string | Buffer, options: ResponseOptions = {}) {
   readReply(replyBody(PREFILL, 3));
-  return readResponse(Buffer.from(body), { events: true, ...options });
+  return readResponse(Buffer.from(body as string), { events: true, ...options });
 }
 
 /** A stream of every kind of line, with `value` as its array. */
@@ -88,7 +88,8 @@ describe('a stream', () => {
       for (let index = 0; index < n; index++) {
         // Fewer rows than the prompt has: a tail for sure.
         const rows = tail ? random.below(prompt) : prompt + random.below(9);
-        const array = arrayText(shape, randomRows(random, shape, rows), { padding: random.below(4) });
+        const own = { ...shape, dtype: random.chance(0.5) ? shape.dtype : random.pick(DTYPES) };
+        const array = arrayText(own, randomRows(random, own, rows), { padding: random.below(4) });
         const end = random.pick(['\n', '\r', '\r\n']);
         const write = (text: string) =>
           `: ping${end}${end}data: {"choices":[{"index":${index},"token_ids":[1,2]}]}${end}${end}` +
@@ -109,6 +110,23 @@ describe('a stream', () => {
         expect(merged.growth).toBe(Buffer.byteLength(expected) - Buffer.byteLength(body));
       }
     });
+  });
+
+  test.each([
+    ['one', '\ufeff', MERGED],
+    ['two', '\ufeff\ufeff', ARRAY],
+    ['some', Buffer.from([0xef, 0xbb]), ARRAY],
+    ['some, and a line', Buffer.from([0xef, 0x0a]), MERGED],
+    ['one, and lines', '\ufeff\n\r\n', MERGED],
+  ])('may begin with a byte order mark, split at any byte: %s', (_, mark, array) => {
+    const bytes = (text: string) => Buffer.concat([Buffer.from(mark as Buffer), Buffer.from(text)]);
+    const body = bytes(`data: ${event(`"${ARRAY}"`)}\n\ndata: [DONE]\n\n`);
+    const expected = bytes(`data: ${event(`"${array}"`)}\n\ndata: [DONE]\n\n`);
+    for (let cut = 0; cut <= body.length; cut++) {
+      const merged = read(body, { pieces: cut === 0 ? [1] : [cut, body.length] });
+      expect(merged.body.equals(expected), `cut at ${cut}`).toBe(true);
+      expect(merged).toMatchObject({ reason: Reason.None, complete: true });
+    }
   });
 
   test('lets events leave as they come, and holds back only a header that is not whole', () => {
@@ -163,6 +181,13 @@ describe('is refused', () => {
       Reason.Json,
     ],
     ['something behind a document', 'data: {"choices":[]} x\n\n', Reason.Json],
+    ['a JSON document', event(`"${ARRAY}"`), Reason.Format],
+    ['a JSON document behind a mark', `\ufeff${event('null')}`, Reason.Format],
+    ['a JSON document behind events and white space', `data: {}\n\n \t \n\t {"a":1}`, Reason.Format],
+    ['a list', '[1]', Reason.Format],
+    ['an event that is a list', 'data: {}\n\ndata: []\n\n', Reason.Format],
+    ['an event that is a list in several lines', 'data:[\rdata:1]\r\r', Reason.Format],
+    ['an event that is nearly the end', 'data: [ DONE]\n\n', Reason.Format],
     [
       'two arrays for one choice that was asked for',
       `data: ${event(`"${ARRAY}"`)}\n\ndata: ${event(`"${ARRAY}"`)}\n\n`,
@@ -249,6 +274,8 @@ test('no bytes make it trap, leak, or let more out than came in order', () => {
     ' ',
     'null',
     '[DONE]',
+    '[',
+    '\ufeff',
   ];
   withSeeds(2000, (random) => {
     readReply(replyBody(PREFILL, 3));

@@ -1,7 +1,7 @@
 // Formats B, C and D: both legs' replies against what Buffer and JSON make of them. A is in merge.test.ts.
 
 import { describe, expect, test } from 'vitest';
-import { arrayText, DTYPES, randomRows, rowBytes, type Shape } from './arrays.ts';
+import { arrayText, DTYPES, promoted, randomRows, rowBytes, widened, type Shape } from './arrays.ts';
 import { Random, withSeeds } from './random.ts';
 import {
   checkLeaks,
@@ -63,13 +63,13 @@ interface Piece {
   data: Buffer;
 }
 
-/** Members in the order of the dice; what has a default may be missing. */
-function object({ shape, start, data }: Piece, order: readonly string[]): string {
+/** Members in the order of `order`; what has a default may be missing. `coded`: dtypes are named as in a `.npy` header. */
+function object({ shape, start, data }: Piece, order: readonly string[], coded = false): string {
   const members: Record<string, string> = {
     data: JSON.stringify(data.toString('base64')),
     shape: JSON.stringify([data.length / rowBytes(shape), shape.layers, shape.topK]),
     start: String(start),
-    dtype: JSON.stringify(NAMES[shape.dtype as keyof typeof NAMES]),
+    dtype: JSON.stringify(coded ? shape.dtype : NAMES[shape.dtype as keyof typeof NAMES]),
   };
   return `{${order.map((key) => `"${key}":${members[key]}`).join(',')}}`;
 }
@@ -119,6 +119,88 @@ describe('B, an object', () => {
     });
   });
 
+  test('is widened, or gets wider rows, where the legs chose different dtypes', () => {
+    withSeeds(900, (random) => {
+      const shape = randomShape(random);
+      const prompt = random.between(1, random.chance(0.1) ? 300 : 20);
+      const first = random.chance(0.7) ? 0 : random.below(prompt);
+      const given = randomRows(random, shape, prompt - first);
+      const coded = random.chance(0.3);
+      const prefill = { shape, start: first, data: given };
+      keep(reply(object(prefill, order(random, prefill), coded), prompt), random);
+      const choices = random.between(1, 3);
+      const [values, expected]: string[][] = [[], []];
+      for (let i = 0; i < choices; i++) {
+        const own = { ...shape, dtype: random.pick(DTYPES) };
+        const start = random.chance(0.4) ? prompt : random.between(first, prompt);
+        const rows = prompt - start + random.pick([0, 0, 1, 2, 9, 30]);
+        const decode = { shape: own, start, data: randomRows(random, own, rows) };
+        const keys = order(random, decode);
+        const style = random.chance(0.3);
+        values!.push(object(decode, keys, style));
+        const to = { ...shape, dtype: promoted(shape.dtype, own.dtype) };
+        const from = start === prompt ? first : start;
+        const data = Buffer.concat([
+          widened(given.subarray((from - first) * rowBytes(shape)), shape.dtype, to.dtype),
+          widened(decode.data.subarray((prompt - start) * rowBytes(own)), own.dtype, to.dtype),
+        ]);
+        // A dtype that was not said comes last, as prefill names it.
+        const said = keys.includes('dtype');
+        const all = said || to.dtype === own.dtype ? keys : [...keys, 'dtype'];
+        expected!.push(object({ shape: to, start: from, data }, all, said ? style : coded));
+      }
+      expectMerged(response(values!), response(expected!), { choices, ...cuts(random) }, choices);
+      expectNothingHeld();
+    });
+  });
+
+  test('is widened by the rows behind those that prefill gives', () => {
+    withSeeds(100, (random) => {
+      const shape = randomShape(random);
+      const own = { ...shape, dtype: random.pick(DTYPES) };
+      const prompt = random.between(2, 20);
+      const given = randomRows(random, shape, prompt);
+      wasm['keepLastRow']!(1);
+      keep(reply(object({ shape, start: 0, data: given }, ['data', 'shape', 'dtype']), prompt), random);
+      wasm['keepLastRow']!(0);
+      const keys = random.shuffled(['data', 'shape', 'start', 'dtype']);
+      const start = random.below(prompt);
+      const sent = randomRows(random, own, prompt - start + random.below(9));
+      const to = { ...shape, dtype: promoted(shape.dtype, own.dtype) };
+      const from = start === prompt - 1 ? 0 : start;
+      const data = Buffer.concat([
+        widened(
+          given.subarray(from * rowBytes(shape), (prompt - 1) * rowBytes(shape)),
+          shape.dtype,
+          to.dtype,
+        ),
+        widened(sent.subarray((prompt - 1 - start) * rowBytes(own)), own.dtype, to.dtype),
+      ]);
+      expectMerged(
+        response([object({ shape: own, start, data: sent }, keys)]),
+        response([object({ shape: to, start: from, data }, keys)]),
+        cuts(random),
+        1,
+      );
+    });
+  });
+
+  test.each([
+    ['null', '"dtype":null', '"dtype":"<u2"'],
+    ['not there', '"x":1 ', '"x":1 ,"dtype":"<u2"'],
+    ['an escaped key', '"d\\u0074ype" : "uint8"', '"d\\u0074ype" : "uint16"'],
+  ])("with a dtype that is %s gets prefill's", (_, member, wide) => {
+    const body = (of: string, dtype: string) => `{"data":"${of}","shape":[3,1,1],${dtype}}`;
+    expect(readReply(Buffer.from(reply(body('AQACAAMA', '"dtype":"<u2"'), 3)))).toMatchObject({ rows: true });
+    for (const hold of [0, Infinity]) {
+      for (const pieces of [[1], [1e9], [9]]) {
+        const sent = body('AAAA', member);
+        const wanted = body('AQACAAMA', wide);
+        expectMerged(response([sent]), response([wanted]), { hold, pieces }, 1);
+      }
+    }
+  });
+
   const shape: Shape = { dtype: '|u1', layers: 2, topK: 2 };
   const rows = (n: number) => Buffer.from(Array.from({ length: n * 4 }, (_, i) => i));
   const data = (n: number) => rows(n).toString('base64');
@@ -129,7 +211,7 @@ describe('B, an object', () => {
     );
 
   test.each<[string, string, Reason]>([
-    ['is of another dtype', good.replace('uint8', 'int32'), Reason.Dtype],
+    ['has another dtype than its bytes', good.replace('uint8', 'int32'), Reason.Size],
     ['is of a dtype that nobody has', good.replace('uint8', 'float16'), Reason.Dtype],
     ['has a dtype that is no name', good.replace('"uint8"', '8'), Reason.Dtype],
     ['has other layers', good.replace('[6,2,2]', '[6,1,4]'), Reason.Layers],
@@ -279,7 +361,13 @@ describe('D, int32 without a header', () => {
     expectMerged(stale, of(2, 9, 4), {}, 1);
     expectRefused(of(0, 9, 4), Reason.Rows);
     wasm['freeRows']!();
-    expect(readReply(Buffer.from(of(6, 6, 1)), { start: 6 })).toMatchObject({ reason: Reason.Prompt });
+    // Asked from behind the prompt on, prefill has no row to send, and all of them are decode's.
+    for (const start of [6, 7]) {
+      expect(readReply(Buffer.from(of(6, 6, 1)), { start })).toMatchObject({ reason: Reason.None });
+      expectMerged(of(start, 9, 4), of(start, 9, 4), {}, 1);
+      expectRefused(of(start, 9, 5), Reason.Rows);
+    }
+    expect(readReply(Buffer.from(of(5, 6, 1)), { start: 6 })).toMatchObject({ reason: Reason.Prompt });
   });
 
   const text = (rows: number) => Buffer.alloc(rows * 8, 7).toString('base64');
@@ -389,18 +477,19 @@ describe('C, prompt_routed_experts', () => {
         return text;
       };
       keep(body(write(prompt), [write(lists(random, 0, layers, topK))], 1), random);
-      const generated = Array.from({ length: choices }, () =>
-        write(lists(random, random.between(1, 5), layers, topK)),
-      );
+      const lengths = Array.from({ length: choices }, () => random.between(1, 5));
+      const generated = lengths.map((rows) => write(lists(random, rows, layers, topK)));
+      // The last token of a choice has no row.
+      const tokens = lengths.reduce((sum, rows) => sum + rows + 1, 0);
       const theirs = random.pick([undefined, null, write(lists(random, prompt.length, layers, topK))]);
-      const sent = body(theirs, generated, 5);
+      const sent = body(theirs, generated, tokens);
       const got = readResponse(Buffer.from(sent), { choices, ...cuts(random) });
       expect(got).toMatchObject({ reason: Reason.None, complete: true, choices });
       const text = got.body.toString();
-      expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, 5)));
+      expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, tokens)));
       expect(got.growth).toBe(text.length - sent.length);
       // All that was decode's is still there, in its order.
-      if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, 5));
+      if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, tokens));
       expectNothingHeld();
     });
   });

@@ -2,6 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
+import type { Dtype } from '../engine/router.ts';
 import { captureNames, loadCapture } from '../engine/replay.ts';
 import {
   DTYPES,
@@ -17,6 +18,7 @@ import { Random, withSeeds } from './random.ts';
 import {
   Reason,
   checkLeaks,
+  wasm,
   expectNothingHeld,
   readReply,
   readResponse,
@@ -38,9 +40,23 @@ interface Golden {
   tailMerged: string;
 }
 
-const golden: Golden[] = JSON.parse(
-  readFileSync(new URL('../fixtures/merge/cases.json', import.meta.url), 'utf8'),
-);
+/** Of legs that chose different dtypes. */
+interface MixedGolden {
+  dtypes: [Dtype, Dtype];
+  layers: number;
+  topK: number;
+  prompt: number;
+  generated: number;
+  prefill: string;
+  full: string;
+  tail: string;
+  merged: string;
+}
+
+const read = (name: string) =>
+  JSON.parse(readFileSync(new URL(`../fixtures/merge/${name}.json`, import.meta.url), 'utf8'));
+const golden: Golden[] = read('cases');
+const mixedGolden: MixedGolden[] = read('dtypes');
 
 function keepRows(prefill: string, promptTokens: number, park?: number): void {
   const reply = readReply(replyBody(prefill, promptTokens), { windows: [4096], park });
@@ -81,13 +97,37 @@ describe('arrays merged by NumPy', () => {
     }
   });
 
+  test('equal ours where the legs chose different dtypes', () => {
+    for (const { dtypes, layers, topK, prompt, generated, prefill, full, tail, merged } of mixedGolden) {
+      keepRows(prefill, prompt);
+      const note = `${dtypes.join(' ')} ${layers}x${topK} ${prompt}+${generated}`;
+      for (const pieces of [[1e9], [1], [7]]) {
+        for (const hold of pieces[0] === 1e9 ? [Infinity] : [Infinity, 0]) {
+          const options = { pieces, hold };
+          expectMerged(body(full), body(merged), options, note);
+          if (generated >= prompt) continue;
+          expectMerged(body(tail), body(merged), { ...options, tail: true, maxTokens: 1000 }, note);
+        }
+      }
+    }
+  });
+
   test('equal the oracle of these tests', () => {
+    for (const { prefill, full, tail, merged } of mixedGolden) {
+      expect(overlay(prefill, full)).toBe(merged);
+      expect(concatenate(prefill, tail)).toBe(merged);
+    }
     for (const entry of golden) {
       expect(overlay(entry.prefill, entry.full)).toBe(entry.fullMerged);
       expect(concatenate(entry.prefill, entry.tail)).toBe(entry.tailMerged);
     }
   });
 });
+
+/** Dtypes of prefill and decode that differ. */
+const PAIRS: [Dtype, Dtype][] = DTYPES.flatMap((a) =>
+  DTYPES.filter((b) => a !== b).map((b): [Dtype, Dtype] => [a, b]),
+);
 
 // ---- documents
 
@@ -134,6 +174,8 @@ interface Document {
 
 interface Plan {
   shape: Shape;
+  /** Of the arrays. */
+  dtypes: Dtype[];
   prompt: number;
   generated: number[];
   tail: boolean;
@@ -145,8 +187,9 @@ function document(random: Random, prefill: string, plan: Plan): Document {
   const { shape, prompt, generated, tail } = plan;
   const texts: string[] = [];
   const choices = generated.map((rows, index) => {
-    const data = randomRows(random, shape, tail ? rows : prompt + rows);
-    texts.push(arrayText(shape, data, { padding: plan.padding, version: random.pick([1, 1, 1, 2, 3]) }));
+    const own = { ...shape, dtype: plan.dtypes[index]! };
+    const data = randomRows(random, own, tail ? rows : prompt + rows);
+    texts.push(arrayText(own, data, { padding: plan.padding, version: random.pick([1, 1, 1, 2, 3]) }));
     const members: [string, unknown][] = [
       ['index', index],
       ['text', random.pick(NOISE)],
@@ -189,7 +232,10 @@ function document(random: Random, prefill: string, plan: Plan): Document {
   };
 }
 
-function randomPlan(random: Random, tail: boolean): Plan {
+function randomPlan(random: Random, tail: boolean, mixed: boolean): Plan {
+  const generated = Array.from({ length: random.pick([1, 1, 1, 2, 3, 5]) }, () =>
+    random.pick([0, 0, 1, 2, 3, 4, 10, 40]),
+  );
   const shape = {
     dtype: random.pick(DTYPES),
     layers: random.between(1, 7),
@@ -197,22 +243,23 @@ function randomPlan(random: Random, tail: boolean): Plan {
   };
   return {
     shape,
+    dtypes: generated.map(() => (mixed ? random.pick(DTYPES) : shape.dtype)),
     prompt: random.pick([1, 1, 2, 3, 4, 5, 12, 40]),
-    generated: Array.from({ length: random.pick([1, 1, 1, 2, 3, 5]) }, () =>
-      random.pick([0, 0, 1, 2, 3, 4, 10, 40]),
-    ),
+    generated,
     tail,
     padding: random.pick([0, 0, 1, 2, 3, 64]),
   };
 }
 
 describe.each([
-  ['overlay', false],
-  ['concatenation', true],
-])('%s', (_, tail) => {
+  ['overlay', false, false],
+  ['concatenation', true, false],
+  ['overlay of legs with different dtypes', false, true],
+  ['concatenation of legs with different dtypes', true, true],
+])('%s', (_, tail, mixed) => {
   test('changes the arrays and nothing else, whatever the document and its pieces', () => {
     withSeeds(250, (random) => {
-      const plan = randomPlan(random, tail);
+      const plan = randomPlan(random, tail, mixed);
       const { shape, prompt } = plan;
       const rows = randomRows(random, shape, prompt);
       const prefill = arrayText(shape, rows, { padding: random.pick([0, 0, 1, 2]) });
@@ -230,7 +277,7 @@ describe.each([
 
   test('is the same when the body is split at any byte', () => {
     withSeeds(3, (random) => {
-      const plan = randomPlan(random, tail);
+      const plan = randomPlan(random, tail, mixed);
       const prefill = arrayText(plan.shape, randomRows(random, plan.shape, plan.prompt));
       keepRows(prefill, plan.prompt);
       const { body, expected, maxTokens } = document(random, prefill, plan);
@@ -243,38 +290,42 @@ describe.each([
   });
 
   test('works at every phase of header, rows and tail', () => {
+    const pairs = mixed ? PAIRS : [['|u1', '|u1'] as const];
     withSeeds(1, (random) => {
-      for (let bytes = 1; bytes <= 7; bytes++) {
-        for (const [prompt, generated] of [
-          [1, 0],
-          [1, 1],
-          [1, 2],
-          [2, 1],
-          [3, 0],
-          [3, 2],
-          [4, 4],
-          [5, 7],
-        ] as const) {
-          const shape: Shape = { dtype: '|u1', layers: bytes, topK: 1 };
-          for (const padding of [0, 1, 2]) {
-            const prefill = arrayText(shape, randomRows(random, shape, prompt), { padding });
-            keepRows(prefill, prompt);
-            for (const other of [0, 1, 2, 3]) {
-              const data = randomRows(random, shape, tail ? generated : prompt + generated);
-              const array = arrayText(shape, data, { padding: other });
-              const merged = (tail ? concatenate : overlay)(prefill, array);
-              const body = (text: string) =>
-                Buffer.from(
-                  `{"usage":{"completion_tokens":${generated + 1}},"choices":[{"routed_experts":"${text}"}]}`,
-                );
-              for (const pieces of [[1e9], [1], [5]]) {
-                for (const hold of [Infinity, 0]) {
-                  expectMerged(
-                    body(array),
-                    body(merged),
-                    { tail, pieces, hold },
-                    `${bytes} ${prompt} ${generated}`,
+      for (const [dtype, other] of pairs) {
+        for (let layers = 1; layers <= (mixed ? 3 : 7); layers++) {
+          for (const [prompt, generated] of [
+            [1, 0],
+            [1, 1],
+            [1, 2],
+            [2, 1],
+            [3, 0],
+            [3, 2],
+            [4, 4],
+            [5, 7],
+          ] as const) {
+            const shape: Shape = { dtype, layers, topK: 1 };
+            const theirs: Shape = { dtype: other, layers, topK: 1 };
+            for (const padding of [0, 1, 2]) {
+              const prefill = arrayText(shape, randomRows(random, shape, prompt), { padding });
+              keepRows(prefill, prompt);
+              for (const shift of mixed ? [0, 1, 2] : [0, 1, 2, 3]) {
+                const data = randomRows(random, theirs, tail ? generated : prompt + generated);
+                const array = arrayText(theirs, data, { padding: shift });
+                const merged = (tail ? concatenate : overlay)(prefill, array);
+                const body = (text: string) =>
+                  Buffer.from(
+                    `{"usage":{"completion_tokens":${generated + 1}},"choices":[{"routed_experts":"${text}"}]}`,
                   );
+                for (const pieces of [[1e9], [1], [5]]) {
+                  for (const hold of [Infinity, 0]) {
+                    expectMerged(
+                      body(array),
+                      body(merged),
+                      { tail, pieces, hold },
+                      `${dtype} ${other} ${layers} ${prompt} ${generated}`,
+                    );
+                  }
                 }
               }
             }
@@ -284,9 +335,55 @@ describe.each([
     });
   });
 
+  test('takes the row of the last prompt token from decode, where it is kept', () => {
+    withSeeds(60, (random) => {
+      const { shape, dtypes, prompt } = randomPlan(random, tail, mixed);
+      wasm['keepLastRow']!(1);
+      const prefill = arrayText(shape, randomRows(random, shape, prompt), { padding: random.below(3) });
+      keepRows(prefill, prompt);
+      wasm['keepLastRow']!(0);
+      const theirs = { ...shape, dtype: dtypes[0]! };
+      const generated = random.below(9);
+      const data = randomRows(random, theirs, tail ? generated + 1 : prompt + generated);
+      const array = arrayText(theirs, data, { padding: random.below(4) });
+      // Of a prompt of one token all rows are decode's.
+      const merged = prompt === 1 ? array : (tail ? concatenate : overlay)(prefill, array, prompt - 1);
+      const body = (text: string) =>
+        Buffer.from(
+          `{"usage":{"completion_tokens":${generated + 1}},"choices":[{"routed_experts":"${text}"}]}`,
+        );
+      for (const pieces of [[1e9], [1], random.cuts(400, 40)]) {
+        const options = { tail, pieces, hold: random.pick([Infinity, 0]) };
+        expectMerged(body(array), body(merged), options, `${shape.dtype} ${theirs.dtype} ${prompt}`);
+      }
+    });
+  });
+
+  test('is the same of large arrays', () => {
+    withSeeds(1, (random) => {
+      for (const [dtype, other] of mixed ? PAIRS : [['<u2', '<u2'] as const]) {
+        const shape: Shape = { dtype, layers: 7, topK: 5 };
+        const theirs: Shape = { dtype: other, layers: 7, topK: 5 };
+        for (const park of [undefined, 300]) {
+          // At another phase than decode's are; parked rows can't be moved, but widened.
+          const padding = park === undefined ? 1 : 0;
+          const prefill = arrayText(shape, randomRows(random, shape, 400), { padding });
+          keepRows(prefill, 400, park);
+          const array = arrayText(theirs, randomRows(random, theirs, tail ? 399 : 799));
+          const merged = (tail ? concatenate : overlay)(prefill, array);
+          const body = (text: string) => Buffer.from(`{"choices":[{"routed_experts":"${text}"}]}`);
+          for (const pieces of [[1e9], [1000], [9_000, 1, 500]]) {
+            const options = { tail, pieces, hold: pieces[0] === 1e9 ? Infinity : 0 };
+            expectMerged(body(array), body(merged), options, `${dtype} ${other}`);
+          }
+        }
+      }
+    });
+  });
+
   test('gives rows from where they are parked', () => {
     withSeeds(40, (random) => {
-      const plan = { ...randomPlan(random, tail), padding: 0 };
+      const plan = { ...randomPlan(random, tail, mixed), padding: 0 };
       const prefill = arrayText(plan.shape, randomRows(random, plan.shape, plan.prompt));
       keepRows(prefill, plan.prompt, 3 * random.between(1, 3));
       const { body, expected, maxTokens } = document(random, prefill, plan);
@@ -302,7 +399,7 @@ describe.each([
 
   test('holds nothing after an end at any byte', () => {
     withSeeds(3, (random) => {
-      const plan = randomPlan(random, tail);
+      const plan = randomPlan(random, tail, mixed);
       const prefill = arrayText(plan.shape, randomRows(random, plan.shape, plan.prompt));
       const { body, maxTokens } = document(random, prefill, plan);
       for (let until = 0; until < body.length; until += random.between(1, 9)) {
@@ -322,16 +419,21 @@ describe.each([
   });
 });
 
-test('the rows of a large array pass without being read', () => {
-  const shape: Shape = { dtype: '|u1', layers: 48, topK: 8 };
+test.each<[string, Dtype, Dtype]>([
+  ['that are written over', '|u1', '|u1'],
+  ['that are written over by wider ones', '|u1', '<i4'],
+  ['that are left out', '<u2', '|u1'],
+])('the rows of a large array %s pass without being read', (_, dtype, other) => {
+  const shape: Shape = { dtype, layers: 48, topK: 8 };
+  const theirs: Shape = { dtype: other, layers: 48, topK: 8 };
   const random = new Random(1);
   const prefill = arrayText(shape, randomRows(random, shape, 500));
   keepRows(prefill, 500);
-  const array = arrayText(shape, randomRows(random, shape, 520));
+  const array = arrayText(theirs, randomRows(random, theirs, 520));
   const body = (text: string) => Buffer.from(`{"choices":[{"routed_experts":"${text}"}]}`);
   const merged = readResponse(body(array), { pieces: [1000], hold: 0 });
   expect(merged.body.equals(body(overlay(prefill, array)))).toBe(true);
-  expect(merged.passed).toBeGreaterThan(((500 * rowBytes(shape)) / 3) * 4 - 3000);
+  expect(merged.passed).toBeGreaterThan(((500 * rowBytes(theirs)) / 3) * 4 - 3000);
 });
 
 test('captured traffic of real engines merges to what one engine alone returns', () => {

@@ -59,7 +59,6 @@ const BAD: [string, string, Reason][] = [
   ['a negative dimension', file(dictionary('<i2', '(-9, 2, 2)')), Reason.Header],
   ['Fortran order', file(dictionary('<i2', '(9, 2, 2)', 'True')), Reason.Order],
   ['a strange dtype', file(dictionary('<f4', '(9, 2, 2)')), Reason.Dtype],
-  ['another dtype than prefill', file(dictionary('<u2', '(9, 2, 2)')), Reason.Dtype],
   ['two dimensions', file(dictionary('<i2', '(9, 4)')), Reason.Shape],
   ['four dimensions', file(dictionary('<i2', '(9, 2, 2, 1)')), Reason.Shape],
   ['other layers', file(dictionary('<i2', '(9, 4, 1)')), Reason.Layers],
@@ -220,7 +219,7 @@ describe('a response can not be merged', () => {
     const text = Buffer.from(body(quoted(GOOD)));
     for (const lost of [0, 1]) {
       readReply(replyBody(PREFILL, 6), { park: 3 });
-      expect(wasm['parkedPieces']!()).toBe(3);
+      expect(wasm['parkedPieces']!()).toBe(6);
       wasm['responseStart']!(0, 1, -1, 0, 0, 0, 0);
       const ptr = wasm['alloc']!(text.length) >>> 0;
       const memory = (wasm as unknown as { memory: WebAssembly.Memory }).memory;

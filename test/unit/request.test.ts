@@ -96,7 +96,7 @@ function expectedPrefill(text: string, api: Api, shared: boolean): Json {
   delete request.stream_options;
   const params = sampling(request, api);
   params.max_tokens = 1;
-  if (api !== Api.Generate && 'max_completion_tokens' in request) request.max_completion_tokens = 1;
+  if (api === Api.Chat && 'max_completion_tokens' in request) request.max_completion_tokens = 1;
   if (params.min_tokens > 1) params.min_tokens = 1;
   if (params.n > 1) params.n = 1;
   if (!shared) request.kv_transfer_params = REMOTE_DECODE;
@@ -381,7 +381,10 @@ describe('a request is', () => {
     [C, '{"echo":1}', Unfit.PromptLogprobs],
     [C, '{"echo":"true"}', Unfit.PromptLogprobs],
     [C, '{"max_tokens":0}', Unfit.NoOutput],
-    [C, '{"max_completion_tokens":0}', Unfit.NoOutput],
+    [Api.Chat, '{"max_completion_tokens":0}', Unfit.NoOutput],
+    // No member of a completion.
+    [C, '{"max_completion_tokens":0}', Unfit.No],
+    [C, '{"max_tokens":0,"max_completion_tokens":9}', Unfit.NoOutput],
     [G, SAMPLING('"max_tokens":0'), Unfit.NoOutput],
     [C, '{"max_tokens":0,"max_tokens":1}', Unfit.No],
     // What engines take for zero, too.
@@ -419,15 +422,17 @@ describe('a request is', () => {
     [C, '{}', 1, -1],
     [C, '{"n":3,"max_tokens":7}', 3, 7],
     [C, '{"n":null,"max_tokens":null}', 1, -1],
-    [C, '{"max_tokens":7,"max_completion_tokens":9}', 1, 9],
+    [Api.Chat, '{"max_tokens":7,"max_completion_tokens":9}', 1, 9],
+    [C, '{"max_tokens":7,"max_completion_tokens":9}', 1, 7],
+    [C, '{"max_completion_tokens":9}', 1, -1],
     [C, '{"max_tokens":7,"max_tokens":8}', 1, 8],
     [G, SAMPLING('"n":2,"max_tokens":5'), 2, 5],
     [G, '{"n":2,"max_tokens":5}', 1, -1],
     [C, '{"n":3000000000}', 1, -1],
     // Pydantic reads these as the numbers that they spell: no bound is known.
-    [C, '{"max_tokens":7,"max_completion_tokens":"90"}', 1, -1],
-    [C, '{"max_tokens":"90","max_completion_tokens":7}', 1, -1],
-    [C, '{"max_tokens":9e1,"max_completion_tokens":7}', 1, -1],
+    [Api.Chat, '{"max_tokens":7,"max_completion_tokens":"90"}', 1, -1],
+    [Api.Chat, '{"max_tokens":"90","max_completion_tokens":7}', 1, -1],
+    [Api.Chat, '{"max_tokens":9e1,"max_completion_tokens":7}', 1, -1],
   ])('%i %s: for %i choices of at most %i tokens', (api, text, choices, maxTokens) => {
     expect(read(api, text)).toBe(Unfit.No);
     expect([wasm['requestChoices']!(), wasm['requestMaxTokens']!()]).toEqual([choices, maxTokens]);

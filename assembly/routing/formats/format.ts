@@ -8,7 +8,10 @@ import { Counts } from '../counts';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
-import { PromptRows, RowChars, RowsCheck } from '../rows';
+import { Examination, RowCheck } from '../examination';
+import { RowPlan } from '../row_plan';
+import { RowReader } from '../row_reader';
+import { PromptRows, RowChars } from '../rows';
 
 /** Which rows decode's arrays hold. */
 export const enum Form {
@@ -37,11 +40,9 @@ export class Wanted {
   at: u64 = 0;
   /** How many; 0: up to the first byte that is not of the base64 alphabet. */
   len: u64 = 0;
-  /** The check that each piece of whole rows must pass; null: the alphabet only. */
-  check: RowsCheck | null = null;
-  rows: u64 = 0;
-  /** Rows in a piece, and characters of such a piece. */
-  pieceRows: u64 = 0;
+  /** Reads each piece as it comes; null: what the rows are is not known yet. */
+  reader: RowReader | null = null;
+  /** Characters of a piece. */
   pieceLen: u64 = 0;
 }
 
@@ -78,6 +79,17 @@ export abstract class PrefillArray {
   abstract free(): void;
 }
 
+/** An array without a header in the body: where its characters are. */
+@final
+export class Deferred {
+  constructor(
+    readonly at: u64,
+    readonly chars: u64,
+  ) {}
+}
+
+const NO_EXAMINATION = new Examination(RowCheck.Off, null);
+
 /** Decode's response around its arrays: what all formats read and write. */
 export abstract class Site {
   /** Why the merge failed; nothing more is read then. */
@@ -101,12 +113,11 @@ export abstract class Site {
   /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
   tokens: i64 = -1;
   readonly counts: Counts = new Counts();
+  /** What checked rows say (borrowed). */
+  examination: Examination = NO_EXAMINATION;
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
-  /** Arrays of generated rows only, and the rows in them. */
-  tails: i32 = 0;
-  tailRows: u64 = 0;
   /** Rows of the element's array without a header; 0: none came. Of several: whether they have as many. */
   rawRows: u64 = 0;
   rawUneven: bool = false;
@@ -127,6 +138,24 @@ export abstract class Site {
   edited(): void {
     this.planned = true;
     this.choices++;
+  }
+
+  /** Rows of the array that was read last: the position of its first one, and how many. */
+  firstRow: u64 = 0;
+  rows: u64 = 0;
+
+  /** The array that is being read has so many rows, the first of them at this position. */
+  covers(firstRow: u64, rows: u64): void {
+    this.firstRow = firstRow;
+    this.rows = rows;
+  }
+
+  /** Arrays without a header whose rows are not known yet; nothing from the first of them on may leave. */
+  readonly deferred: Deferred[] = [];
+
+  /** The `chars` characters from offset `at` of the body on are read when their element has ended. */
+  defer(at: u64, chars: u64): void {
+    this.deferred.push(new Deferred(at, chars));
   }
 
   /** An array without a header has ended. */
@@ -155,8 +184,11 @@ export abstract class DecodeArray {
 
   abstract get format(): Format;
 
-  /** The value begins at the scanner's cursor; `rows` (borrowed) are for it. True: `read` comes next. */
-  abstract begin(site: Site, rows: PromptRows): bool;
+  /**
+   * The value begins at the scanner's cursor; `plan` (borrowed) is for it. Null: decode has served the request alone, and
+   * its rows are checked and stay. True: `read` comes next.
+   */
+  abstract begin(site: Site, plan: RowPlan | null): bool;
 
   abstract read(site: Site): Progress;
 

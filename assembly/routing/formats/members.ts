@@ -1,7 +1,7 @@
 // Members of an object that holds rows: `data`, `shape`, `start`, `dtype`, in any order.
 
 import { Scanner } from '../../json/scanner';
-import { Dtype, itemSize, MAX_DIMENSION, MAX_ROW_BYTES } from '../npy';
+import { Dtype, dtypeCode, itemSize, MAX_DIMENSION, MAX_ROW_BYTES } from '../npy';
 import { Place } from '../places';
 import { Reason } from '../reason';
 import { Progress } from './format';
@@ -9,6 +9,8 @@ import { Run } from './run';
 
 /** Longest dtype that is read. */
 const NAME_BYTES: usize = 8;
+/** Length of a dtype's code; NumPy's names are longer. */
+const CODE_BYTES: usize = 3;
 /** What of an object's member the scanner leaves to us. */
 export const enum Reading {
   Nothing,
@@ -25,12 +27,17 @@ export class Members {
   rows: i64 = -1;
   layers: i64 = -1;
   topK: i64 = -1;
-  /** Offsets in the document: characters of `data`, the first number of `shape`, the number of `start`. */
+  /** Offsets in the document: characters of `data`, the first number of `shape`, the number of `start`; 0: there is none. */
   dataAt: u64 = 0;
   rowsAt: u64 = 0;
   rowsEnd: u64 = 0;
   startAt: u64 = 0;
   startEnd: u64 = 0;
+  /** And the value of `dtype`; 0: there is none. */
+  dtypeAt: u64 = 0;
+  dtypeEnd: u64 = 0;
+  /** The dtype is named as in a .npy header, not as NumPy names it. Of no meaning where it is not `named`. */
+  coded: bool = false;
   readonly run: Run = new Run();
 
   private seen: i32 = 0;
@@ -42,10 +49,16 @@ export class Members {
     this.dtype = Dtype.U1;
     this.start = 0;
     this.rows = this.layers = this.topK = -1;
-    this.rowsAt = this.startAt = 0;
+    this.rowsAt = this.startAt = this.dtypeAt = 0;
+    this.coded = false;
     this.seen = 0;
     this.nameLen = 0;
     this.run.begin();
+  }
+
+  /** Whether the object says its dtype. */
+  get named(): bool {
+    return this.nameLen > 0;
   }
 
   /** What of a member has to be read by us. */
@@ -61,6 +74,7 @@ export class Members {
     this.seen |= bit;
     const first = scanner.first;
     if (place == Place.Start) this.startAt = scanner.offset;
+    if (place == Place.Dtype) this.dtypeAt = scanner.offset;
     if (place == Place.Shape && first != 0x5b) this.refuse(Reason.Shape);
     if (this.reason != Reason.None) return Reading.Nothing;
     if (place == Place.Data) {
@@ -98,8 +112,11 @@ export class Members {
       this.start = value;
       this.startEnd = scanner.offset;
       if (value < 0 || value > MAX_DIMENSION) this.refuse(Reason.Rows);
-    } else if (place == Place.Dtype && this.nameLen > 0) {
+    } else if (place == Place.Dtype) {
+      this.dtypeEnd = scanner.offset;
+      if (this.nameLen == 0) return;
       this.dtype = dtypeNamed(this.name, this.nameLen);
+      this.coded = this.nameLen == CODE_BYTES;
       if (this.dtype == Dtype.None) this.refuse(Reason.Dtype);
     }
   }
@@ -142,10 +159,16 @@ export class Members {
 
 /** NumPy's names; the codes of the .npy format are taken too. */
 function dtypeNamed(ptr: usize, len: usize): Dtype {
-  if (is(ptr, len, 'uint8') || is(ptr, len, '|u1')) return Dtype.U1;
-  if (is(ptr, len, 'uint16') || is(ptr, len, '<u2')) return Dtype.U2;
-  if (is(ptr, len, 'int16') || is(ptr, len, '<i2')) return Dtype.I2;
-  return is(ptr, len, 'int32') || is(ptr, len, '<i4') ? Dtype.I4 : Dtype.None;
+  for (let dtype = Dtype.U1; dtype <= Dtype.I4; dtype++) {
+    if (is(ptr, len, dtypeName(dtype, false)) || is(ptr, len, dtypeName(dtype, true))) return dtype;
+  }
+  return Dtype.None;
+}
+
+/** NumPy's name of a dtype, or its code. */
+export function dtypeName(dtype: Dtype, coded: bool): string {
+  if (coded) return dtypeCode(dtype);
+  return dtype == Dtype.U1 ? 'uint8' : dtype == Dtype.U2 ? 'uint16' : dtype == Dtype.I2 ? 'int16' : 'int32';
 }
 
 function is(ptr: usize, len: usize, text: string): bool {

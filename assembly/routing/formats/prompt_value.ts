@@ -8,8 +8,10 @@
 import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
 import { Event, Scanner } from '../../json/scanner';
+import { Examination, Leg } from '../examination';
 import { Place } from '../places';
 import { Reason } from '../reason';
+import { RowLists } from '../row_lists';
 import { PromptRows, RowChars, SliceChars } from '../rows';
 import { Members, Reading } from './members';
 import { Progress } from './format';
@@ -45,11 +47,18 @@ export class PromptCheck {
   private reading: Reading = Reading.Nothing;
   private members: Members = new Members();
   private reason: Reason = Reason.None;
+  private experts: RowLists;
+
+  /** `examination` is borrowed. */
+  constructor(private examination: Examination) {
+    this.experts = new RowLists(examination, Leg.Prefill);
+  }
 
   /** Checks a whole JSON value (borrowed) against the tokens of the prompt; -1: not known. */
   check(text: RowChars, promptTokens: i64): Reason {
     const scanner = Scanner.take(valuePaths());
     this.members.begin();
+    this.experts.begin();
     let whole = true;
     for (let offset: u64 = 0; offset < text.length && whole && this.reason == Reason.None;) {
       const got = text.fetch(offset, text.length - offset);
@@ -61,6 +70,7 @@ export class PromptCheck {
         if (!this.object) {
           this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
           this.lists += count(text.ptr, text.ptr + <usize>got, 0x5b);
+          if (this.reason == Reason.None) this.experts.push(text.ptr, <usize>got);
         }
         whole = this.read(scanner);
         offset += got;
@@ -69,7 +79,9 @@ export class PromptCheck {
     if (this.reason == Reason.None && (!whole || !scanner.done)) this.reason = Reason.Format;
     scanner.free();
     if (this.reason == Reason.None) this.judge(text, promptTokens);
+    this.refuse(this.experts.reason);
     this.members.free();
+    this.experts.free();
     return this.reason;
   }
 
@@ -84,13 +96,16 @@ export class PromptCheck {
       const rows = new PromptRows(new SliceChars(text, members.dataAt, members.run.chars), 0);
       rows.rows = members.rows;
       rows.dtype = members.dtype;
+      rows.layers = members.layers;
+      rows.topK = members.topK;
       rows.rowBytes = members.rowBytes;
-      if (rows.hasSentinel) this.refuse(Reason.Sentinel);
+      this.refuse(rows.read(this.examination));
     }
     if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
     else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
     // An expert is a number.
     else if (!this.object && this.lists != 1 + this.rows * (1 + this.layers)) this.refuse(Reason.Shape);
+    else this.refuse(this.examination.misfits(<u64>this.layers, <u64>this.topK));
   }
 
   /** False when the window is not JSON. */

@@ -3,26 +3,38 @@
 // with its keys in any order; without `start` the first token is 0, without `dtype` it is uint8.
 //
 // Matched: rows by token. Prefill's rows for the tokens of the prompt replace decode's for the same tokens; where decode's
-// begin behind the prompt, prefill's go before them, and `shape` and `start` follow.
-// Checked: dtype, layers and top_k the same, length of the data, alphabet, sentinels, that no token of the prompt is without
+// begin behind the prompt, prefill's go before them, and `shape` and `start` follow. Where the legs chose different dtypes, the
+// rows of the narrower are widened, and decode's `dtype` follows.
+// Checked: layers and top_k the same, length of the data, alphabet, sentinels, that no token of the prompt is without
 // a row and none is missing between the legs' rows.
 
 import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
 import { mix } from '../base64';
+import { Examination, Leg } from '../examination';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
+import { RowPlan } from '../row_plan';
+import { RowReader } from '../row_reader';
 import { HeldChars, PromptRows, RowChars, move } from '../rows';
+import { Dtype } from '../npy';
+import { Widener, commonDtype } from '../widen';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
-import { Members, Reading } from './members';
+import { Members, Reading, dtypeName } from './members';
 
 const NUMBER_BYTES: usize = 20;
+const DTYPE_KEY = ',"dtype":';
 
 
 @final
 export class ObjectPrefill extends PrefillArray {
+  /** `examination` is borrowed. */
+  constructor(private examination: Examination) {
+    super();
+  }
+
   private members: Members = new Members();
   private reading: Reading = Reading.Nothing;
   private chars: RowChars | null = null;
@@ -85,10 +97,9 @@ export class ObjectPrefill extends PrefillArray {
     rows.layers = members.layers;
     rows.topK = members.topK;
     rows.rowBytes = members.rowBytes;
-    if (rows.hasSentinel) {
-      this.reason = Reason.Sentinel;
-      return null;
-    }
+    rows.coded = members.coded;
+    this.reason = rows.read(this.examination);
+    if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;
   }
@@ -106,14 +117,16 @@ export class ObjectPrefill extends PrefillArray {
 export class ObjectDecode extends DecodeArray {
   private members: Members = new Members();
   private reading: Reading = Reading.Nothing;
-  private rows: PromptRows | null = null;
+  private plan: RowPlan | null = null;
+  private readonly reader: RowReader = new RowReader();
+  private readonly widener: Widener = new Widener();
 
   get format(): Format {
     return Format.Object;
   }
 
-  begin(site: Site, rows: PromptRows): bool {
-    this.rows = rows;
+  begin(site: Site, plan: RowPlan | null): bool {
+    this.plan = plan;
     this.heldFrom = <i64>site.position;
     this.members.begin();
     return false;
@@ -137,48 +150,97 @@ export class ObjectDecode extends DecodeArray {
   }
 
   end(site: Site): Reason {
-    const reason = this.plan(site);
+    const reason = this.finish(site);
     if (reason == Reason.None) this.heldFrom = -1;
     return reason;
   }
 
   free(): void {
     this.members.free();
+    this.reader.free();
   }
 
-  private plan(site: Site): Reason {
+  private finish(site: Site): Reason {
     const members = this.members;
-    const rows = this.rows!;
-    if (members.dtype != rows.dtype && members.reason == Reason.None) return Reason.Dtype;
+    const plan = this.plan;
+    if (plan === null) return this.leave(site);
+    const rows = plan.rows;
     if (members.layers > 0 && <u64>members.layers != rows.layers) return Reason.Layers;
     if (members.topK > 0 && <u64>members.topK != rows.topK) return Reason.TopK;
     const wrong = members.judge();
     if (wrong != Reason.None) return wrong;
     const start = <u64>members.start;
     const end = start + <u64>members.rows;
-    if (start < rows.start || start > rows.end || end < rows.end) return Reason.Rows;
+    if (start < plan.start || start > plan.seam || end < plan.promptEnd) return Reason.Rows;
+    site.covers(start, <u64>members.rows);
+    const wronged = this.readFrom(site, plan.seam - start, plan.seam);
+    if (wronged != Reason.None) return wronged;
     const at = site.base + members.dataAt;
-    // Behind the prompt, with nothing missing in between.
-    const reason = start == rows.end ? this.prepend(site, rows, at) : this.overlay(site, rows, at, start);
+    // Behind prefill's, with nothing missing in between.
+    let reason = Reason.None;
+    const dtype = commonDtype(rows.dtype, members.dtype);
+    if (start < plan.seam && dtype == members.dtype) reason = this.overlay(site, plan, at, start);
+    else if (plan.taken > 0) reason = this.rewrite(site, plan, at, start, dtype);
     if (reason == Reason.None) site.edited();
     return reason;
   }
 
+  /** Decode has served the request alone: its rows are read, and none is edited. */
+  private leave(site: Site): Reason {
+    const members = this.members;
+    let wrong = members.judge();
+    if (wrong == Reason.None) wrong = site.examination.misfits(<u64>members.layers, <u64>members.topK);
+    if (wrong != Reason.None) return wrong;
+    site.covers(<u64>members.start, <u64>members.rows);
+    const reason = this.readFrom(site, 0, <u64>members.start);
+    if (reason == Reason.None) site.edited();
+    return reason;
+  }
+
+  /** Reads decode's rows from its `skipped`-th on, which is that of token `firstRow`. */
+  private readFrom(site: Site, skipped: u64, firstRow: u64): Reason {
+    const members = this.members;
+    const before = skipped * members.rowBytes * 8;
+    const reader = this.reader;
+    const rows = <u64>members.rows - skipped;
+    const layers = <u64>members.layers;
+    const topK = <u64>members.topK;
+    const lead = <i32>(before % 6);
+    reader.begin(
+      site.examination,
+      Leg.Decode,
+      members.dtype,
+      layers,
+      topK,
+      members.rowBytes,
+      lead,
+      firstRow,
+      rows,
+      false,
+    );
+    const from = before / 6;
+    const whole = site.rope.feed(reader, site.base + members.dataAt + from, members.run.chars - from);
+    if (!whole) return Reason.Memory;
+    reader.end();
+    return reader.reason;
+  }
+
   /** Prefill's rows from token `start` on are written over decode's. */
-  private overlay(site: Site, rows: PromptRows, at: u64, start: u64): Reason {
-    const before = (start - rows.start) * rows.rowBytes * 8;
+  private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
+    const rowBytes = this.members.rowBytes;
+    const before = (start - plan.start) * rowBytes * 8;
     // So that what is copied begins with a character of its own.
     const lead = <i32>((6 - (before % 6)) % 6);
-    const chars = rows.at(lead);
+    const chars = plan.rows.inDtype(this.members.dtype, lead);
     if (chars === null) return Reason.Memory;
     const from = (before + lead) / 6;
-    const bits = (rows.end - start) * rows.rowBytes * 8;
+    const bits = (plan.seam - start) * rowBytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
     site.rope.replaceFrom(at, whole, chars, from, whole);
     if (rest == 0) return Reason.None;
     const mixed = Block.alloc(1);
-    const read = chars.fetch(from + whole, 1) == 1 && site.rope.read(at + whole, 1, mixed.ptr);
+    const read = chars.fetch(from + whole, 1) > 0 && site.rope.read(at + whole, 1, mixed.ptr);
     if (!read) {
       mixed.free();
       return Reason.Memory;
@@ -188,52 +250,101 @@ export class ObjectDecode extends DecodeArray {
     return Reason.None;
   }
 
-  /** Prefill's rows go before decode's. */
-  private prepend(site: Site, rows: PromptRows, at: u64): Reason {
+  /**
+   * The data is written anew, in `dtype`: prefill's rows, then decode's from the seam on; decode's first row is that of token
+   * `start`. Where that is the seam, prefill's go before decode's.
+   */
+  private rewrite(site: Site, plan: RowPlan, at: u64, start: u64, dtype: Dtype): Reason {
     const members = this.members;
-    const chars = rows.at(0);
+    const first = start < plan.seam ? start : plan.start;
+    const rowBytes = plan.rowBytesIn(dtype);
+    const before = (first - plan.start) * rowBytes * 8;
+    const lead = <i32>((6 - (before % 6)) % 6);
+    const chars = plan.rows.inDtype(dtype, lead);
     if (chars === null) return Reason.Memory;
+    const from = (before + lead) / 6;
     const held = members.run.chars;
-    const total = rows.bytes + <u64>members.rows * rows.rowBytes;
-    const bits = rows.bytes * 8;
+    const count = start + <u64>members.rows - first;
+    const total = count * rowBytes;
+    const bits = (plan.seam - first) * rowBytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
     const left = (total * 8 + 5) / 6 - whole;
     const padding = ((total + 2) / 3) * 4 - (whole + left);
-    if (!fits(held * 2 + 8)) return Reason.Memory;
+    if (!fits(held + left + 8)) return Reason.Memory;
+    let last: u8 = 0x41;
+    if (rest > 0) {
+      if (chars.fetch(from + whole, 1) == 0) return Reason.Memory;
+      last = load<u8>(chars.ptr);
+    }
     const tail = Block.alloc(<usize>(left + padding));
-    if (!this.moveTail(site, at, held, tail, <usize>left, rest)) {
+    const gone = (plan.seam - start) * members.rowBytes * 8;
+    const made =
+      dtype == members.dtype
+        ? this.moveTail(site, at, held, tail, <usize>left, rest)
+        : this.widenTail(site, at, gone, tail, dtype, rest, last);
+    if (!made) {
       tail.free();
       return Reason.Memory;
     }
-    if (rest > 0) {
-      if (chars.fetch(whole, 1) == 0) {
-        tail.free();
-        return Reason.Memory;
-      }
-      store<u8>(tail.ptr, mix(load<u8>(chars.ptr), load<u8>(tail.ptr), rest));
-    }
+    if (rest > 0) store<u8>(tail.ptr, mix(last, load<u8>(tail.ptr), rest));
     memory.fill(tail.ptr + <usize>left, 0x3d, <usize>padding);
-    // Edits go into the rope in the order of the body.
-    const data = site.base + members.dataAt;
-    const shape = site.base + members.rowsAt;
-    const start = site.base + members.startAt;
-    let done: u64 = 0;
-    for (let i = 0; i < 3; i++) {
+    this.replaceMembers(site, chars, from, whole, tail, dtype, first, count);
+    return Reason.None;
+  }
+
+  /** Puts the edits of all members into the rope, in the order of the body. */
+  private replaceMembers(
+    site: Site,
+    chars: RowChars,
+    from: u64,
+    whole: u64,
+    tail: Block,
+    dtype: Dtype,
+    first: u64,
+    count: u64,
+  ): void {
+    const members = this.members;
+    const moved = first != <u64>members.start;
+    const wider = dtype != members.dtype;
+    const data = members.dataAt;
+    const shape = moved ? members.rowsAt : 0;
+    const start = moved ? members.startAt : 0;
+    // A dtype that is missing becomes the last member, before the brace, which has been passed.
+    const known = members.dtypeAt > 0;
+    const name = !wider ? 0 : known ? members.dtypeAt : site.position - 1 - site.base;
+    // As this object, else prefill's, names dtypes: one of the two does, as without a name it is the narrowest.
+    const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
+    for (let done: u64 = 0; ;) {
       let next = u64.MAX_VALUE;
       if (data > done) next = data;
       if (shape > done) next = min(next, shape);
       if (start > done) next = min(next, start);
+      if (name > done) next = min(next, name);
+      if (next == u64.MAX_VALUE) return;
+      const at = site.base + next;
       if (next == data) {
-        site.rope.replaceFrom(data, 0, chars, 0, whole);
-        site.rope.replaceOwned(data, held + members.run.padding, tail, left + padding);
-        site.growth += <i64>(whole + left + padding) - <i64>(held + members.run.padding);
-      } else if (next == shape) {
-        writeNumber(site, shape, members.rowsEnd - members.rowsAt, rows.rows + <u64>members.rows);
-      } else writeNumber(site, start, members.startEnd - members.startAt, rows.start);
+        const old = members.run.chars + members.run.padding;
+        site.rope.replaceFrom(at, 0, chars, from, whole);
+        site.rope.replaceOwned(at, old, tail, tail.len);
+        site.growth += <i64>(whole + tail.len) - <i64>old;
+      } else if (next == shape) writeNumber(site, at, members.rowsEnd - shape, count);
+      else if (next == start) writeNumber(site, at, members.startEnd - start, first);
+      else writeDtype(site, at, known ? members.dtypeEnd - name : 0, known ? '' : DTYPE_KEY, text);
       done = next;
     }
-    return Reason.None;
+  }
+
+  /** Widens decode's rows, from `gone` bits of the data on, to `lead` bits into `tail`, behind those of `last`. */
+  private widenTail(site: Site, at: u64, gone: u64, tail: Block, dtype: Dtype, lead: i32, last: u8): bool {
+    const members = this.members;
+    const widener = this.widener;
+    widener.begin(members.dtype, dtype, <i32>(gone % 6), lead, last);
+    widener.out = tail.ptr;
+    const skipped = gone / 6;
+    if (!site.rope.feed(widener, at + skipped, members.run.chars - skipped)) return false;
+    widener.end();
+    return true;
   }
 
   /** Re-encodes decode's `held` characters at `lead` bits into the first of `left`. */
@@ -254,4 +365,14 @@ export class ObjectDecode extends DecodeArray {
 function writeNumber(site: Site, at: u64, remove: u64, value: u64): void {
   const digits = Block.alloc(NUMBER_BYTES);
   site.replaceNumber(at, remove, digits, writeDecimal(value, digits.ptr));
+}
+
+/** Writes a dtype's name as JSON, behind `key`. */
+function writeDtype(site: Site, at: u64, remove: u64, key: string, name: string): void {
+  const text = key + '"' + name + '"';
+  const len = <usize>text.length;
+  const block = Block.alloc(len);
+  for (let i: i32 = 0; i < text.length; i++) store<u8>(block.ptr + i, <u8>text.charCodeAt(i));
+  site.rope.replaceOwned(at, remove, block, len);
+  site.growth += <i64>len - <i64>remove;
 }

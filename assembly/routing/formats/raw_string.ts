@@ -8,11 +8,14 @@
 import { Block } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
 import { mix } from '../base64';
-import { Dtype } from '../npy';
+import { Examination, Leg } from '../examination';
+import { Dtype, MAX_ROW_BYTES } from '../npy';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
+import { RowPlan } from '../row_plan';
+import { RowReader } from '../row_reader';
 import { PromptRows, RowChars } from '../rows';
-import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
+import { DecodeArray, Deferred, PrefillArray, Progress, Site, Wanted, decodedLength } from './format';
 import { Run } from './run';
 
 const ITEM: u64 = 4;
@@ -24,8 +27,11 @@ export class RawPrefill extends PrefillArray {
   private chars: RowChars | null = null;
   private asked: bool = false;
 
-  /** `start`: the first token whose row was asked for. */
-  constructor(private start: u64) {
+  /** `start`: the first token whose row was asked for; `examination` is borrowed. */
+  constructor(
+    private start: u64,
+    private examination: Examination,
+  ) {
     super();
   }
 
@@ -68,20 +74,19 @@ export class RawPrefill extends PrefillArray {
     // The array is the first choice's: of several, only where each has the one token of a prefill is its length known.
     const uneven = choices > 1 && completionTokens >= 0 && completionTokens != choices;
     const generated = choices > 1 ? 0 : max<i64>(completionTokens, 1) - 1;
-    const held = promptTokens - start + generated;
+    // Asked from behind the prompt on, an engine has no row of it to send.
+    const held = max<i64>(promptTokens - start + generated, 0);
     if (bytes < 0 || uneven) this.reason = Reason.Size;
-    else if (bytes == 0 || promptTokens <= start) this.reason = Reason.Prompt;
-    else if (bytes % held != 0 || (bytes / held) % ITEM != 0) this.reason = Reason.Size;
+    else if (promptTokens < 0 || (bytes == 0) != (held == 0)) this.reason = Reason.Prompt;
+    else if (held > 0 && (bytes % held != 0 || (bytes / held) % ITEM != 0)) this.reason = Reason.Size;
     if (this.reason != Reason.None) return null;
     const rows = new PromptRows(chars, 0);
     rows.start = start;
-    rows.rows = promptTokens - start;
+    rows.rows = max<i64>(promptTokens - start, 0);
     rows.dtype = Dtype.I4;
-    rows.rowBytes = bytes / held;
-    if (rows.hasSentinel) {
-      this.reason = Reason.Sentinel;
-      return null;
-    }
+    rows.rowBytes = held > 0 ? bytes / held : 0;
+    if (rows.rows > 0) this.reason = rows.read(this.examination);
+    if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;
   }
@@ -97,8 +102,11 @@ export class RawPrefill extends PrefillArray {
 @final
 export class RawDecode extends DecodeArray {
   private run: Run = new Run();
-  private rows: PromptRows | null = null;
+  private plan: RowPlan | null = null;
+  private readonly reader: RowReader = new RowReader();
   private start: u64 = 0;
+  /** Bytes of a row, as prefill's rows tell; 0: they are known when the element has ended, and the array is read then. */
+  private rowBytes: u64 = 0;
   /** Characters that are prefill's as a whole, bits of the next one that are, and prefill's character for these. */
   private whole: u64 = 0;
   private mixBits: i32 = 0;
@@ -109,17 +117,21 @@ export class RawDecode extends DecodeArray {
     return Format.Raw;
   }
 
-  begin(site: Site, rows: PromptRows): bool {
-    const chars = rows.at(0)!;
-    this.rows = rows;
+  begin(site: Site, plan: RowPlan | null): bool {
+    this.plan = plan;
+    this.rowBytes = plan === null ? 0 : plan.rows.rowBytes;
     // An event's array is all or nothing.
-    if (site.events) this.heldFrom = <i64>site.position;
+    if (site.events || this.rowBytes == 0) this.heldFrom = <i64>site.position;
     site.scanner.enterString();
     this.start = site.position;
     this.run.begin();
-    const bits = rows.bytes * 8;
+    this.edited = false;
+    const bits: u64 = plan === null ? 0 : plan.bytes * 8;
     this.whole = bits / 6;
     this.mixBits = <i32>(bits % 6);
+    if (plan === null || this.rowBytes == 0) return true;
+    const chars = plan.rows.at(0)!;
+    begin(this.reader, site.examination, this.rowBytes, this.mixBits, plan.seam, -1);
     if (this.mixBits > 0) {
       if (chars.fetch(this.whole, 1) == 0) {
         this.reason = Reason.Memory;
@@ -127,7 +139,6 @@ export class RawDecode extends DecodeArray {
       }
       this.mixWith = load<u8>(chars.ptr);
     }
-    this.edited = false;
     site.rope.replaceFrom(this.start, this.whole, chars, 0, this.whole);
     return true;
   }
@@ -147,6 +158,11 @@ export class RawDecode extends DecodeArray {
       store<u8>(mixed.ptr, mix(this.mixWith, load<u8>(at + <usize>(this.whole - from)), this.mixBits));
       site.rope.replaceOwned(this.start + this.whole, 1, mixed, 1);
     }
+    // Decode's own rows begin in the character at `whole`.
+    if (this.rowBytes > 0 && chars > this.whole) {
+      const skipped = <usize>(max(from, this.whole) - from);
+      this.reader.push(at + skipped, <usize>(chars - from) - skipped);
+    }
     const prompt = this.whole + (this.mixBits > 0 ? 1 : 0);
     if (!this.edited && chars >= prompt) {
       this.edited = true;
@@ -154,10 +170,15 @@ export class RawDecode extends DecodeArray {
     }
     if (progress == Progress.Done) {
       const bytes = this.run.bytes;
-      const rowBytes = this.rows!.rowBytes;
-      if (bytes < 0 || <u64>bytes % rowBytes != 0) this.reason = Reason.Size;
+      const rowBytes = this.rowBytes;
+      if (bytes < 0 || (rowBytes > 0 && <u64>bytes % rowBytes != 0)) this.reason = Reason.Size;
       else if (chars < prompt) this.reason = Reason.Rows;
-      else site.takeRaw(<u64>bytes / rowBytes);
+      else if (rowBytes == 0) site.defer(this.start, chars);
+      else {
+        this.reader.end();
+        this.reason = this.reader.reason;
+        site.takeRaw(<u64>bytes / rowBytes);
+      }
       if (this.reason != Reason.None) return this.refused(site);
       this.heldFrom = -1;
       return Progress.Done;
@@ -173,4 +194,34 @@ export class RawDecode extends DecodeArray {
     site.rope.forgetEdits(<u64>this.heldFrom);
     return Progress.Refused;
   }
+}
+
+/** Reads an array in the body of which only now is known that it has `rows` rows, the first one that of token `firstRow`. */
+export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): Reason {
+  const bytes = decodedLength(array.chars, array.chars % 4 == 0 ? 0 : 4 - (array.chars % 4));
+  if (bytes < 0) return Reason.Size;
+  if (rows == 0 || bytes == 0) return rows == 0 && bytes == 0 ? Reason.None : Reason.Rows;
+  const rowBytes = <u64>bytes / rows;
+  if (<u64>bytes % rows != 0 || rowBytes % ITEM != 0 || rowBytes > MAX_ROW_BYTES) return Reason.Rows;
+  const misfit = site.examination.misfit(rowBytes / ITEM);
+  if (misfit != Reason.None) return misfit;
+  const reader = new RowReader();
+  begin(reader, site.examination, rowBytes, 0, firstRow, rows);
+  const whole = site.rope.feed(reader, array.at, array.chars);
+  reader.end();
+  const reason = whole ? reader.reason : Reason.Memory;
+  reader.free();
+  return reason;
+}
+
+/** The format tells neither layers nor top_k. */
+function begin(
+  reader: RowReader,
+  examination: Examination,
+  rowBytes: u64,
+  lead: i32,
+  firstRow: u64,
+  rows: i64,
+): void {
+  reader.begin(examination, Leg.Decode, Dtype.I4, 0, 0, rowBytes, lead, firstRow, rows, false);
 }

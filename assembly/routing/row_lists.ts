@@ -1,0 +1,146 @@
+// Rows as nested lists of numbers, [[[expert, …], …], …]: collected one by one and handed to the examination. Their shape
+// is checked by the reader of the document around them.
+
+import { Block, fits } from '../bytes/block';
+import { Examination, Leg } from './examination';
+import { Dtype } from './npy';
+import { Reason } from './reason';
+
+/** Bytes of the first room for a row; it grows by doubling. */
+const FIRST_ROOM: usize = 4096;
+
+
+@final
+export class RowLists {
+  reason: Reason = Reason.None;
+  /** Rows of the value so far. */
+  rows: u64 = 0;
+
+  /** int32 ids of the row that is being read. */
+  private ids: Block | null = null;
+  private count: usize = 0;
+  private layers: u64 = 0;
+  private topK: u64 = 0;
+  /** Ids of the first row, and layers of it: the others have as many. */
+  private idsOfRow: usize = 0;
+  private layersOfRow: u64 = 0;
+
+  /** Of the byte reader: depth of brackets, and the number that is being read; -1: none. */
+  private depth: i32 = 0;
+  private number: i64 = -1;
+
+  /** `examination` is borrowed. */
+  constructor(
+    private examination: Examination,
+    private leg: Leg,
+  ) {}
+
+  /** A value begins. */
+  begin(): void {
+    this.rows = 0;
+    this.layersOfRow = 0;
+    this.beginRow();
+    this.depth = 0;
+    this.number = -1;
+    this.reason = Reason.None;
+  }
+
+  /** One expert; `id` < 0 is not a plain integer, of which the caller has judged already. */
+  expert(id: i64): void {
+    const room = this.room();
+    if (room == 0) return;
+    store<i32>(room, <i32>min<i64>(id, i32.MAX_VALUE));
+    this.count++;
+  }
+
+  endLayer(topK: u64): void {
+    this.layers++;
+    this.topK = topK;
+  }
+
+  /** A row has ended. One of another shape than the first, or of uneven layers, is none. */
+  endRow(): void {
+    const ids = this.ids;
+    if (this.layersOfRow == 0) {
+      this.layersOfRow = this.layers;
+      this.idsOfRow = this.count;
+      this.refuse(this.examination.misfits(this.layers, this.topK));
+    }
+    const even = this.layers * this.topK == <u64>this.count;
+    if (this.layers == 0 || !even || this.layers != this.layersOfRow || this.count != this.idsOfRow) {
+      this.refuse(Reason.Shape);
+    }
+    if (ids !== null && this.reason == Reason.None) {
+      this.reason = this.examination.examineRow(
+        this.leg,
+        this.rows,
+        ids.ptr,
+        Dtype.I4,
+        this.layers,
+        this.topK,
+      );
+    }
+    this.rows++;
+    this.beginRow();
+  }
+
+  /** Reads a piece of a value that has nothing but brackets, commas, digits and white space. */
+  push(ptr: usize, len: usize): void {
+    for (const end = ptr + len; ptr < end; ptr++) {
+      const c = load<u8>(ptr);
+      if (c - 0x30 < 10) {
+        // Longer numbers are no experts: they stay above every id that there can be.
+        this.number = min<i64>(max<i64>(this.number, 0) * 10 + (c - 0x30), 1 << 40);
+        continue;
+      }
+      if (this.number >= 0) {
+        this.expert(this.number);
+        this.number = -1;
+        this.topK++;
+      }
+      if (c == 0x5b) {
+        this.depth++;
+        if (this.depth == 3) this.topK = 0;
+      } else if (c == 0x5d) {
+        if (this.depth == 3) this.endLayer(this.topK);
+        else if (this.depth == 2) this.endRow();
+        this.depth--;
+      }
+    }
+  }
+
+  private refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
+
+  free(): void {
+    const ids = this.ids;
+    if (ids !== null) ids.free();
+    this.ids = null;
+  }
+
+  private beginRow(): void {
+    this.count = 0;
+    this.layers = this.topK = 0;
+  }
+
+  /** Where the next id goes; 0 when memory is short. */
+  private room(): usize {
+    const at = this.count * 4;
+    let ids = this.ids;
+    if (ids === null || at + 4 > ids.len) {
+      const room = ids === null ? FIRST_ROOM : ids.len * 2;
+      if (!fits(room)) {
+        this.refuse(Reason.Memory);
+        return 0;
+      }
+      const larger = Block.alloc(room);
+      if (ids !== null) {
+        memory.copy(larger.ptr, ids.ptr, at);
+        ids.free();
+      }
+      this.ids = ids = larger;
+    }
+    return ids.ptr + at;
+  }
+}

@@ -1,0 +1,69 @@
+// Arrays whose rows are written out, in every format: for scenarios about which rows an array has and what is in them.
+
+import { encoded, type ArraySpec } from './messages.ts';
+
+/** Rows x layers x top_k. */
+export type Rows = number[][][];
+
+const MEMBERS = { layers: 3, topK: 4 };
+
+/** Row `i` of a token sequence, all layers naming different experts; `salt` tells the engines apart. */
+export const row = (i: number, salt = 0, { layers, topK } = MEMBERS): number[][] =>
+  Array.from({ length: layers }, (_, layer) =>
+    Array.from({ length: topK }, (_, k) => 1 + ((i * 5 + layer * 11 + k * 7 + salt * 3) % 29)),
+  );
+
+/** Rows of tokens `from` to `to`. */
+export const rowsOf = (from: number, to: number, salt = 0, of = MEMBERS): Rows =>
+  Array.from({ length: to - from }, (_, i) => row(from + i, salt, of));
+
+/** Rows with some of their layers changed. */
+export const changed = (rows: Rows, change: (row: number, layer: number, ids: number[]) => number[]): Rows =>
+  rows.map((layers, i) => layers.map((ids, layer) => change(i, layer, ids)));
+
+const specOf = (rows: Rows, dtype: string): ArraySpec => ({
+  rows: rows.length,
+  layers: rows[0]?.length ?? MEMBERS.layers,
+  topK: rows[0]?.[0]?.length ?? MEMBERS.topK,
+  dtype,
+});
+
+const BYTES: Record<string, number> = { '|u1': 1, '<u2': 2, '<i2': 2, '<i4': 4 };
+
+/** The rows in memory, little-endian. */
+export function bytesOf(rows: Rows, dtype = '|u1'): Buffer {
+  const size = BYTES[dtype]!;
+  const ids = rows.flat(2);
+  const data = Buffer.alloc(ids.length * size);
+  ids.forEach((id, i) =>
+    data.writeIntLE(size === 4 || id < 1 << (size * 8 - 1) ? id : id - (1 << (size * 8)), i * size, size),
+  );
+  return data;
+}
+
+/** How rows are written as the JSON text of an array's value. */
+export type Write = (rows: Rows, start?: number) => string;
+
+export const inNpy =
+  (dtype = '|u1'): Write =>
+  (rows) =>
+    JSON.stringify(encoded(specOf(rows, dtype), bytesOf(rows, dtype)));
+
+const NAMES: Record<string, string> = { '|u1': 'uint8', '<u2': 'uint16', '<i2': 'int16', '<i4': 'int32' };
+
+export const inObject =
+  (dtype = '|u1'): Write =>
+  (rows, start = 0) => {
+    const { layers, topK } = specOf(rows, dtype);
+    const shape = [rows.length, layers, topK];
+    return JSON.stringify({
+      data: bytesOf(rows, dtype).toString('base64'),
+      shape,
+      start,
+      dtype: NAMES[dtype],
+    });
+  };
+
+export const inLists: Write = (rows) => JSON.stringify(rows);
+
+export const inInt32: Write = (rows) => JSON.stringify(bytesOf(rows, '<i4').toString('base64'));

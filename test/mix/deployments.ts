@@ -18,8 +18,6 @@ export interface Deployment {
   choices: number;
   /** Not every exchange without a fault can be merged: prefill's rows find no room. */
   lacksRoom?: boolean;
-  /** What decode serves alone has the store's KV under it, and rows of nobody for it. */
-  localFromStore?: boolean;
 }
 
 /** Longer than what counts as stalled: a prefill leg that nobody answers must show. */
@@ -52,19 +50,17 @@ export const DEPLOYMENTS: Deployment[] = [
     engine: { connector: 'shared_storage' },
     paths: VLLM,
     choices: 2,
-    localFromStore: true,
   },
   {
     name: 'shared_storage, no parking',
     config: {
-      ...{ connector: 'shared_storage', max_capture_bytes: 3000, max_parked_bytes: 0 },
+      ...{ connector: 'shared_storage', max_capture_bytes: 30_000, max_parked_bytes: 0 },
       ...{ on_prefill_failure: 'reject', on_unmergeable: 'forward', prefill },
     },
     engine: { connector: 'shared_storage', format: 'B' },
     paths: VLLM,
     choices: 1,
     lacksRoom: true,
-    localFromStore: true,
   },
   {
     name: 'sglang',
@@ -74,8 +70,8 @@ export const DEPLOYMENTS: Deployment[] = [
     choices: 1,
   },
   {
-    name: 'mooncake',
-    config: { connector: 'mooncake', ...bootstrapped },
+    name: 'mooncake, heads pass',
+    config: { connector: 'mooncake', headers: 'pass', ...bootstrapped },
     engine: { connector: 'mooncake', patience: PATIENCE_MS },
     paths: VLLM,
     choices: 1,

@@ -3,12 +3,15 @@
 import type { Failure } from '../engine/engine.ts';
 import type { Header } from '../scenario.ts';
 import { CHAT, GENERATE } from '../scenarios/messages.ts';
-import type { Random } from '../unit/random.ts';
+import { Random } from '../unit/random.ts';
 import { DEPLOYMENTS, NATIVE, type Deployment } from './deployments.ts';
 
 export type Leg = 'prefill' | 'decode';
 /** How the client connects: by a pool of connections that stay, or by one of its own. */
 export type Client = 'pool' | 'http1' | 'http2';
+
+/** How it hangs up: by closing the connection, by a reset, or by ending its side of it. */
+export type HangUp = 'close' | 'reset' | 'half-close';
 
 /** When the client hangs up. */
 export type Leaving =
@@ -31,6 +34,8 @@ export interface Reply {
   complete: boolean;
 }
 
+/** Between the streams of random numbers of two seeds. */
+const EXCHANGES_OF_A_SEED = 1_000_003;
 const SIZES = [1, 5, 60, 60, 300, 300, 2000];
 const LONG = SIZES.filter((size) => size > 30);
 /** Less than any reply has. */
@@ -43,11 +48,16 @@ export class Exchange {
   readonly body: Buffer;
   readonly client: Client;
   readonly leaving: Leaving | undefined;
+  readonly hangsUpBy: HangUp;
   readonly started = performance.now();
   /** Set when the client has its answer, or has given up. */
   ended: number | undefined;
   /** An engine has aborted. */
   faulty = false;
+  /** What decode sent last, where it aborted: it may be damaged. */
+  damaged: Buffer | undefined;
+  /** How far each engine has come with it, by its own word. */
+  readonly legs: Partial<Record<Leg, string>> = {};
   /** It was told about as one that stalls. */
   told = false;
   readonly journal: string[] = [];
@@ -55,11 +65,13 @@ export class Exchange {
   #leave!: () => void;
   readonly leave = new Promise<void>((resolve) => (this.#leave = resolve));
 
+  /** What it asks and meets is a matter of seed and serial, whatever came before it. */
   constructor(
     readonly serial: number,
-    random: Random,
+    seed: number,
     rates: Rates,
   ) {
+    const random = new Random(seed * EXCHANGES_OF_A_SEED + serial);
     this.id = String(serial);
     this.deployment = random.pick(DEPLOYMENTS);
     this.path = random.pick(this.deployment.paths);
@@ -72,8 +84,10 @@ export class Exchange {
     // Of prefill the first two tries, the filter's own and Envoy's.
     this.#aborts = { prefill: [abort(), abort()], decode: [abort()] };
     this.leaving = random.chance(rates.leavers) ? leavingOf(random) : undefined;
+    this.hangsUpBy =
+      this.client === 'http1' ? random.pick<HangUp>(['close', 'reset', 'half-close']) : 'close';
     this.note(`${this.client} client, ${this.deployment.name}, ${this.path}, prompt of ${prompt}`);
-    if (this.leaving) this.note(`leaves: ${JSON.stringify(this.leaving)}`);
+    if (this.leaving) this.note(`leaves by ${this.hangsUpBy}: ${JSON.stringify(this.leaving)}`);
   }
 
   /** No two prompts are alike: a store must have nothing of another exchange. */
@@ -107,9 +121,21 @@ export class Exchange {
   asked(leg: Leg): Failure | undefined {
     if (this.leaving?.at === `${leg} asked`) this.hangUp();
     const abort = this.#aborts[leg].shift();
-    this.note(`${leg} is asked${abort ? `, and aborts: ${JSON.stringify(abort)}` : ''}`);
+    this.goes(leg, `is asked${abort ? `, and aborts: ${JSON.stringify(abort)}` : ''}`);
     if (abort) this.faulty = true;
     return abort;
+  }
+
+  /** What an engine does with its leg. */
+  goes(leg: Leg, how: string): void {
+    this.legs[leg] = how;
+    this.note(`${leg} ${how}`);
+  }
+
+  /** Whom the client waits for, as the engines have seen it. */
+  get waitsFor(): string {
+    const { prefill = 'was not asked', decode = 'was not asked' } = this.legs;
+    return `prefill ${prefill}; decode ${decode}`;
   }
 
   received(bytes: number): void {

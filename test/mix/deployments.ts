@@ -31,8 +31,8 @@ const VLLM = [COMPLETIONS, CHAT, GENERATE];
 
 export const DEPLOYMENTS: Deployment[] = [
   {
-    name: 'nixl, full',
-    config: { on_prefill_failure: 'reject', prefill },
+    name: 'nixl, heads pass',
+    config: { headers: 'pass', on_prefill_failure: 'reject', prefill },
     engine: { connector: 'nixl' },
     paths: VLLM,
     choices: 2,
@@ -70,8 +70,8 @@ export const DEPLOYMENTS: Deployment[] = [
     choices: 1,
   },
   {
-    name: 'mooncake, heads pass',
-    config: { connector: 'mooncake', headers: 'pass', ...bootstrapped },
+    name: 'mooncake',
+    config: { connector: 'mooncake', ...bootstrapped },
     engine: { connector: 'mooncake', patience: PATIENCE_MS },
     paths: VLLM,
     choices: 1,

@@ -46,6 +46,8 @@ export interface Options {
 export interface Ended extends Judged {
   exchange: Exchange;
   reply: Reply;
+  /** By Envoy's access log; undefined where the client left before Envoy had its head. */
+  outcome?: string | undefined;
 }
 
 export class Mix {
@@ -225,6 +227,9 @@ export class Mix {
     };
     const settled = await waitFor('Nothing is left', quiet, this.options.stall * 1000).catch(() => false);
     const logged = linesById(await this.#plant.log());
+    for (const each of this.ended) {
+      each.outcome = logged.get(each.exchange.id)?.routed_experts?.split(';')[0];
+    }
     // A client that left before Envoy had its head never was one.
     const late = [...this.exchanges.values()].filter(
       ({ id, legs, journal }) =>
@@ -233,11 +238,11 @@ export class Mix {
     );
     if (late.length > 0) await this.#tell('no end in the access log', late);
     if (!settled) {
-      // The client of such a leg may have left long ago.
-      const open = [...this.exchanges.values()].filter(
-        ({ told, waitsFor }) => !told && /answers reset\b/.test(waitsFor),
+      // The leg of a client that has left: Envoy can't cancel a call.
+      const alone = [...this.exchanges.values()].filter(
+        ({ leaving, legs }) => leaving && legs.prefill && legs.prefill !== 'has answered',
       );
-      if (open.length > 0) await this.#tell('left behind, perhaps', open);
+      if (alone.length > 0) await this.#tell('left behind, perhaps', alone);
       this.faults.push(`left behind: ${left}`);
     }
     this.faults.push(

@@ -4,6 +4,7 @@ import { describeMachine, load } from '../../bench/machine.ts';
 import { table } from '../../bench/report.ts';
 import { digits, quantile } from '../../bench/stats.ts';
 import { requireEnvoy } from '../../tools/envoy.mjs';
+import { OUTCOMES } from '../scenarios/run.ts';
 import { run as runProgram } from '../../tools/run.mjs';
 import { DEPLOYMENTS } from './deployments.ts';
 import type { Ended, Mix, Options } from './mix.ts';
@@ -55,17 +56,18 @@ const HEAD = [
 
 export const summary = (run: Run) => table(HEAD, [figures(run)]).join('\n');
 
-/** A row for each listener and each thing that came, over all runs. */
-function cameBy(runs: Run[]): string[][] {
+const NEVER = 'never there';
+
+/** A row for each listener, over all runs. */
+function outcomes(runs: Run[]): string[] {
   const ended = runs.flatMap(({ mix }) => mix.ended);
-  return DEPLOYMENTS.flatMap((deployment) => {
-    const counts = new Map<string, number>();
-    for (const { exchange, came } of ended) {
-      if (exchange.deployment === deployment) counts.set(came, (counts.get(came) ?? 0) + 1);
-    }
-    const rows = [...counts].sort(([, a], [, b]) => b - a);
-    return rows.map(([came, n]) => [deployment.name, came, String(n)]);
+  const names = [...OUTCOMES, NEVER];
+  const rows = DEPLOYMENTS.map((deployment) => {
+    const own = ended.filter(({ exchange }) => exchange.deployment === deployment);
+    const counts = names.map((name) => own.filter(({ outcome = NEVER }) => outcome === name).length);
+    return [deployment.name, ...[own.length, ...counts, own.filter(compared).length].map(String)];
   });
+  return table(['listener', 'requests', ...names, 'equal to the oracle'], rows);
 }
 
 /** `load`: average before the runs. */
@@ -85,15 +87,16 @@ export async function report(runs: Run[], options: Omit<Options, 'seed'>, before
       `off, 500, 503, half a document), ${rates.leavers * 100} % of the clients leave (at once, in the middle of their request or of their answer, when an engine is asked, after a time; ` +
       `by a close, a reset, or by ending their side). Clients keep connections, or have one each, HTTP/1 or HTTP/2. What has no end within ${stall} s has stalled.`,
     '',
-    `**${runs.length} runs, ${sum(({ ended }) => ended)} requests, ${sum(({ ended }) => ended.filter(compared))} answers equal to those of the engine that does both, ` +
+    `**${runs.length} run${runs.length === 1 ? '' : 's'}, ${sum(({ ended }) => ended)} requests, ${sum(({ ended }) => ended.filter(compared))} answers equal to those of the engine that does both, ` +
       `${sum(({ wrong }) => wrong)} wrong, ${sum(({ stalled }) => stalled)} stalled, ${sum(({ faults }) => faults)} left behind** ` +
       '(requests active in Envoy, on both sides; `held_bytes`; requests without exactly one outcome; traps).',
     '',
     ...table(HEAD, runs.map(figures)),
     '',
-    'What came: status, and the outcome as the head or a trailer tells it, to the clients that read trailers. `nothing` and `cut` are clients that left and legs that aborted.',
+    'Outcomes by the access log; of a client that was never there Envoy did not see the head of its request. What is neither merged nor equal to the oracle ' +
+      'met an engine that aborts or a client that leaves, or found no room for its rows (`no parking`).',
     '',
-    ...table(['listener', 'what came', 'requests'], cameBy(runs)),
+    ...outcomes(runs),
     '',
   ].join('\n');
 }

@@ -3,7 +3,9 @@
 import { npyHeader } from '../test/engine/npy.ts';
 import { NUMPY_NAMES } from '../test/fuzz/dialects.ts';
 import { readRequest } from '../test/fuzz/legs.ts';
-import { readPrefill, streamVerdict, verdictOf } from '../test/fuzz/reference.ts';
+import { readPrefill } from '../test/fuzz/prefill.ts';
+import { verdictOf } from '../test/fuzz/reference.ts';
+import { streamVerdict } from '../test/fuzz/streams.ts';
 import type { EngineReply } from '../test/scenario.ts';
 import { Random } from '../test/unit/random.ts';
 
@@ -44,13 +46,16 @@ type Kind = (random: Random, model: Model, prompt: number) => Messages | null;
 const tokensOf = (prompt: number) => Math.max(2, prompt >> 3);
 const array = (length: number, text: string) => `[${Array(length).fill(text).join(',')}]`;
 
-function rowsOf(random: Random, bytes: number): Buffer {
-  const data = Buffer.alloc(bytes);
-  for (let i = 0; i < data.length; i += 997) data[i] = random.below(128);
+/** Rows as a router gives them: a layer names experts that follow on each other. */
+function rowsOf(random: Random, { layers, topK }: Model, rows: number, itemBytes: number): Buffer {
+  const ids = rows * layers * topK;
+  const data = Buffer.alloc(ids * itemBytes);
+  const first = random.below(120);
+  for (let i = 0; i < ids; i++) data[i * itemBytes] = ((first + Math.floor(i / topK)) % 120) + (i % topK);
   return data;
 }
 
-const widthOf = ({ dtype, layers, topK }: Model) => layers * topK * Number(dtype.slice(2));
+const itemOf = ({ dtype }: Model) => Number(dtype.slice(2));
 
 interface Replies {
   /** Members of a choice with so many rows from a token on. */
@@ -104,7 +109,7 @@ const npy =
     const choice = (rows: number) => {
       const file = Buffer.concat([
         npyHeader(dtype, [rows, layers, topK]),
-        rowsOf(random, rows * widthOf(model)),
+        rowsOf(random, model, rows, itemOf(model)),
       ]);
       return `"routed_experts":"${file.toString('base64')}"`;
     };
@@ -113,7 +118,7 @@ const npy =
 
 function rawBytes(random: Random, model: Model, rows: number, more: object): string {
   const { dtype, layers, topK } = model;
-  const data = rowsOf(random, rows * widthOf(model)).toString('base64');
+  const data = rowsOf(random, model, rows, itemOf(model)).toString('base64');
   return JSON.stringify({ data, shape: [rows, layers, topK], dtype: NUMPY_NAMES[dtype], ...more });
 }
 
@@ -130,9 +135,9 @@ const split =
     if (nested && prompt > LARGEST.lists) return null;
     const { layers, topK } = model;
     const rowsIn = (rows: number) => {
-      const experts = () => array(topK, String(random.below(128)));
+      const experts = (first: number) => `[${Array.from({ length: topK }, (_, k) => first + k).join(',')}]`;
       return nested
-        ? `[${Array.from({ length: rows }, () => array(layers, experts())).join(',')}]`
+        ? `[${Array.from({ length: rows }, () => array(layers, experts(random.below(120)))).join(',')}]`
         : rawBytes(random, model, rows, { encoding: 'base64' });
     };
     return choices(random, prompt, {
@@ -146,11 +151,11 @@ const split =
 /** SGLang's own endpoint: one element, a list of two, or events. */
 const raw =
   (elements: 0 | 2, stream = false): Kind =>
-  (random, { layers, topK }, prompt) => {
+  (random, model, prompt) => {
     if (prompt > LARGEST.raw) return null;
     const tokens = tokensOf(prompt);
     const element = (made: number) => {
-      const rows = rowsOf(random, (prompt + made - 1) * layers * topK * 4).toString('base64');
+      const rows = rowsOf(random, model, prompt + made - 1, 4).toString('base64');
       const counts = `"prompt_tokens":${prompt},"completion_tokens":${made}`;
       return `{"text":"${'word '.repeat(made)}","meta_info":{${counts},"routed_experts":"${rows}"}}`;
     };
@@ -187,9 +192,12 @@ function exchange(random: Random, name: string, kind: Kind, model: Model, prompt
   if (!messages) return null;
   const { prefill, decode, stream, connector, request, path } = messages;
   const asked = readRequest(path, request, connector)!;
-  const brought = readPrefill(prefill, connector === 'sglang')!;
+  // As the soak's configuration has it.
+  const rules = { check: 'sampled' as const, model: null };
+  const brought = readPrefill(prefill, { rules, lists: connector === 'sglang' })!;
   const prompts = Math.max(asked.batch, 1);
-  const expected = { brought, prompts, n: asked.n, maxTokens: asked.maxTokens, tail: true };
+  const { n, maxTokens } = asked;
+  const expected = { brought, prompts, n, maxTokens, tail: true, last: false, rules };
   const { merged, why } = stream ? streamVerdict(decode, expected) : verdictOf(decode, expected);
   if (merged.length !== 1) throw new Error(`${name} of ${prompt}: ${why}`);
   return { ...messages, name: `${name}, ${prompt} tokens`, merged: Buffer.from(merged[0]!.body, 'latin1') };

@@ -1157,6 +1157,8 @@ export class Exchange extends StreamContext implements HeldHead {
       this.reason = reason;
     }
     this.state = State.Passing;
+    // As in `letGo`: with all of its bytes a client may leave. A stream of events has told no length.
+    if (this.lengthTold) this.passing = max<i64>(this.announced - <i64>this.received, 0);
     this.releaseResponse();
     this.releaseCapture();
     return true;
@@ -1182,6 +1184,9 @@ export class Exchange extends StreamContext implements HeldHead {
         this.reason = response.nulled;
       } else if (this.events !== null && response.unplaced) {
         this.reset(Reason.Missing);
+        return false;
+      } else if (this.events !== null && response.merged && this.examination.judge() != Reason.None) {
+        this.reset(Reason.Experts);
         return false;
       } else if (this.events !== null && response.merged && this.expected.alone === null) {
         this.outcome = Outcome.Merged;

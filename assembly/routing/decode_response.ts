@@ -193,9 +193,9 @@ export class DecodeResponse extends Site {
   /** Where the array that is being read begins. */
   private arrayFrom: u64 = 0;
 
-  /** Whether an array has begun in a response that decode served alone. */
+  /** Whether an array has begun in a response that decode served alone, also one that becomes `null`. */
   get begun(): bool {
-    return this.values > 0;
+    return this.values > 0 || this.drops > 0;
   }
 
   /** Whether an array is being read, and more of it is to come. */
@@ -605,9 +605,10 @@ export class DecodeResponse extends Site {
   }
 
   private endArray(array: DecodeArray, place: Place): void {
-    const held = array.heldFrom >= 0;
+    const heldFrom = array.heldFrom;
     let reason = array.end(this);
-    if (reason == Reason.None) reason = this.examination.judge();
+    const edited = reason == Reason.None;
+    if (edited) reason = this.examination.judge();
     if (reason == Reason.None) {
       // What is not decided is read again, and what is deferred is counted with its element.
       if (this.undecided == 0 && this.deferred.length == 0) this.countRows(place);
@@ -615,7 +616,13 @@ export class DecodeResponse extends Site {
       return;
     }
     // Some of an array that was not held to its end may have left.
-    if (!held) return this.refuse(reason);
+    if (heldFrom < 0) return this.refuse(reason);
+    if (edited) {
+      // Good by itself, but not beside the rows of the others.
+      this.rope.forgetEdits(<u64>heldFrom);
+      this.choices--;
+      array.heldFrom = heldFrom;
+    }
     array.reason = reason;
     this.refuseArray(array);
     if (this.stage == Stage.Drop) this.endDrop();
@@ -702,7 +709,7 @@ export class DecodeResponse extends Site {
   /** An element with an array without a header has ended. */
   private checkElement(): void {
     const rows = this.rawRows;
-    if ((rows == 0 && this.deferred.length == 0) || this.treatment == Treatment.Null) return;
+    if ((rows < 0 && this.deferred.length == 0) || this.treatment == Treatment.Null) return;
     if (this.counts.differ) return this.refuse(Reason.Prompt);
     const plan = this.expected.prompt.planOf(max(this.element, 0));
     const tokens = this.counts.prompt;
@@ -714,7 +721,7 @@ export class DecodeResponse extends Site {
     if (this.deferred.length > 0)
       return this.readDeferred(single ? tokens + generated - 1 - start : -1, start);
     if (single && this.rawUneven) return this.refuse(Reason.Rows);
-    if (single && tokens >= 0 && generated >= 1 && <i64>rows + start != tokens + generated - 1) {
+    if (single && tokens >= 0 && generated >= 1 && rows + start != tokens + generated - 1) {
       this.refuse(Reason.Rows);
     }
   }
@@ -761,6 +768,8 @@ export class DecodeResponse extends Site {
     const other = this.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
     if (other && (this.merged || this.undecided > 0)) this.refuse(Reason.Prompt);
     this.checkElement();
+    // Prefill's value may stand beside no rows of decode's. In a stream these may still come.
+    if (this.placed && !this.events) this.refuseIf(this.examination.judge());
   }
 
   /** A document of a request that decode served alone has ended. */

@@ -197,10 +197,10 @@ const SGLANG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } }
 
 const base64 = (...bytes: number[]) => Buffer.from(bytes).toString('base64');
 const withArray = (array: string) =>
-  `{"choices":[{"routed_experts":${array}}],"usage":{"prompt_tokens":2,"completion_tokens":3},"kv_transfer_params":{}}`;
+  `{"choices":[{"routed_experts":${array}}],"usage":{"prompt_tokens":2,"completion_tokens":3},"kv_transfer_params":{"x":1}}`;
 const object = (data: string, rows: number, start: number) =>
   withArray(`{"data":"${data}","shape":[${rows},1,3],"start":${start}}`);
-const lists = (prompt: string) => `{"prompt_routed_experts":${prompt},${withArray('[[[3]]]').slice(1)}`;
+const lists = (prompt: string) => `{"prompt_routed_experts":${prompt},${withArray('[[[3]],[[4]]]').slice(1)}`;
 const raw = (experts: number[]) =>
   `{"text":"x","meta_info":{"prompt_tokens":2,"completion_tokens":2,"routed_experts":"${Buffer.from(Int32Array.from(experts).buffer).toString('base64')}"}}`;
 

@@ -3,10 +3,11 @@
 import type { Dtype } from '../engine/router.ts';
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 import type { Random } from '../unit/random.ts';
-import { DIALECTS, DTYPES, itemBytes, NUMPY_NAMES } from './dialects.ts';
+import { DIALECTS, DTYPES, NUMPY_NAMES } from './dialects.ts';
 import { EVENTS_TYPE, JSON_TYPE, Raw, Style, type Messages } from './messages.ts';
+import { bytesOf, Routers, type Slots } from './routers.ts';
 
-interface Shape {
+export interface Shape {
   dtype: Dtype;
   /** Of decode, where it chose another one. */
   decodeDtype: Dtype;
@@ -14,27 +15,30 @@ interface Shape {
   topK: number;
   /** Tokens of the prompt. */
   prompt: number;
-  /** Decode answers with the generated rows only, where the form has them together. */
-  answersTail: boolean;
+  /** Decode answers from this row on, where the form has them together. */
+  from: number;
+  routers: Routers;
+  slots: Slots;
+  /** The leg one of whose arrays has rows that no router gives. */
+  spoiled: Leg | null;
+  /** Rows that decode has more than it must have, or less. */
+  extra: number;
 }
+
+/** `alone`: decode's, of a request that it serves alone. */
+export type Leg = 'prefill' | 'decode' | 'alone';
 
 /** What the routing of one exchange adds to its replies. */
-interface Writer {
+export interface Writer {
   note: string;
   /** Members of a choice with so many tokens, on one leg. */
-  choice(leg: 'prefill' | 'decode', tokens: number): object;
+  choice(leg: Leg, tokens: number, prompt?: number): object;
   /** Members beside `choices`. */
-  root(leg: 'prefill' | 'decode'): object;
+  root(leg: Leg): object;
   /** Whether a stream can be merged. */
   streams: boolean;
-}
-
-function dataOf(random: Random, { dtype, layers, topK }: Shape, rows: number): Buffer {
-  const width = layers * topK * itemBytes(dtype);
-  const bytes = random.bytes(rows * width);
-  // No row of -1.
-  for (let row = 0; row < rows; row++) bytes[row * width]! &= 0x7f;
-  return bytes;
+  /** What was done to rows. */
+  notes: string[];
 }
 
 /** One array a choice, with rows of both legs. */
@@ -44,70 +48,125 @@ function arrayWriter(random: Random, shape: Shape): Writer {
     version: random.chance(0.8) ? (1 as const) : random.pick([2, 3] as const),
     padding: random.chance(0.7) ? 0 : random.between(0, 70),
   });
-  const npy = { prefill: npyOf(), decode: npyOf() };
-  const { prompt, answersTail } = shape;
+  const npy = { prefill: npyOf(), decode: npyOf(), alone: npyOf() };
+  const { routers, layers, topK, slots } = shape;
+  const notes: string[] = [];
   return {
     note: dialect.name,
     streams: true,
+    notes,
     root: () => ({}),
-    choice(leg, tokens) {
-      const tail = leg === 'decode' && answersTail;
-      const rows = (tail ? 0 : prompt) + tokens - 1;
-      const start = tail ? prompt : 0;
-      const own = leg === 'decode' ? { ...shape, dtype: shape.decodeDtype } : shape;
-      const data = dataOf(random, own, rows);
-      return { [dialect.key]: new Raw(dialect.write({ ...own, rows, data, npy: npy[leg], start })) };
+    choice(leg, tokens, prompt = shape.prompt) {
+      const dtype = leg === 'prefill' ? shape.dtype : shape.decodeDtype;
+      const start = leg === 'prefill' ? 0 : shape.from;
+      const total = prompt + tokens - 1 + (leg === 'prefill' ? 0 : shape.extra);
+      // Decode forwards the last token of the prompt again.
+      const foreign = leg === 'decode' ? Math.max(prompt - 1 - start, 0) : 0;
+      const own = routers.rows(Math.max(total - start - foreign, 0), dtype);
+      const rows = [...routers.slots(slots, foreign, dtype), ...spoil(shape, leg, own, notes)];
+      const data = bytesOf(rows, dtype);
+      const array = { dtype, layers, topK, rows: rows.length, data, npy: npy[leg], start };
+      return { [dialect.key]: new Raw(dialect.write(array)) };
     },
   };
 }
 
+function spoil({ routers, spoiled }: Shape, leg: Leg, rows: number[][], notes: string[]): number[][] {
+  const done = spoiled === leg ? routers.spoil(rows) : null;
+  if (!done) return rows;
+  notes.push(`${leg}: ${done[1]}`);
+  return done[0];
+}
+
 /** The prompt's rows apart from the generated ones. */
 function splitWriter(random: Random, shape: Shape): Writer {
-  const { layers, topK, dtype, prompt } = shape;
+  const { layers, topK, dtype, prompt, routers, slots } = shape;
   const nested = random.chance(0.5);
   const inChoice = random.chance(0.5);
   const remote = random.pick(['invalid', 'null', 'missing'] as const);
-  const list = (length: number, of: () => unknown) => Array.from({ length }, of);
-  const rowsOf = (rows: number): unknown =>
+  const notes: string[] = [];
+  const chunks = (ids: number[], size: number) =>
+    Array.from({ length: ids.length / size }, (_, i) => ids.slice(i * size, (i + 1) * size));
+  const rowsOf = (rows: number[][]): unknown =>
     nested
-      ? list(rows, () => list(layers, () => list(topK, () => random.below(300))))
+      ? rows.map((row) => chunks(row, topK))
       : {
           ...(random.chance(0.9) ? { encoding: 'base64' } : {}),
           dtype: NUMPY_NAMES[dtype],
-          shape: [rows, layers, topK],
-          data: dataOf(random, shape, rows).toString('base64'),
+          shape: [rows.length, layers, topK],
+          data: bytesOf(rows, dtype).toString('base64'),
         };
-  const value = (leg: string): object => {
-    if (leg === 'prefill' || remote === 'invalid') return { prompt_routed_experts: rowsOf(prompt) };
+  // One of both is spoiled.
+  const apart = random.chance(0.5);
+  const value = (leg: Leg, tokens = prompt): object => {
+    if (leg !== 'decode') {
+      const rows = routers.rows(tokens, dtype);
+      const spoiled = leg === 'prefill' || apart ? spoil(shape, leg, rows, notes) : rows;
+      return { prompt_routed_experts: rowsOf(spoiled) };
+    }
+    if (remote === 'invalid') return { prompt_routed_experts: rowsOf(routers.slots(slots, prompt, dtype)) };
     return remote === 'null' ? { prompt_routed_experts: null } : {};
   };
   return {
     note: 'split',
     streams: remote !== 'missing',
+    notes,
     root: (leg) => (inChoice ? {} : value(leg)),
-    choice: (leg, tokens) => ({ ...(inChoice ? value(leg) : {}), routed_experts: rowsOf(tokens - 1) }),
+    choice: (leg, tokens, length = prompt) => {
+      const extra = leg === 'prefill' ? 0 : shape.extra;
+      const rows = routers.rows(Math.max(tokens - 1 + extra, 0), dtype);
+      const spoiled = leg === 'decode' || (leg === 'alone' && !apart) ? spoil(shape, leg, rows, notes) : rows;
+      return { ...(inChoice ? value(leg, length) : {}), routed_experts: rowsOf(spoiled) };
+    },
   };
+}
+
+export const writerOf = (random: Random, shape: Shape): Writer =>
+  random.chance(0.7) ? arrayWriter(random, shape) : splitWriter(random, shape);
+
+/** A model and how its engines write, of a prompt of so many tokens. */
+export function shapeOf(random: Random, prompt: number, spoilable: Leg[]): Shape {
+  const dtype = random.pick(DTYPES);
+  const size = { layers: random.between(1, 4), topK: random.between(1, 4) };
+  return {
+    ...size,
+    dtype,
+    decodeDtype: random.chance(0.2) ? random.pick(DTYPES) : dtype,
+    prompt,
+    from: 0,
+    routers: new Routers(random, size, dtype),
+    slots: random.pick(['zeros', 'earlier', 'garbage'] as const),
+    spoiled: random.chance(0.15) ? random.pick(spoilable) : null,
+    extra: random.chance(0.04) ? random.pick([-5, -1, 1, 2, prompt]) : 0,
+  };
+}
+
+export const modelOf = ({ layers, topK, routers }: Shape) => ({
+  layers,
+  top_k: topK,
+  experts: routers.experts,
+});
+
+/** Engines without capture. */
+function bareWriter(random: Random): Writer {
+  const value = random.chance(0.5) ? { routed_experts: null } : {};
+  return { note: 'no routing', choice: () => value, root: () => ({}), streams: true, notes: [] };
 }
 
 export function choicesByHand(random: Random): Messages {
   const style = new Style(random);
   const path = random.pick([COMPLETIONS, CHAT, GENERATE]);
   const stream = path === GENERATE && random.chance(0.3);
-  const prompt = random.chance(0.1) ? random.between(50, 400) : random.between(1, 12);
+  const prompt = random.chance(0.12) ? random.between(50, 400) : random.between(1, 12);
   const n = random.chance(0.6) ? 1 : random.between(2, 4);
   const connector = random.pick(['nixl', 'nixl', 'nixl', 'shared_storage', 'mooncake'] as const);
   const tail = connector !== 'mooncake' && random.chance(0.5);
-  const dtype = random.pick(DTYPES);
-  const shape: Shape = {
-    dtype,
-    decodeDtype: random.chance(0.2) ? random.pick(DTYPES) : dtype,
-    layers: random.between(1, 4),
-    topK: random.between(1, 4),
-    prompt,
-    // An engine that does not look at `routed_experts_prompt_start` answers in full.
-    answersTail: tail && random.chance(0.8),
-  };
-  const writer = random.chance(0.7) ? arrayWriter(random, shape) : splitWriter(random, shape);
+  const last = random.chance(0.25);
+  const shape = shapeOf(random, prompt, ['prefill', 'decode']);
+  // An engine that does not look at `routed_experts_prompt_start` answers in full.
+  if (tail && random.chance(0.8)) shape.from = last ? prompt - 1 : prompt;
+  const bare = connector !== 'mooncake' && random.chance(0.04);
+  const writer = bare ? bareWriter(random) : writerOf(random, shape);
   const lengths = Array.from({ length: n }, () => random.between(1, 6));
   const maxTokens = random.chance(0.6) ? Math.max(...lengths) : null;
   const rest = lengths.reduce((a, b) => a + b, 0);
@@ -138,32 +197,41 @@ export function choicesByHand(random: Random): Messages {
           ...(path === CHAT
             ? { messages: [{ role: 'user', content: style.words() }] }
             : { prompt: style.words() }),
-          ...(path === CHAT && maxTokens !== null && random.chance(0.3)
-            ? { max_completion_tokens: maxTokens }
+          // Not a member of completions, where it says nothing.
+          ...(maxTokens !== null && random.chance(0.3)
+            ? { max_completion_tokens: path === CHAT ? maxTokens : random.between(0, 3) }
             : {}),
           ...sampling,
           ...common,
           ...(random.chance(0.1) ? { stream: false, echo: false } : {}),
         };
 
+  const handless = connector === 'nixl' && random.chance(0.03);
   const params = {
     do_remote_prefill: true,
     remote_request_id: style.words(),
     remote_block_ids: [[random.below(100)]],
     more: style.words(),
   };
+  const details = bare || random.chance(0.1);
   const usage = (completion: number) =>
-    style.order({ prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion });
+    style.order({
+      prompt_tokens: prompt,
+      completion_tokens: completion,
+      total_tokens: prompt + completion,
+      ...(details ? { prompt_tokens_details: { cached_tokens: random.below(prompt + 1) } } : {}),
+    });
   // Without a length, such a value can't be checked.
-  const withUsage = random.chance(0.8) || writer.note === 'split';
+  const withUsage = random.chance(0.8) || writer.note === 'split' || bare;
   const withIds = random.chance(0.4) || path === GENERATE;
-  const choice = (leg: 'prefill' | 'decode', index: number, tokens: number) =>
+  const long = 'word '.repeat(bare ? random.between(50, 1000) : 0);
+  const choice = (leg: Leg, index: number, tokens: number) =>
     style.order({
       index,
       ...(path === CHAT
-        ? { message: style.order({ role: 'assistant', content: style.words() }) }
+        ? { message: style.order({ role: 'assistant', content: style.words() + long }) }
         : path === COMPLETIONS
-          ? { text: style.words() }
+          ? { text: style.words() + long }
           : {}),
       logprobs: random.chance(0.2) ? { content: [{ token: style.words(), top_logprobs: [] }] } : null,
       ...(withIds ? { token_ids: Array.from({ length: tokens }, (_, i) => i * 1000) } : {}),
@@ -175,7 +243,8 @@ export function choicesByHand(random: Random): Messages {
     choices: [choice('prefill', 0, 1)],
     ...writer.root('prefill'),
     ...(withUsage || random.chance(0.8) ? { usage: usage(1) } : {}),
-    kv_transfer_params: params,
+    // Of an engine that runs another connector there are none.
+    kv_transfer_params: handless ? random.pick([null, {}]) : params,
   });
   const events = () => [
     ...lengths.flatMap((tokens, index) =>
@@ -204,9 +273,22 @@ export function choicesByHand(random: Random): Messages {
     decode: stream
       ? { headers: EVENTS_TYPE, body: style.events(events()) }
       : { headers: JSON_TYPE, body: style.write(whole()) },
-    config: { connector, decode_rows: tail ? 'tail' : 'full' },
-    // A transfer is taken once.
-    merges: (!stream || writer.streams) && (connector !== 'mooncake' || n === 1),
-    note: `by hand, ${writer.note}`,
+    config: {
+      connector,
+      decode_rows: tail ? 'tail' : 'full',
+      ...(last ? { last_prompt_row: 'decode' } : {}),
+    },
+    merges:
+      (!stream || writer.streams) &&
+      writer.notes.length === 0 &&
+      !handless &&
+      (shape.extra === 0 || bare) &&
+      // A transfer is taken once.
+      (connector !== 'mooncake' || n === 1) &&
+      // A value of its own has no room for a row of decode's.
+      !(last && writer.note === 'split'),
+    ...(bare ? { ends: 'absent' as const } : {}),
+    model: modelOf(shape),
+    note: ['by hand', writer.note, ...(handless ? ['no handshake'] : []), ...writer.notes].join(', '),
   };
 }

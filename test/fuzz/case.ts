@@ -15,8 +15,10 @@ export interface Reply {
 
 export interface FuzzCase {
   seed: number;
-  /** Nothing is wrong with it: it must be merged. */
+  /** Nothing is wrong with it: it must end as `ends` says. */
   clean: boolean;
+  /** Default: merged. */
+  ends?: 'merged' | 'local' | 'absent';
   config: Record<string, unknown>;
   path: string;
   headers: Header[];

@@ -113,7 +113,8 @@ const npy: Dialect = {
   },
   read(text) {
     const file = base64Of(text);
-    return file && readNpy(file);
+    const rows = file && readNpy(file);
+    return rows && { ...rows, text };
   },
   overwritten(text, at, { rows, layers, topK }) {
     const start = Buffer.from(text.slice(at + 1, at + 17), 'base64');

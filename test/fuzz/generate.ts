@@ -6,6 +6,7 @@ import { captureNames, loadCapture, type Capture } from '../engine/replay.ts';
 import type { Header, Protocol } from '../scenario.ts';
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
 import { Random } from '../unit/random.ts';
+import { aloneByHand } from './alone_by_hand.ts';
 import type { FuzzCase, Reply } from './case.ts';
 import { choicesByHand } from './by_hand.ts';
 import {
@@ -18,7 +19,7 @@ import {
 } from './legs.ts';
 import { JSON_TYPE, ranksOf, type Messages } from './messages.ts';
 import { mutate, mutateStream } from './mutate.ts';
-import { readPrefill } from './reference.ts';
+import { readPrefill } from './prefill.ts';
 import { sglangByHand } from './sglang.ts';
 
 const isStream = (headers: Header[]) =>
@@ -80,18 +81,26 @@ function bySimulation(random: Random): Messages {
   const asked = readRequest(path, Buffer.from(text), connector)!;
   const own = connector === 'nixl' ? { kv_transfer_params: REMOTE_DECODE } : {};
   const prefill = ask(createEngine({ ...shared, role: 'prefill' }), path, prefillLeg(asked, own));
-  const brought = readPrefill(Buffer.from(prefill.body, 'latin1'))!;
+  // The engine dies of a tail that does not begin with the first generated row.
+  const last = !tail && random.chance(0.2);
+  const rules = { check: 'off' as const, model: null };
+  const brought = readPrefill(Buffer.from(prefill.body, 'latin1'), { rules, last })!;
   const params = connector === 'nixl' ? { kv_transfer_params: JSON.parse(brought.params!) as unknown } : {};
-  const leg = decodeLeg(asked, params, tail ? brought.promptTokens : null);
+  const leg = decodeLeg(asked, params, tail ? brought.seam : null);
   const decode = ask(createEngine({ ...shared, role: 'decode', promptRows: 'stale' }), path, leg);
   return {
     path,
     request: text,
     prefill,
     decode,
-    config: { connector, decode_rows: tail ? 'tail' : 'full' },
+    config: {
+      connector,
+      decode_rows: tail ? 'tail' : 'full',
+      ...(last ? { last_prompt_row: 'decode' } : {}),
+    },
+    model: { layers: shared.model.layers, top_k: shared.model.topK, experts },
     // Streams of the other endpoints have no routing; one without a place for it has none.
-    merges: !stream || (format !== 'C' && (path === GENERATE || streamArrays)),
+    merges: (!stream || (format !== 'C' && (path === GENERATE || streamArrays))) && !(last && format === 'C'),
     note: `simulated ${format}${stream ? ' stream' : ''}`,
   };
 }
@@ -108,11 +117,9 @@ function bySglang(random: Random): Messages {
       ? { input_ids: prompt, sampling_params: { max_new_tokens: tokens }, ...more }
       : { prompt, max_tokens: tokens, ...more };
   };
-  const engine = createEngine({
-    role: 'oracle',
-    api: 'sglang',
-    model: { layers: random.between(1, 3), topK: random.between(1, 3) },
-  });
+  // A row of a single expert is not told from one of zeros.
+  const model = { layers: random.between(1, 3), topK: random.between(2, 3) };
+  const engine = createEngine({ role: 'oracle', api: 'sglang', model });
   const tokens = random.between(1, 5);
   return {
     path,
@@ -157,15 +164,19 @@ export function caseOf(seed: number): FuzzCase {
   // Neighbouring seeds begin alike.
   for (let i = 0; i < 3; i++) random.next();
   const from = random.pick([
-    ...[choicesByHand, choicesByHand, choicesByHand, sglangByHand, sglangByHand],
+    ...[choicesByHand, choicesByHand, choicesByHand, choicesByHand, sglangByHand, sglangByHand],
+    ...[aloneByHand, aloneByHand],
     ...[bySimulation, bySimulation, bySglang, byCapture],
   ]);
   const messages = from(random);
   const notes = [messages.note];
   let { request } = messages;
+  const rows = rowsConfig(random, messages);
+  const { ends = 'merged' } = messages;
   let [prefillText, decodeText] = [messages.prefill.body, messages.decode.body];
-  const damage = random.chance(0.12) ? 0 : random.between(1, 3);
+  const damage = random.chance(0.2) ? 0 : random.between(1, 3);
   const stream = isStream(messages.decode.headers);
+  if (stream && random.chance(0.1)) decodeText = `\xef\xbb\xbf${decodeText}`;
   for (let i = 0; i < damage; i++) {
     const which = random.next();
     const damaged = (leg: string, [text, note]: [string, string]) => {
@@ -190,7 +201,9 @@ export function caseOf(seed: number): FuzzCase {
     return out;
   };
   const prefill: FuzzCase['prefill'] = [reply(prefillText, messages.prefill.headers, true)];
-  if (random.chance(0.04)) {
+  if (messages.fails) {
+    prefill[0] = random.pick<Reply | 'down'>(['down', replyOf(random, '{"error":{}}', JSON_TYPE, 500)]);
+  } else if (random.chance(0.04)) {
     const failed = random.pick<Reply | 'down'>([
       'down',
       replyOf(random, '{"error":{}}', [['content-type', 'application/json']], 500),
@@ -209,15 +222,19 @@ export function caseOf(seed: number): FuzzCase {
   const connector = (messages.config['connector'] ?? 'nixl') as ConnectorName;
   const bootstrap = connector === 'mooncake' ? bootstrapOf(random, notes) : null;
   const body = Buffer.from(request, 'latin1');
+  const encoding = random.chance(0.02) ? random.pick(['gzip', 'identity', 'br, gzip', 'Identity']) : null;
+  if (encoding !== null) notes.push(`request: content-encoding ${encoding}`);
   const clean =
     damage === 0 &&
+    encoding === null &&
     messages.merges &&
+    rows.fits &&
     !headsDamaged &&
     !leaves &&
     !decode.fault &&
     prefill.length === 1 &&
     !notes.includes(RANKS) &&
-    (prefill[0] as Reply).fault === undefined;
+    (messages.fails || (prefill[0] as Reply).fault === undefined);
   const hold_bytes = random.pick([0, 0, 1, 64, 300, 1000, 1 << 20]);
   // Heads that are not held: what can't be merged is reset.
   const pass = !isConcurrent(connector) && random.chance(0.15);
@@ -232,10 +249,12 @@ export function caseOf(seed: number): FuzzCase {
   return {
     seed,
     clean,
+    ...(ends === 'merged' ? {} : { ends }),
     config: {
-      ...messages.config,
       on_unmergeable: random.pick(pass ? ['reject', 'forward'] : ['reject', 'null', 'forward']),
       on_prefill_failure: random.pick(['decode', 'reject']),
+      ...rows.config,
+      ...messages.config,
       hold_bytes,
       ...(random.chance(0.2) ? { max_hold_bytes: Math.max(hold_bytes, random.pick([0, 200, 2000])) } : {}),
       ...(pass ? { headers: 'pass' } : {}),
@@ -248,6 +267,8 @@ export function caseOf(seed: number): FuzzCase {
       ['content-type', 'application/json'],
       ...(random.chance(0.7) ? [['content-length', String(body.length)] as Header] : []),
       ['x-request-id', 'fuzz'],
+      ...(random.chance(0.2) ? [['accept-encoding', 'gzip'] as Header] : []),
+      ...(encoding === null ? [] : [['content-encoding', encoding] as Header]),
     ],
     body: request,
     pieces: random.chance(0.6) ? [] : random.cuts(body.length, random.between(1, 200)),
@@ -262,6 +283,23 @@ export function caseOf(seed: number): FuzzCase {
       : {}),
     notes,
   };
+}
+
+/** What the configuration says of rows; `fits`: nothing in it is wrong for the model. */
+function rowsConfig(random: Random, { model }: Messages): { config: Record<string, unknown>; fits: boolean } {
+  const config: Record<string, unknown> = {};
+  if (random.chance(0.5)) config['check_rows'] = random.pick(['sampled', 'all', 'off']);
+  if (random.chance(0.1)) config['local_prefix_cache'] = 'fresh';
+  let fits = true;
+  if (model && random.chance(0.25)) {
+    config['model'] = model;
+    if (random.chance(0.2)) {
+      const key = random.pick(['layers', 'top_k', 'experts'] as const);
+      config['model'] = { ...model, [key]: Math.max(1, random.pick([model[key] - 1, model[key] + 1, 1])) };
+      fits = false;
+    }
+  }
+  return { config, fits };
 }
 
 const RANKS = 'bootstrap: damaged';

@@ -1,7 +1,7 @@
 // What each leg must be sent, said a second time on JSON.parse: which requests P/D may serve, and what the engines get.
 
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
-import { read } from './json.ts';
+import { integer, last as lastOf, parse, read } from './json.ts';
 
 export type Json = Record<string, unknown>;
 export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
@@ -49,7 +49,13 @@ export interface Asked {
   maxTokens: number;
   /** First token whose row is asked for, of SGLang. */
   start: number;
+  /** The same where decode serves it alone; -1: the first one. */
+  aloneStart: number;
 }
+
+/** Whether P/D looks at requests to a path. */
+export const isServed = (path: string, connector: ConnectorName): boolean =>
+  (connector === 'sglang' ? SGLANG_PATHS : VLLM_PATHS).includes(path);
 
 const listed = (prompt: unknown): number =>
   Array.isArray(prompt) && (typeof prompt[0] === 'string' || Array.isArray(prompt[0])) ? prompt.length : 0;
@@ -57,8 +63,8 @@ const listed = (prompt: unknown): number =>
 /** Null: not a request that P/D looks at. */
 export function readRequest(path: string, body: Buffer, connector: ConnectorName): Asked | null {
   const sglang = connector === 'sglang';
-  if (!(sglang ? SGLANG_PATHS : VLLM_PATHS).includes(path)) return null;
-  const value = read(body.toString('latin1'));
+  const text = body.toString('latin1');
+  const value = isServed(path, connector) ? read(text) : undefined;
   if (!isObject(value)) return null;
   const within = path === GENERATE || path === NATIVE;
   const params = value['sampling_params'];
@@ -68,12 +74,23 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   const prompts = path === NATIVE ? [value['text'], value['input_ids']] : [value['prompt']];
   const batch = path === GENERATE ? 0 : Math.max(...prompts.map(listed));
   const samples = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
-  const asked = { path, value, connector, batch, n: samples * Math.max(batch, 1) };
+  const root = parse(text)!;
+  // An engine takes 5.0 for 5: to the filter it is no plain number.
+  const start = integer(text, lastOf(root, 'routed_experts_start_len'));
+  const owner = path === GENERATE ? lastOf(root, 'sampling_params') : root;
+  const promptStart = path === NATIVE ? -1 : integer(text, lastOf(owner, 'routed_experts_prompt_start'));
+  const asked = {
+    path,
+    value,
+    connector,
+    batch,
+    n: samples * Math.max(batch, 1),
+    start: Math.max(start, 0),
+    aloneStart: Math.max(start, promptStart),
+  };
   if (sglang) {
-    const start = value['routed_experts_start_len'];
-    // JSON.parse rounds what is larger than it can say.
-    const fit = absent(start) || (Number.isInteger(start) && (start as number) >= 0);
-    return { ...asked, fit, maxTokens: -1, start: plain(start) ? (start as number) : 0 };
+    const fit = absent(value['routed_experts_start_len']) || start >= 0;
+    return { ...asked, fit, maxTokens: -1 };
   }
   const echo = within ? undefined : value['echo'];
   // `/v1/completions` has no `max_completion_tokens`.
@@ -91,7 +108,7 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   );
   const known = caps.filter((cap) => !absent(cap));
   const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;
-  return { ...asked, fit, maxTokens, start: 0 };
+  return { ...asked, fit, maxTokens };
 }
 
 function withoutParams({ path, value, connector }: Asked): Json {

@@ -32,11 +32,12 @@ else await all();
 
 /** A part of a run, in a process of its own. */
 async function part(): Promise<void> {
-  const tell = (told: Told) => process.send!(told);
+  // What was told has left when it is over.
+  const tell = (told: Told) => new Promise((resolve) => process.send!(told, resolve));
   const result = await fuzz(FILTER_WASM, seed, cases, (done) => {
-    if (done % 10_000 === 0) tell({ done });
+    if (done % 10_000 === 0) void tell({ done });
   });
-  tell(result);
+  await tell(result);
   process.disconnect();
 }
 

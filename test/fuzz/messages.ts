@@ -10,8 +10,14 @@ export interface Messages {
   prefill: { headers: Header[]; body: string };
   decode: { headers: Header[]; body: string };
   config: Record<string, unknown>;
-  /** False: it is known not to be merged. */
+  /** False: nothing is known of how it ends. */
   merges: boolean;
+  /** How it ends. Default: merged. */
+  ends?: 'merged' | 'local' | 'absent';
+  /** The model, where it is known. */
+  model?: { layers: number; top_k: number; experts: number };
+  /** Prefill fails. */
+  fails?: boolean;
   note: string;
 }
 

@@ -1,21 +1,31 @@
 // Format D, SGLang's, for the reference: base64 of little-endian int32 without a header, for each element of a reply.
 
 import { base64Of, hasSentinel } from './dialects.ts';
+import { misfitOfIds, rowsOf, type RowSet, type Rules } from './examined.ts';
 import type { Node } from './json.ts';
 import { choicesOf, countOf, isRaw, type Place } from './places.ts';
+import type { Plan } from './prefill.ts';
 
 /** Prefill's rows of one prompt. */
 export interface RawRows {
   /** First token, and the one behind the last. */
   start: number;
   end: number;
-  /** Bytes of a row. */
+  /** Bytes of a row; 0: nothing came that tells. */
   width: number;
+  /** Rows of the prompt, and what they are. */
+  rows: number;
   data: Buffer;
 }
 
 /** Prefill's rows, one for each element; null when they can't be used. `start`: the first token whose row was asked for. */
-export function readRaw(text: string, root: Node, found: Place[], start: number): RawRows[] | null {
+export function readRaw(
+  text: string,
+  root: Node,
+  found: Place[],
+  start: number,
+  rules: Rules,
+): RawRows[] | null {
   if (!found.every(isRaw)) return null;
   const elements = root.kind === 'array' ? root.items : [root];
   const out: RawRows[] = [];
@@ -24,8 +34,8 @@ export function readRaw(text: string, root: Node, found: Place[], start: number)
     // Of a reply's array and its first choice's, which are the same, the first one counts.
     const [place] = own;
     if (!place || tooMany(own, root)) return null;
-    const rows = rowsOf(text, element, place, start, root.kind === 'array');
-    if (!rows) return null;
+    const rows = readOne(text, element, place, start, root.kind === 'array');
+    if (!rows || (rows.rows > 0 && misfitOfIds(rules, rows.width / 4))) return null;
     out.push(rows);
   }
   return out;
@@ -39,7 +49,7 @@ const tooMany = (own: Place[], root: Node): boolean =>
         (i) => own.filter(({ choice }) => choice === i).length > 1,
       );
 
-function rowsOf(
+function readOne(
   text: string,
   element: Node,
   { node }: Place,
@@ -49,20 +59,32 @@ function rowsOf(
   const bytes = base64Of(text.slice(node.start, node.end));
   const prompt = countOf(text, element, 'prompt_tokens', listed);
   const completion = countOf(text, element, 'completion_tokens', listed);
-  if (!bytes || bytes.length === 0 || prompt === null || completion === null || prompt <= start) return null;
+  if (!bytes || prompt === null || prompt < 0 || completion === null) return null;
   // A sum of several choices, each of which has the one token of a prefill.
   const choices = choicesOf(element).length;
   if (choices > 1 && completion >= 0 && completion !== choices) return null;
-  const width = bytes.length / (prompt - start + (choices > 1 ? 0 : Math.max(completion, 1) - 1));
+  const generated = choices > 1 ? 0 : Math.max(completion, 1) - 1;
+  const held = Math.max(prompt - start + generated, 0);
+  if ((held === 0) !== (bytes.length === 0)) return null;
+  const width = held > 0 ? bytes.length / held : 0;
   if (!Number.isInteger(width) || width % 4 !== 0) return null;
-  const data = bytes.subarray(0, (prompt - start) * width);
-  return hasSentinel(data, width) ? null : { start, end: prompt, width, data };
+  const rows = Math.max(prompt - start, 0);
+  const data = bytes.subarray(0, rows * width);
+  return hasSentinel(data, width) ? null : { start, end: prompt, width, rows, data };
 }
 
 export interface Expectation {
   rows: RawRows[];
+  plans: Plan[];
   prompts: number;
   choices: number;
+  rules: Rules;
+}
+
+export interface RawEdits {
+  edits: { node: Node; text: string }[];
+  /** Decode's own rows. */
+  sets: RowSet[];
 }
 
 /** What each array of a document becomes, or why it can't be merged. */
@@ -70,9 +92,10 @@ export function mergeRaw(
   text: string,
   root: Node,
   found: Place[],
-  { rows, prompts, choices }: Expectation,
-): { node: Node; text: string }[] | string {
-  if (found.length === 0) return [];
+  { rows, plans, prompts, choices, rules }: Expectation,
+): RawEdits | string {
+  const out: RawEdits = { edits: [], sets: [] };
+  if (found.length === 0) return out;
   if (!found.every(isRaw)) return 'another form';
   const list = root.kind === 'array';
   if (!list && choicesOf(root).length > 0 && tooMany(found, root)) return 'an array twice';
@@ -80,33 +103,60 @@ export function mergeRaw(
   if (!list && rows.length > 1) return 'a list became one';
   if (list && prompts > 1 && rows.length === 1) return 'one became a list';
   if (list && rows.length > 1 && root.items.length !== rows.length) return 'another number of elements';
-  const out: { node: Node; text: string }[] = [];
   for (const place of found) {
     if (list && found.filter(({ choice }) => choice === place.choice).length > 1) return 'an array twice';
-    const own = rows.length === 1 ? rows[0]! : rows[place.choice]!;
-    const merged = mergeOne(text, root, place, own, list || choices === 1);
-    if (merged === null) return 'an array that does not fit';
-    out.push({ node: place.node, text: merged });
+    const i = rows.length === 1 ? 0 : place.choice;
+    const merged = mergeOne(text, root, place, rows[i]!, plans[i]!, list || choices === 1);
+    if (typeof merged === 'string') return merged;
+    if (merged.width > 0 && misfitOfIds(rules, merged.width / 4)) return "not the model's number of ids";
+    out.edits.push({ node: place.node, text: `"${merged.data.toString('base64')}"` });
+    out.sets.push({ rows: rowsOf(merged.own, '<i4', merged.width), layers: 0, topK: 0 });
   }
   return out;
 }
 
-function mergeOne(text: string, root: Node, place: Place, rows: RawRows, single: boolean): string | null {
-  const element = root.kind === 'array' ? root.items[place.choice]! : root;
-  const merged = mergedRaw(text.slice(place.node.start, place.node.end), rows);
-  const prompt = countOf(text, element, 'prompt_tokens', root.kind === 'array');
-  const completion = countOf(text, element, 'completion_tokens', root.kind === 'array');
-  if (!merged || prompt === null || (prompt >= 0 && prompt !== rows.end)) return null;
-  if (completion === null) return null;
-  const held = merged.length / rows.width;
-  const counted = single && prompt >= 0 && completion >= 1;
-  if (counted && held + rows.start !== prompt + completion - 1) return null;
-  return `"${merged.toString('base64')}"`;
+interface MergedRaw {
+  data: Buffer;
+  /** Decode's rows in it, and the bytes of one; 0: nothing tells. */
+  own: Buffer;
+  width: number;
+}
+
+function mergeOne(
+  text: string,
+  root: Node,
+  place: Place,
+  rows: RawRows,
+  plan: Plan,
+  single: boolean,
+): MergedRaw | string {
+  const listed = root.kind === 'array';
+  const element = listed ? root.items[place.choice]! : root;
+  const data = mergedRaw(text.slice(place.node.start, place.node.end), rows, plan);
+  const prompt = countOf(text, element, 'prompt_tokens', listed);
+  const completion = countOf(text, element, 'completion_tokens', listed);
+  if (!data) return 'an array that does not fit';
+  if (prompt === null || completion === null) return 'counts that differ';
+  if (prompt >= 0 && prompt !== plan.end) return 'another prompt';
+  const counted = single && prompt >= 0 && completion >= 1 ? prompt + completion - 1 - plan.start : -1;
+  if (rows.width === 0) return wholeRaw(data, counted);
+  if (counted >= 0 && counted * rows.width !== data.length) return 'another number of rows';
+  return { data, own: data.subarray((plan.seam - plan.start) * rows.width), width: rows.width };
+}
+
+/** An array of which only its own counts tell how many rows it has; -1: they do not. */
+export function wholeRaw(data: Buffer, counted: number): MergedRaw | string {
+  if (counted < 0) return { data, own: Buffer.alloc(0), width: 0 };
+  if ((counted === 0) !== (data.length === 0)) return 'another number of rows';
+  const width = counted > 0 ? data.length / counted : 0;
+  if (!Number.isInteger(width) || width % 4 !== 0) return 'another number of rows';
+  return { data, own: data, width };
 }
 
 /** Prefill's rows over decode's; null when there is no room for them. */
-export function mergedRaw(text: string, { data, width }: RawRows): Buffer | null {
+export function mergedRaw(text: string, { data, width }: RawRows, { start, seam }: Plan): Buffer | null {
   const bytes = base64Of(text);
-  if (!bytes || bytes.length % width !== 0 || bytes.length < data.length) return null;
-  return Buffer.concat([data, bytes.subarray(data.length)]);
+  const taken = (seam - start) * width;
+  if (!bytes || (width > 0 && bytes.length % width !== 0) || bytes.length < taken) return null;
+  return Buffer.concat([data.subarray(0, taken), bytes.subarray(taken)]);
 }

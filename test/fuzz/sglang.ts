@@ -3,6 +3,7 @@
 import type { Random } from '../unit/random.ts';
 import { CHAT, COMPLETIONS, NATIVE } from '../scenarios/messages.ts';
 import { EVENTS_TYPE, JSON_TYPE, Raw, Style, type Messages } from './messages.ts';
+import { bytesOf, Routers } from './routers.ts';
 
 /** One sample of one prompt. */
 interface Sample {
@@ -14,22 +15,40 @@ interface Sample {
 export function sglangByHand(random: Random): Messages {
   const style = new Style(random);
   const path = random.pick([NATIVE, NATIVE, COMPLETIONS, CHAT]);
-  const slots = random.between(1, 4) * random.between(1, 4);
+  const size = { layers: random.between(1, 4), topK: random.between(1, 4) };
+  const routers = new Routers(random, size, '<i4');
   const batch = path === CHAT || random.chance(0.6) ? 0 : random.between(1, 3);
   const n = random.chance(0.8) ? 1 : random.between(2, 3);
   const stream = random.chance(0.25);
   const prompts = Array.from({ length: Math.max(batch, 1) }, () =>
     random.between(1, random.pick([3, 12, 300])),
   );
-  const start = random.chance(0.8) ? 0 : random.below(Math.min(...prompts));
+  // An engine has no room for a request that does not say plainly from where on it wants rows.
+  const alone = random.chance(0.12);
+  const start = alone || random.chance(0.75) ? 0 : random.below(Math.min(...prompts) + 1);
+  const last = random.chance(0.2);
+  const hit = alone && random.chance(0.2);
+  const spoiled = random.chance(0.12)
+    ? alone
+      ? 'decode'
+      : random.pick(['prefill', 'decode'] as const)
+    : null;
+  const slots = random.pick(['zeros', 'earlier', 'garbage'] as const);
+  const extra = random.chance(0.04) ? random.pick([-2, -1, 1, 2]) : 0;
+  const spoils: string[] = [];
   const samples = prompts.flatMap((prompt, p) =>
     Array.from({ length: n }, (_, i): Sample => ({ prompt, tokens: random.between(1, 6), index: p * n + i })),
   );
-  const array = ({ prompt }: Sample, tokens: number) => {
-    const data = random.bytes((prompt - start + tokens - 1) * slots * 4);
-    // No row of -1.
-    for (let at = 0; at < data.length; at += slots * 4) data[at]! &= 0x7f;
-    return new Raw(`"${data.toString('base64')}"`);
+  const array = ({ prompt }: Sample, tokens: number, leg: 'prefill' | 'decode') => {
+    // Decode forwards the last token of the prompt again.
+    const foreign = leg === 'decode' && !alone ? Math.max(prompt - 1 - start, 0) : 0;
+    const more = leg === 'decode' ? extra : 0;
+    let own = routers.rows(Math.max(prompt - start + tokens - 1 - foreign + more, 0), '<i4');
+    const done = spoiled === leg ? routers.spoil(own) : null;
+    if (done) spoils.push(`${leg}: ${done[1]}`);
+    own = done?.[0] ?? own;
+    const rows = [...routers.slots(slots, foreign, '<i4'), ...own];
+    return new Raw(`"${bytesOf(rows, '<i4').toString('base64')}"`);
   };
   const meta = (sample: Sample, tokens: number, rows: Raw | null) =>
     style.order({
@@ -37,25 +56,25 @@ export function sglangByHand(random: Random): Messages {
       finish_reason: rows ? style.order({ type: 'length', length: tokens }) : null,
       prompt_tokens: sample.prompt,
       completion_tokens: tokens,
-      cached_tokens: random.below(3),
+      cached_tokens: alone ? Number(hit) : random.below(3),
       ...(rows ? { routed_experts: rows } : {}),
     });
-  const native = (sample: Sample, tokens: number, last = true) =>
+  const native = (sample: Sample, tokens: number, leg: 'prefill' | 'decode', ends = true) =>
     style.order({
       text: style.words(),
       output_ids: Array.from({ length: tokens }, (_, i) => i),
-      meta_info: meta(sample, tokens, last ? array(sample, tokens) : null),
+      meta_info: meta(sample, tokens, ends ? array(sample, tokens, leg) : null),
     });
   const sum = (of: number[]) => of.reduce((a, b) => a + b, 0);
   const usage = (tokens: number[]) =>
     style.order({
       prompt_tokens: sum(prompts),
       completion_tokens: sum(tokens),
-      prompt_tokens_details: null,
+      prompt_tokens_details: alone ? { cached_tokens: Number(hit) } : null,
     });
   const withMeta = path === CHAT && random.chance(0.4);
-  const openAi = (tokens: number[]) => {
-    const rows = samples.map((sample, i) => array(sample, tokens[i]!));
+  const openAi = (tokens: number[], leg: 'prefill' | 'decode') => {
+    const rows = samples.map((sample, i) => array(sample, tokens[i]!, leg));
     const choices = samples.map((sample, i) =>
       style.order({
         index: i,
@@ -70,25 +89,29 @@ export function sglangByHand(random: Random): Messages {
       id: style.words(),
       choices,
       usage: usage(tokens),
-      sglext: { routed_experts: rows[0] },
+      // An empty array is left out.
+      ...(rows[0]!.text === '""' ? {} : { sglext: { routed_experts: rows[0] } }),
     });
   };
-  const reply = (tokens: number[]): unknown => {
-    if (path !== NATIVE) return openAi(tokens);
-    const elements = samples.map((sample, i) => native(sample, tokens[i]!));
+  const reply = (tokens: number[], leg: 'prefill' | 'decode'): unknown => {
+    if (path !== NATIVE) return openAi(tokens, leg);
+    const elements = samples.map((sample, i) => native(sample, tokens[i]!, leg));
     return batch > 0 || n > 1 ? elements : elements[0];
   };
   const events = (tokens: number[]): unknown[] => {
     if (path === NATIVE)
       return samples.flatMap((sample, i) =>
-        Array.from({ length: tokens[i]! }, (_, t) => native(sample, t + 1, t + 1 === tokens[i])),
+        Array.from({ length: tokens[i]! }, (_, t) => native(sample, t + 1, 'decode', t + 1 === tokens[i])),
       );
     const chunks = samples.flatMap((_, index) =>
       Array.from({ length: tokens[index]! }, () =>
         style.order({ choices: [{ index, text: style.words(), finish_reason: null }], usage: null }),
       ),
     );
-    const rows = style.order({ choices: [], sglext: { routed_experts: array(samples[0]!, tokens[0]!) } });
+    const rows = style.order({
+      choices: [],
+      sglext: { routed_experts: array(samples[0]!, tokens[0]!, 'decode') },
+    });
     return [...chunks, rows, ...(random.chance(0.5) ? [{ choices: [], usage: usage(tokens) }] : [])];
   };
   const tokens = samples.map((sample) => sample.tokens);
@@ -106,23 +129,43 @@ export function sglangByHand(random: Random): Messages {
         ? { messages: [{ role: 'user', content: style.words() }], ...sampling }
         : { prompt, ...sampling }),
     return_routed_experts: true,
-    ...(start > 0 || random.chance(0.1) ? { routed_experts_start_len: start } : {}),
+    ...(alone
+      ? { routed_experts_start_len: new Raw('0.0') }
+      : start > 0 || random.chance(0.1)
+        ? { routed_experts_start_len: start }
+        : {}),
     ...(stream ? { stream: true } : {}),
     ...(stream && random.chance(0.3) ? { stream_options: { include_usage: true } } : {}),
     ...(random.chance(0.2) ? { bootstrap_host: 'evil', bootstrap_room: 1 } : {}),
     ...(random.chance(0.1) ? { bootstrap_pair_key: 'evil', disagg_prefill_dp_rank: 1 } : {}),
     ...(random.chance(0.1) ? { kv_transfer_params: { x: 1 } } : {}),
   });
+  const prefill = style.write(
+    reply(
+      samples.map(() => 1),
+      'prefill',
+    ),
+  );
+  const decode = stream ? style.events(events(tokens)) : style.write(reply(tokens, 'decode'));
+  const behind = prompts.some((length) => length === start);
   return {
     path,
     request: style.write(request),
-    prefill: { headers: JSON_TYPE, body: style.write(reply(samples.map(() => 1))) },
-    decode: stream
-      ? { headers: EVENTS_TYPE, body: style.events(events(tokens)) }
-      : { headers: JSON_TYPE, body: style.write(reply(tokens)) },
-    config: { connector: 'sglang' },
-    // One array says nothing of several prompts, and an event nothing of which element it is of.
-    merges: path === NATIVE ? !stream || samples.length === 1 : prompts.length === 1,
-    note: `by hand, SGLang${stream ? ' stream' : ''}`,
+    prefill: { headers: JSON_TYPE, body: prefill },
+    decode: { headers: stream ? EVENTS_TYPE : JSON_TYPE, body: decode },
+    config: { connector: 'sglang', ...(last ? { last_prompt_row: 'decode' } : {}) },
+    merges:
+      extra === 0 &&
+      spoils.length === 0 &&
+      (alone
+        ? // An event with an array does not say that nothing was cached.
+          !hit && (path === NATIVE || !stream)
+        : // One array says nothing of several prompts, and an event nothing of which element it is of.
+          (path === NATIVE ? !stream || samples.length === 1 : prompts.length === 1) &&
+          // Without rows there may be no array.
+          !(behind && tokens.includes(1))),
+    ...(alone ? { ends: 'local' as const } : {}),
+    model: { layers: size.layers, top_k: size.topK, experts: routers.experts },
+    note: ['by hand', `SGLang${alone ? ' alone' : ''}${stream ? ' stream' : ''}`, ...spoils].join(', '),
   };
 }

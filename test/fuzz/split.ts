@@ -1,6 +1,7 @@
 // Format C, vLLM 0.21's, for the reference: the prompt's rows are a value of their own, which becomes prefill's.
 
-import { base64Of, DTYPES, hasSentinel, itemBytes, NUMPY_NAMES } from './dialects.ts';
+import { base64Of, DIALECTS, DTYPES, hasSentinel, itemBytes, NUMPY_NAMES } from './dialects.ts';
+import { misfit, rowsOf, type RowSet, type Rules } from './examined.ts';
 import { all, integer, isNull, parse, type Node } from './json.ts';
 import { choicesOf, countOf, everyPlace, type Place } from './places.ts';
 
@@ -13,10 +14,12 @@ export interface Split {
   tokens: number;
   layers: number;
   topK: number;
+  /** Its rows. */
+  set: RowSet;
 }
 
 /** Prefill's value; null when it can't be used. */
-export function readSplit(text: string, root: Node, found: Place[]): Split | null {
+export function readSplit(text: string, root: Node, found: Place[], rules: Rules): Split | null {
   const [value, ...others] = found.filter(({ key }) => key === KEY);
   const tokens = countOf(text, root, 'prompt_tokens');
   if (!value || others.length > 0 || value.choice > 0 || tokens === null) return null;
@@ -27,31 +30,43 @@ export function readSplit(text: string, root: Node, found: Place[]): Split | nul
   if (!generated.every(({ key, node }) => key === 'routed_experts' && /[[{]/.test(text[node.start]!)))
     return null;
   const own = text.slice(value.node.start, value.node.end);
-  const shape = own.startsWith('[') ? shapeOfLists(own, value.node) : shapeOfObject(own);
-  if (!shape || shape.some((size) => size < 1) || shape[0] !== tokens) return null;
+  const set = own.startsWith('[') ? prefillLists(text, value.node) : prefillObject(own);
+  if (!set || set.rows.length !== tokens || tokens < 1 || misfit(rules, set.layers, set.topK)) return null;
   // An event is on one line.
   return {
     text: own.replace(/[\r\n]/g, ' '),
     inChoice: value.choice === 0,
     tokens,
-    layers: shape[1],
-    topK: shape[2],
+    layers: set.layers,
+    topK: set.topK,
+    set,
   };
 }
 
-type Shape = [rows: number, layers: number, topK: number];
-
-function shapeOfLists(text: string, { items }: Node): Shape | null {
+/** Rows as nested lists, of one shape; null when they are not. A number that is none of an expert is -1. */
+export function listedRows(text: string, { kind, items }: Node): RowSet | null {
   const rows = items.map((row) => row.items);
   const [layers, topK] = [rows[0]?.length ?? 0, rows[0]?.[0]?.items.length ?? 0];
+  const lists = kind === 'array' && items.every((row) => row.kind === 'array');
   const uniform = rows.every(
-    (row) => row.length === layers && row.every(({ items }) => items.length === topK),
+    (row) =>
+      row.length === layers && row.every(({ kind, items }) => kind === 'array' && items.length === topK),
   );
-  const flat = rows.every((row) => row.every(({ items }) => items.every(({ kind }) => kind === 'number')));
-  return uniform && flat && /^[\d,[\]\s]*$/.test(text) ? [rows.length, layers, topK] : null;
+  const flat = rows.every((row) => row.every(({ items }) => items.every(({ kind }) => kind !== 'array')));
+  if (!lists || !uniform || !flat || (rows.length > 0 && layers === 0)) return null;
+  const id = (node: Node) => Math.min(integer(text, node), 0x7fffffff);
+  const ids = rows.map((row) => row.flatMap(({ items }) => items.map(id)));
+  return { rows: ids, layers, topK, every: true };
 }
 
-function shapeOfObject(text: string): Shape | null {
+/** The same of prefill's, which has nothing but numbers. */
+function prefillLists(text: string, node: Node): RowSet | null {
+  const set = listedRows(text, node);
+  const plain = /^[\d,[\]\s]*$/.test(text.slice(node.start, node.end));
+  return plain && set && set.layers > 0 && set.topK > 0 ? set : null;
+}
+
+function prefillObject(text: string): RowSet | null {
   const root = parse(text);
   if (root?.kind !== 'object') return null;
   const [data, shape, dtype] = ['data', 'shape', 'dtype'].map((key) => all(root, key));
@@ -62,10 +77,22 @@ function shapeOfObject(text: string): Shape | null {
   const name = isNull(text, dtype![0]) ? '"uint8"' : of(dtype![0]);
   const code = DTYPES.find((each) => [`"${each}"`, `"${NUMPY_NAMES[each]}"`].includes(name));
   if (!bytes || !code || sizes.length !== 3 || sizes.some((size) => size < 1)) return null;
-  const width = sizes[1]! * sizes[2]! * itemBytes(code);
-  if (sizes[0]! * width !== bytes.length) return null;
-  return code.startsWith('<i') && hasSentinel(bytes, width) ? null : (sizes as Shape);
+  const [rows, layers, topK] = sizes as [number, number, number];
+  const width = layers * topK * itemBytes(code);
+  if (rows * width !== bytes.length || (code.startsWith('<i') && hasSentinel(bytes, width))) return null;
+  return { rows: rowsOf(bytes, code, width), layers, topK };
 }
+
+/** Rows in lists or in an object; null when they are of another form, or damaged. */
+export function readRows(text: string, node: Node): RowSet | null {
+  if (node.kind === 'array') return listedRows(text, node);
+  const value = node.kind === 'object' ? OBJECT.read(text.slice(node.start, node.end)) : null;
+  if (!value) return null;
+  const { data, dtype, layers, topK } = value;
+  return { rows: rowsOf(data, dtype, layers * topK * itemBytes(dtype)), layers, topK };
+}
+
+const OBJECT = DIALECTS.find(({ first }) => first === '{')!;
 
 /** An edit of a document: what stands from `start` to `end` goes for `text`. */
 export interface SplitEdit {
@@ -73,19 +100,41 @@ export interface SplitEdit {
   text: string;
 }
 
-/** The edits of a document, and how many arrays of generated rows it has; or why it can't be merged. */
+export interface SplitMerge {
+  edits: SplitEdit[];
+  /** Generated rows: of which choice, and what they are. */
+  generated: { choice: number; set: RowSet }[];
+  placed: boolean;
+}
+
+/** How a document is to be merged. */
+export interface SplitExpectation {
+  n: number;
+  event: boolean;
+  /** The row of the last prompt token is to be decode's. */
+  last: boolean;
+}
+
+/** The edits of a document, or why it can't be merged. */
 export function mergeSplit(
   text: string,
   root: Node,
   found: Place[],
   split: Split,
-  { n, event }: { n: number; event: boolean },
-): { edits: SplitEdit[]; generated: number; placed: boolean } | string {
+  { n, event, last }: SplitExpectation,
+): SplitMerge | string {
   if (all(root, 'choices').length > 1) return 'choices twice';
-  const generated = found.filter(({ key }) => key !== KEY);
-  if (generated.length > n) return 'more arrays than choices';
-  for (const { key, node } of generated) {
-    if (key !== 'routed_experts' || !hasShape(text, node, split)) return 'generated rows of another form';
+  const own = found.filter(({ key }) => key !== KEY);
+  if (own.length > n) return 'more arrays than choices';
+  // A value of its own has no room for it.
+  if (own.length > 0 && last) return 'the last row of the prompt is decode’s';
+  const generated: SplitMerge['generated'] = [];
+  for (const { key, node, choice } of own) {
+    const set = key === 'routed_experts' ? readRows(text, node) : null;
+    const empty = set?.rows.length === 0 && node.kind === 'array';
+    if (!set || !(empty || (set.layers === split.layers && set.topK === split.topK)))
+      return 'generated rows of another form';
+    generated.push({ choice, set });
   }
   const choices = choicesOf(root);
   const once = (holder: Node, key: string) => all(holder, key).length <= 1;
@@ -107,19 +156,5 @@ export function mergeSplit(
   const prompt = countOf(text, root, 'prompt_tokens');
   const fits = prompt !== null && (prompt < 0 || prompt === split.tokens);
   if (!fits && generated.length + edits.length > 0) return 'another prompt';
-  return { edits, generated: generated.length, placed: edits.length > 0 };
-}
-
-/** Whether generated rows have the layers and top_k of prefill's. */
-function hasShape(text: string, node: Node, { layers, topK }: Split): boolean {
-  if (node.kind === 'array')
-    return node.items.every(
-      ({ items }) => items.length === layers && items.every((layer) => layer.items.length === topK),
-    );
-  const shapes = all(node, 'shape');
-  if (node.kind !== 'object') return false;
-  return shapes.every(
-    ({ items }) =>
-      items.length === 3 && [layers, topK].every((size, i) => integer(text, items[i + 1]) === size),
-  );
+  return { edits, generated, placed: edits.length > 0 };
 }

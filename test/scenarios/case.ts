@@ -41,7 +41,7 @@ const ENVOYS_OWN = /^(date|server|x-envoy-.*|x-forwarded-.*|connection|keep-aliv
 
 /** What keeps a request that decode serves alone from what others have left in caches. Of a fixed length. */
 const SALTS =
-  /(?<="cache_salt":")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=")|(?<="lmcache\.tag\.routed_experts":")[0-9a-f]{32}(?=")/g;
+  /(?<="cache(?:_|\\u005f)salt"\s*:\s*")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=")|(?<="lmcache\.tag\.routed_experts":")[0-9a-f]{32}(?=")/g;
 
 /** A result in the form in which both hosts must agree. */
 export interface Comparable {

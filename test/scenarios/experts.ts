@@ -2,9 +2,9 @@
 // models of one expert a token, models that repeat experts by design.
 
 import { expect } from 'vitest';
-import type { ClientRequest, Result, Scenario } from '../scenario.ts';
+import type { ClientRequest, Header, Result, Scenario } from '../scenario.ts';
 import type { Case, Suite } from './case.ts';
-import { GENERATE, PARAMS, answering, expectError, expectOutcome, post } from './messages.ts';
+import { GENERATE, PARAMS, answering, cut, expectError, expectOutcome, post, reply } from './messages.ts';
 import { changed, inInt32, inLists, inNpy, inObject, rowsOf, type Rows, type Write } from './rows.ts';
 
 const PROMPT = 9;
@@ -324,7 +324,111 @@ const others: Exchange[] = [
   },
 ];
 
+// ---- rows that are good by themselves, or have nothing beside them
+
+const events = (...documents: string[]) =>
+  [...documents, '[DONE]'].map((document) => `data: ${document}\n\n`).join('');
+const STREAMED: Partial<Scenario> = {
+  client: post('{"token_ids":[1,2],"stream":true,"sampling_params":{"max_tokens":5,"n":2}}', {
+    path: GENERATE,
+  }),
+};
+const asEvents = { headers: [['content-type', 'text/event-stream']] as Header[], contentLength: null };
+
+const eventOf = (index: number, array: string) =>
+  `{"choices":[{"index":${index},"token_ids":[7,7,7,7,7],"routed_experts":${array}}]}`;
+const WRONG = [...rowsOf(0, PROMPT, STALE), ...zeroLayer(G, 0, 1)];
+const STALE_ROWS = [...rowsOf(0, PROMPT, STALE), ...G];
+
+/** An object that is held to its end, and is wrong beside prefill's rows only. */
+const heldObjects: Case[] = ['B', 'C'].map((format) => {
+  const apart = format === 'C';
+  const array = (rows: Rows, index: number) =>
+    apart
+      ? `{"prompt_routed_experts":${inObject()(rows.slice(0, PROMPT))},${eventOf(index, inObject()(rows.slice(PROMPT))).slice(1)}`
+      : eventOf(index, inObject()(rows));
+  const nulled = (index: number) =>
+    apart
+      ? `{"prompt_routed_experts":${inObject()(P)},${eventOf(index, 'null').slice(1)}`
+      : eventOf(index, 'null');
+  return {
+    name: `${format}: a layer that is wrong in a stream's first array: the arrays become null`,
+    scenario: () => ({
+      name: 'null',
+      config: { on_unmergeable: 'null' },
+      client: STREAMED.client!,
+      prefill: answering(
+        apart
+          ? `{"prompt_routed_experts":${inObject()(P)},${prefillOf(() => 'null')(P).slice(1)}`
+          : WIRES['B']!.prefill(P),
+      ),
+      decode: answering(events(array(WRONG, 0), array(STALE_ROWS, 1)), asEvents),
+    }),
+    check(result) {
+      expect(result).toMatchObject({ status: 200, complete: true, logged: 'unmerged; reason=experts' });
+      expect(result.body.toString()).toBe(events(nulled(0), nulled(1)));
+    },
+  };
+});
+
+const ALONE = '{"model":"m","prompt":"one two three","max_tokens":5,"echo":true}';
+
+const lone: Case[] = [
+  {
+    name: 'decode alone: a body that is no JSON behind an array that becomes null',
+    scenario: () => ({
+      name: 'broken',
+      config: { on_unmergeable: 'null' },
+      client: post(ALONE),
+      prefill: answering('{}'),
+      decode: answering(`{"choices":[{"index":0,"routed_experts":${inNpy()(zeroAt(RIGHT, 2))}}],}`),
+    }),
+    check: (result) => expectOutcome(result, 'rejected; reason=json'),
+  },
+  ...[false, true].map((stream): Case => {
+    const body = `{"prompt_routed_experts":null,"choices":[{"index":0,"routed_experts":null}]}`;
+    return {
+      name: `C: prefill names an expert twice, and decode${stream ? ', in a stream,' : ''} has no rows`,
+      scenario: () => ({
+        name: 'no rows',
+        config: {},
+        client: stream ? STREAMED.client! : CLIENT,
+        prefill: answering(WIRES['C']!.prefill(twice(P, 0, 1))),
+        decode: stream ? answering(events(body), asEvents) : answering(body),
+      }),
+      check(result) {
+        expectOutcome(result, 'rejected; reason=experts');
+        expect(result.complete).toBe(!stream);
+      },
+    };
+  }),
+  {
+    name: 'D: an empty array where none of the rows is prefill’s',
+    scenario: () => ({
+      name: 'empty',
+      config: { ...WIRES['D']!.config, last_prompt_row: 'decode' },
+      client: native,
+      prefill: answering(WIRES['D']!.prefill(P.slice(0, 1))),
+      decode: answering(WIRES['D']!.decode([], 1, 2).body),
+    }),
+    random: /"bootstrap_room":\d+/,
+    check: (result) => expectOutcome(result, 'rejected; reason=rows'),
+  },
+  {
+    name: 'D: rows of the configured model in pieces, of which nothing is held at the end',
+    scenario: () => ({
+      ...scenarioOf({ name: 'pieces', wire: 'D', config: KNOWN }),
+      decode: () => {
+        const body = Buffer.from(WIRES['D']!.decode(RIGHT, PROMPT, TOKENS).body);
+        return { ...reply(body), chunks: cut(body, 50) };
+      },
+    }),
+    random: /"bootstrap_room":\d+/,
+    check: (result) => expect(result.logged).toBe(`merged; rows=${PROMPT}; choices=1`),
+  },
+];
+
 export const experts: Suite = {
   name: 'rows that a router cannot have given',
-  cases: [...Object.keys(WIRES).flatMap(everywhere), ...others].map(caseOf),
+  cases: [...Object.keys(WIRES).flatMap(everywhere), ...others].map(caseOf).concat(heldObjects, lone),
 };

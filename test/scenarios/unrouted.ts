@@ -7,7 +7,9 @@ import { header, type Case, type Suite } from './case.ts';
 import {
   FULL,
   PARAMS,
+  Watch,
   answering,
+  cut,
   encoded,
   expectError,
   expectOutcome,
@@ -135,13 +137,23 @@ const withArray = (at: 'first' | 'late') => {
 const refused: Case[] = (['first', 'late'] as const).flatMap((at) =>
   ['reject', 'null', 'forward'].map((policy): Case => ({
     name: `an array of decode’s, ${at}: ${policy}`,
-    scenario: () => ({
-      name: at,
-      config: { ...HOLD, on_unmergeable: policy },
-      client: post('{"prompt":"a","max_tokens":3}'),
-      prefill: prefillOf({ details: CACHED }),
-      decode: answering(withArray(at), { pieces: 777 }),
-    }),
+    scenario: () => {
+      const client = new Watch();
+      const answer = withArray(at);
+      // What comes at once is looked at at once: a late array comes when the client has the head.
+      const pieces = at === 'late' ? cut(Buffer.from(answer), 10_000) : 777;
+      return {
+        name: at,
+        config: { ...HOLD, on_unmergeable: policy },
+        client: post('{"prompt":"a","max_tokens":3}'),
+        prefill: prefillOf({ details: CACHED }),
+        decode: answering(answer, {
+          pieces,
+          ...(at === 'late' ? { before: (i: number) => (i === 5 ? client.seen(0) : undefined) } : {}),
+        }),
+        onBody: client.onBody,
+      };
+    },
     check(result) {
       if (at === 'late') {
         expect(result).toMatchObject({ status: 200, complete: false });

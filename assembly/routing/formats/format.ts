@@ -118,8 +118,8 @@ export abstract class Site {
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
-  /** Rows of the element's array without a header; 0: none came. Of several: whether they have as many. */
-  rawRows: u64 = 0;
+  /** Rows of the element's array without a header; -1: none came. Of several: whether they have as many. */
+  rawRows: i64 = -1;
   rawUneven: bool = false;
 
   constructor(
@@ -160,12 +160,12 @@ export abstract class Site {
 
   /** An array without a header has ended. */
   takeRaw(rows: u64): void {
-    this.rawUneven = this.rawUneven || (this.rawRows != 0 && this.rawRows != rows);
-    this.rawRows = rows;
+    this.rawUneven = this.rawUneven || (this.rawRows >= 0 && this.rawRows != <i64>rows);
+    this.rawRows = <i64>rows;
   }
 
   forgetRaw(): void {
-    this.rawRows = 0;
+    this.rawRows = -1;
     this.rawUneven = false;
   }
 

@@ -188,6 +188,10 @@ export class RawDecode extends DecodeArray {
     return this.refused(site);
   }
 
+  free(): void {
+    this.reader.free();
+  }
+
   private refused(site: Site): Progress {
     if (!site.events) return Progress.Broken;
     if (this.edited) site.choices--;

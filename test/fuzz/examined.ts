@@ -1,0 +1,145 @@
+// Whether rows can be what routers gave, said a second time on lists of numbers: the layers of each row are named zero, repeated or
+// distinct, and counted.
+
+import { itemBytes } from './dialects.ts';
+
+/** What the configuration says of checks, by its own words. */
+export interface Rules {
+  check: 'sampled' | 'all' | 'off';
+  model: { layers: number; top_k: number; experts: number } | null;
+}
+
+/** Rows of one array that are looked at, each a list of ids, layer after layer. */
+export interface RowSet {
+  rows: number[][];
+  /** 0: the format does not tell. */
+  layers: number;
+  topK: number;
+  /** They are read one at a time, so that all are examined. */
+  every?: boolean;
+}
+
+/** Rows between the first and the last one that are examined. */
+const SPREAD = 64;
+
+/** Ids of rows as they stand in an array; `width` is a row's bytes. */
+export function rowsOf(data: Buffer, dtype: string, width: number): number[][] {
+  const size = itemBytes(dtype);
+  const signed = dtype[1] === 'i';
+  return Array.from({ length: width > 0 ? Math.floor(data.length / width) : 0 }, (_, row) =>
+    Array.from({ length: width / size }, (_, i) => {
+      const at = row * width + i * size;
+      return signed ? data.readIntLE(at, size) : data.readUIntLE(at, size);
+    }),
+  );
+}
+
+/** Why arrays do not have the configured model's shape; null: they do, or there is none. */
+export function misfit({ model }: Rules, layers: number, topK: number): string | null {
+  if (!model || (layers === model.layers && topK === model.top_k)) return null;
+  return "not the model's shape";
+}
+
+/** The same of a row of which no more than its number of ids is known. */
+export function misfitOfIds({ model }: Rules, ids: number): string | null {
+  return model && ids !== model.layers * model.top_k ? "not the model's number of ids" : null;
+}
+
+/** The rows that are examined for distinct ids. */
+function examined({ rows, every }: RowSet, { check }: Rules): number[][] {
+  const last = rows.length - 1;
+  if (check === 'all' || every || last <= SPREAD + 1) return rows;
+  const places = Array.from({ length: SPREAD + 2 }, (_, turn) => Math.floor((turn * last) / (SPREAD + 1)));
+  return [...new Set(places)].map((place) => rows[place]!);
+}
+
+type Kind = 'zero' | 'repeated' | 'distinct';
+
+function kindOf(ids: number[]): Kind {
+  if (ids.every((id) => id === 0)) return 'zero';
+  return new Set(ids).size < ids.length ? 'repeated' : 'distinct';
+}
+
+/** Of one leg: the kinds of each layer's examined rows. */
+class Leg {
+  rows = 0;
+  private layers: Kind[][] = [];
+
+  add(row: number[], layers: number, topK: number): void {
+    this.rows++;
+    for (let layer = 0; layer < layers; layer++)
+      (this.layers[layer] ??= []).push(kindOf(row.slice(layer * topK, (layer + 1) * topK)));
+  }
+
+  get count(): number {
+    return this.layers.length;
+  }
+
+  of(layer: number, kind: Kind): number {
+    return this.layers[layer]?.filter((each) => each === kind).length ?? 0;
+  }
+
+  repeatsMostly(layer: number): boolean {
+    return this.of(layer, 'repeated') > this.rows / 2;
+  }
+}
+
+/**
+ * What no router gives in the rows of an exchange; null: nothing. `early`: decode's are still to come, which may show that the
+ * model repeats experts where prefill's rows do.
+ */
+export function faultOf(
+  rules: Rules,
+  sets: { prefill: RowSet[]; decode: RowSet[] },
+  early = false,
+): string | null {
+  if (rules.check === 'off') return null;
+  const legs = { prefill: new Leg(), decode: new Leg() };
+  for (const name of ['prefill', 'decode'] as const) {
+    for (const set of sets[name]) {
+      const fault = look(set, rules, legs[name]);
+      if (fault) return `${name}: ${fault}`;
+    }
+  }
+  return layersFault(legs.prefill, legs.decode, early);
+}
+
+function look(set: RowSet, rules: Rules, leg: Leg): string | null {
+  const { model } = rules;
+  const told = set.topK || model?.top_k;
+  if (told !== 1 && set.rows.some((row) => row.every((id) => id === 0))) return 'a row of zeros';
+  const ids = set.rows[0]?.length ?? 0;
+  const [layers, topK] = set.topK ? [set.layers, set.topK] : [model?.layers ?? 0, model?.top_k ?? 0];
+  if (layers * topK !== ids) return null;
+  for (const row of examined(set, rules)) {
+    if (model && row.some((id) => id < 0 || id >= model.experts)) return 'an expert that there is not';
+    if (topK > 1) leg.add(row, layers, topK);
+  }
+  return null;
+}
+
+/**
+ * A layer is dense where it is zero in every row, and routed where it names different experts in every row. Any other is a fault,
+ * but where the model repeats experts in it.
+ */
+function layersFault(prefill: Leg, decode: Leg, early: boolean): string | null {
+  const layers = Array.from({ length: Math.max(prefill.count, decode.count) }, (_, layer) => layer);
+  const total = (layer: number, kind: Kind) => prefill.of(layer, kind) + decode.of(layer, kind);
+  const usual = layers.filter((layer) => prefill.repeatsMostly(layer));
+  // Where both legs have rows, decode's own say what the model does.
+  const both = prefill.rows > 0 && decode.rows > 0;
+  const confirmed = usual.filter((layer) => decode.of(layer, 'repeated') > 0).length > usual.length / 2;
+  const repeats = (layer: number): boolean => {
+    if (!both) return prefill.repeatsMostly(layer) || decode.repeatsMostly(layer);
+    if (prefill.of(layer, 'repeated') > 0 && decode.of(layer, 'repeated') > 0) return true;
+    return prefill.repeatsMostly(layer) && confirmed;
+  };
+  for (const layer of layers) {
+    const rows = total(layer, 'zero') + total(layer, 'repeated') + total(layer, 'distinct');
+    const dense = total(layer, 'zero') === rows;
+    const routed = total(layer, 'distinct') === rows;
+    const excusable = early && prefill.of(layer, 'repeated') > 0;
+    if (!dense && !routed && !excusable && !repeats(layer)) return `layer ${layer}`;
+  }
+  return null;
+}

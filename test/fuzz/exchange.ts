@@ -1,0 +1,100 @@
+// One exchange as the reference sees it: what was asked, what prefill brought, and who served it.
+
+import type { EngineRequest, Header, Result } from '../scenario.ts';
+import type { Alone } from './alone.ts';
+import type { FuzzCase, Reply } from './case.ts';
+import type { Rules } from './examined.ts';
+import { read } from './json.ts';
+import { isConcurrent, readRequest, type Asked, type ConnectorName } from './legs.ts';
+import { NOTHING, prefillFault, readPrefill, type Brought } from './prefill.ts';
+
+export const value = (headers: Header[], wanted: string) => headers.find(([name]) => name === wanted)?.[1];
+export const good = ({ status }: Reply) => status >= 200 && status <= 299;
+export const encoded = ({ headers }: { headers: Header[] }) =>
+  headers.some(
+    ([name, text]) => name === 'content-encoding' && text !== '' && text.toLowerCase() !== 'identity',
+  );
+export const events = ({ headers }: Reply) =>
+  /^text\/event-stream/i.test(value(headers, 'content-type') ?? '');
+
+export const jsonOf = ({ body }: EngineRequest): unknown => read(body.toString('latin1'));
+export const connectorOf = ({ config }: FuzzCase) => String(config['connector'] ?? 'nixl') as ConnectorName;
+export const askedOf = (of: FuzzCase): Asked | null =>
+  readRequest(of.path, Buffer.from(of.body, 'latin1'), connectorOf(of));
+
+export const rulesOf = ({ config }: FuzzCase): Rules => ({
+  check: (config['check_rows'] ?? 'sampled') as Rules['check'],
+  model: (config['model'] ?? null) as Rules['model'],
+});
+export const lastIsDecodes = ({ config }: FuzzCase): boolean => config['last_prompt_row'] === 'decode';
+export const isTail = ({ config }: FuzzCase): boolean => config['decode_rows'] === 'tail';
+
+/** Whether a request that decode serves alone gets a salt. */
+export const isSalted = (of: FuzzCase): boolean =>
+  of.config['local_prefix_cache'] !== 'shared' && connectorOf(of) !== 'sglang';
+
+/** What the last prefill reply brought; null when that failed. */
+export function broughtOf(of: FuzzCase, tries: number): Brought | null {
+  const reply = of.prefill[Math.min(tries, of.prefill.length) - 1];
+  if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
+  const lists = connectorOf(of) !== 'nixl' && connectorOf(of) !== 'mooncake';
+  const start = askedOf(of)?.start ?? 0;
+  const reading = { rules: rulesOf(of), lists, start, last: lastIsDecodes(of) };
+  return readPrefill(Buffer.from(reply.body, 'latin1'), reading);
+}
+
+/** Of both legs at once, decode's response is there also when prefill's is not. */
+export const broughtAtLeast = (of: FuzzCase, tries: number): Brought | null =>
+  broughtOf(of, tries) ?? (isConcurrent(connectorOf(of)) ? NOTHING : null);
+
+/** Whether prefill's engine runs another connector than the configuration says: it stopped at its cap and handed nothing over. */
+export const lacksHandshake = (of: FuzzCase, brought: Brought | null): boolean =>
+  connectorOf(of) === 'nixl' && brought !== null && brought.params === null && brought.capped;
+
+/** Whether decode has to do without what this prefill reply brought, or did not. */
+export function servesAlone(of: FuzzCase, brought: Brought | null): boolean {
+  if (!brought) return true;
+  const nixl = connectorOf(of) === 'nixl';
+  return (nixl && brought.params === null) || (isTail(of) && brought.promptTokens === -1);
+}
+
+/** Rows that there is no room for; other values of prefill's are not parked. */
+export const tooLarge = ({ config, prefill }: FuzzCase): boolean =>
+  config['max_capture_bytes'] !== undefined &&
+  (config['max_parked_bytes'] !== undefined ||
+    prefill.some(
+      (reply) => reply !== 'down' && /prompt_(logprobs|tokens_details|routed_experts)/.test(reply.body),
+    ));
+
+/** Who serves a request: decode alone, both legs, or nobody can tell. */
+export function servedBy(of: FuzzCase, { prefillRequests }: Result): 'decode' | 'both' | 'unsure' {
+  const asked = askedOf(of);
+  if (!asked?.fit || prefillRequests.length === 0) return 'decode';
+  if (isConcurrent(connectorOf(of))) return 'both';
+  const brought = broughtOf(of, prefillRequests.length);
+  if (servesAlone(of, brought)) return 'decode';
+  // Only the array says how long the prompt is, and it is damaged: the filter may be stricter than the reference.
+  const damaged = () =>
+    of.notes.some((note) => note.startsWith('prefill')) || prefillFault(rulesOf(of), brought!) !== null;
+  const unread = brought?.usage === -1 && damaged();
+  return tooLarge(of) || unread ? 'unsure' : 'both';
+}
+
+/** How a response of decode's is read that it serves alone. */
+export function aloneOf(of: FuzzCase): Alone {
+  const asked = askedOf(of);
+  const rules = rulesOf(of);
+  if (!asked) return { cached: 'zero', counted: false, start: -1, prompts: 1, n: 1, rules };
+  const connector = connectorOf(of);
+  const common = {
+    counted: true,
+    start: asked.aloneStart,
+    prompts: Math.max(asked.batch, 1),
+    n: asked.n,
+    rules,
+  };
+  if (isSalted(of) && connector !== 'shared_storage')
+    return { ...common, cached: asked.n > 1 ? 'any' : 'no hit' };
+  const one = asked.batch <= 1 || connector === 'sglang';
+  return { ...common, cached: one ? 'zero' : 'never' };
+}

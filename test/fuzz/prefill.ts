@@ -1,0 +1,197 @@
+// What a prefill reply brings, said a second time on JSON.parse and Buffer. Calls nothing of the filter's.
+
+import { DIALECTS, hasSentinel, itemBytes, type Dialect, type Rows } from './dialects.ts';
+import { faultOf, misfit, rowsOf, type RowSet, type Rules } from './examined.ts';
+import { all, isNull, last, parse, type Node } from './json.ts';
+import { isObject, type Json } from './legs.ts';
+import { choicesOf, countOf, places, type Place } from './places.ts';
+import { readRaw, type RawRows } from './raw.ts';
+import { readSplit, type Split } from './split.ts';
+
+/** Which rows of a merged array are prefill's, [start, seam); those behind are decode's. */
+export interface Plan {
+  start: number;
+  seam: number;
+  /** Tokens of the prompt. */
+  end: number;
+}
+
+/** `last`: the row of the last prompt token is decode's. */
+export function planOf(start: number, rows: number, end: number, last: boolean): Plan {
+  const seam = last && end > 0 ? end - 1 : end;
+  return { start, seam: Math.max(Math.min(seam, start + rows), start), end };
+}
+
+export interface Brought {
+  /** Rows for every choice, and their form. */
+  rows: Rows | null;
+  dialect: Dialect | null;
+  /** Rows of SGLang's, one for each element. */
+  raw: RawRows[] | null;
+  /** The prompt's rows as a value. */
+  split: Split | null;
+  /** All rows that came, of whatever form. */
+  sets: RowSet[];
+  /** Of `rows`, or of each element of `raw`. */
+  plans: Plan[];
+  /** Text of `kv_transfer_params`, when it is an object with something in it. */
+  params: string | null;
+  /** The engine stopped at its cap of one token. */
+  capped: boolean;
+  /** As its counts say; -1: they do not. */
+  usage: number;
+  /** As `usage`, else the rows say. */
+  promptTokens: number;
+  /** First row that decode is asked for, of its own only; -1: not known. */
+  seam: number;
+  /** Other values that take the place of decode's. */
+  values: boolean;
+}
+
+/** Of a leg that failed. */
+export const NOTHING: Brought = {
+  rows: null,
+  dialect: null,
+  raw: null,
+  split: null,
+  sets: [],
+  plans: [],
+  params: null,
+  capped: false,
+  usage: -1,
+  promptTokens: -1,
+  seam: -1,
+  values: false,
+};
+
+/** How a reply is to be read. */
+export interface Reading {
+  rules: Rules;
+  /** It may be a list of elements. */
+  lists?: boolean;
+  /** The first token whose row was asked for. */
+  start?: number;
+  /** The row of the last prompt token is decode's. */
+  last?: boolean;
+}
+
+/** Rows of prefill's that are in each merge, of all prompts; 0: none that can be used. */
+export function rowCount({ split, plans }: Brought): number {
+  return split?.tokens ?? plans.reduce((sum, { start, seam }) => sum + seam - start, 0);
+}
+
+export const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
+  DIALECTS.find((each) => key === each.key && text[node.start] === each.first) ?? null;
+
+/** Null: no reply. */
+export function readPrefill(body: Buffer, reading: Reading): Brought | null {
+  const text = body.toString('latin1');
+  const root = parse(text);
+  if (root?.kind === 'array') return reading.lists && isList(root) ? readList(text, root, reading) : null;
+  if (root?.kind !== 'object') return null;
+  const { rules, start = 0, last: lastOfDecode = false } = reading;
+  const kv = last(root, 'kv_transfer_params');
+  const params = kv?.kind === 'object' && kv.members.length > 0 ? text.slice(kv.start, kv.end) : null;
+  const usage = countOf(text, root, 'prompt_tokens') ?? -1;
+  // Prefill has one choice; of further ones such a value is nobody's.
+  const nobodys = ({ key, choice }: Place) => key === 'prompt_routed_experts' && choice > 0;
+  const found = places(text, root).filter((place) => !nobodys(place));
+  const asked = (tokens: number) => (lastOfDecode && tokens > 0 ? tokens - 1 : tokens);
+  const common = {
+    ...NOTHING,
+    params,
+    capped: isCapped(text, root),
+    usage,
+    promptTokens: usage,
+    seam: asked(usage),
+    values: hasValues(text, root),
+  };
+  const behind = found.length === 0 && start > 0 && usage >= 0 && start >= usage;
+  const raw = behind
+    ? [{ start, end: usage, width: 0, rows: 0, data: Buffer.alloc(0) }]
+    : found.length > 0
+      ? readRaw(text, root, found, start, rules)
+      : null;
+  if (raw) return withRaw(common, raw, lastOfDecode);
+  const split = readSplit(text, root, found, rules);
+  if (split) return { ...common, split, sets: [split.set] };
+  const [place] = found;
+  const dialect = place ? dialectOf(text, place) : null;
+  const value = place && dialect ? dialect.read(text.slice(place.node.start, place.node.end)) : null;
+  const right =
+    value !== null &&
+    found.length === 1 &&
+    // The one choice that was asked for.
+    place!.choice === 0 &&
+    all(root, 'choices').length === 1 &&
+    all(choicesOf(root)[0], dialect!.key).length === 1 &&
+    value.rows > 0 &&
+    countOf(text, root, 'prompt_tokens') !== null &&
+    (usage < 0 || usage === value.start + value.rows) &&
+    !(value.dtype.startsWith('<i') && hasSentinel(value.data, value.data.length / value.rows)) &&
+    misfit(rules, value.layers, value.topK) === null;
+  if (!right) return { ...common, dialect };
+  const tokens = usage >= 0 ? usage : value.start + value.rows;
+  const plan = planOf(value.start, value.rows, tokens, lastOfDecode);
+  return {
+    ...common,
+    rows: value,
+    dialect,
+    sets: [setOf(value)],
+    plans: [plan],
+    promptTokens: tokens,
+    seam: plan.seam,
+  };
+}
+
+/** The rows of an array, from its `from`-th on. */
+export function setOf({ data, dtype, layers, topK }: Rows, from = 0): RowSet {
+  const width = layers * topK * itemBytes(dtype);
+  return { rows: rowsOf(data.subarray(from * width), dtype, width), layers, topK };
+}
+
+function withRaw(common: Brought, raw: RawRows[], last: boolean): Brought {
+  const plans = raw.map(({ start, end, rows }) => planOf(start, rows, end, last));
+  const sets = raw.map(({ data, width }) => ({ rows: rowsOf(data, '<i4', width), layers: 0, topK: 0 }));
+  return { ...common, raw, plans, sets, seam: plans.length === 1 ? plans[0]!.seam : common.seam };
+}
+
+/** vLLM's chat says `tool_calls` where its parser has found a call, whatever ended the text. */
+function isCapped(text: string, root: Node): boolean {
+  const reason = last(choicesOf(root)[0], 'finish_reason');
+  return reason !== undefined && /^"(length|tool_calls)"$/.test(text.slice(reason.start, reason.end));
+}
+
+/** What no router gives in the rows that prefill brought, whatever decode's will be. */
+export const prefillFault = (rules: Rules, { sets }: Brought): string | null =>
+  faultOf(rules, { prefill: sets, decode: [] }, true);
+
+/** Of elements as SGLang has them: none has choices. */
+export const isList = ({ items }: Node): boolean => items.every((item) => all(item, 'choices').length === 0);
+
+function readList(text: string, root: Node, { rules, start = 0, last = false }: Reading): Brought {
+  const found = places(text, root);
+  const raw = found.length > 0 ? readRaw(text, root, found, start, rules) : null;
+  const tokens = root.items.map((item) => countOf(text, item, 'prompt_tokens', true) ?? -1).at(-1) ?? -1;
+  const common = { ...NOTHING, usage: tokens, promptTokens: tokens, seam: tokens };
+  return raw ? withRaw(common, raw, last) : common;
+}
+
+/** Members besides routing whose value in prefill's reply takes the place of decode's. */
+const VALUES = ['prompt_logprobs', 'prompt_tokens_details'];
+
+function hasValues(text: string, root: Node): boolean {
+  const holders = [root, ...all(root, 'choices').flatMap(({ items }) => items), ...all(root, 'usage')];
+  return holders.some((holder) => VALUES.some((key) => all(holder, key).some((node) => !isNull(text, node))));
+}
+
+/** A document without the members of `VALUES`. */
+export function withoutValues(value: unknown): unknown {
+  if (!isObject(value)) return value;
+  const strip = (of: unknown): unknown =>
+    isObject(of) ? Object.fromEntries(Object.entries(of).filter(([key]) => !VALUES.includes(key))) : of;
+  const out = strip(value) as Json;
+  if (Array.isArray(out['choices'])) out['choices'] = out['choices'].map(strip);
+  if (isObject(out['usage'])) out['usage'] = strip(out['usage']);
+  return out;
+}

@@ -22,8 +22,8 @@ export interface Deployment {
 
 /** Longer than what counts as stalled: a prefill leg that nobody answers must show. */
 const PREFILL_TIMEOUT_MS = 120_000;
-/** Of an engine that waits for the other leg: longer than a busy machine takes to send it. */
-const PATIENCE_MS = 5_000;
+/** Of an engine that waits for the other leg: longer than a busy machine takes to send it, less than what counts as stalled. */
+const PATIENCE_MS = 15_000;
 
 const prefill = { timeout_ms: PREFILL_TIMEOUT_MS, retries: 1 };
 const bootstrapped = { prefill: { ...prefill, bootstrap_host: '127.0.0.1' } };

@@ -38,7 +38,7 @@ await runMain(import.meta.url, async () => {
     requests: numberOf('requests', values.requests, 3000, 1),
     clients: numberOf('clients', values.clients, 64, 1),
     workers: numberOf('workers', values.workers, 4, 1),
-    stall: numberOf('stall', values.stall, 12, 1),
+    stall: numberOf('stall', values.stall, 30, 1),
     rates: {
       aborts: numberOf('aborts', values.aborts, 6, 0) / 100,
       leavers: numberOf('leavers', values.leavers, 5, 0) / 100,

@@ -1,5 +1,6 @@
 // Serves an `Engine` on a local port and keeps the promises of `EngineReply`: pieces, trailers and faults.
 
+import { once } from 'node:events';
 import * as http from 'node:http';
 import * as http2 from 'node:http2';
 import type { AddressInfo, Server, Socket } from 'node:net';
@@ -89,6 +90,7 @@ function http1Server(engine: Engine, written: Written): Server {
       ...trailing(request.rawTrailers),
     });
     if (reply.fault === 'stall') return;
+    await itsTurn(response);
     if (reply.fault === 'reset') return void response.socket?.resetAndDestroy();
     await writeHttp1(reply, response, written);
   });
@@ -96,6 +98,14 @@ function http1Server(engine: Engine, written: Written): Server {
   server.keepAliveTimeout = 0;
   server.requestTimeout = 0;
   return server;
+}
+
+/**
+ * Waits until what was said before on the connection is over: Node gives a response its socket then. A peer that knows a
+ * body's length sends its next request when it has the last byte, which may be before the body was ended here.
+ */
+async function itsTurn(response: http.ServerResponse): Promise<void> {
+  if (!response.socket) await once(response, 'socket');
 }
 
 async function writeHttp1(

@@ -10,6 +10,8 @@ export interface SendOptions {
   timeoutMs: number;
   /** The client hangs up when this resolves. */
   leave?: Promise<unknown>;
+  /** What it does then. Default: it closes the connection. */
+  hangUp?: (socket: Socket) => void;
   /** See `Scenario`. */
   onBody?: (bytes: number) => void;
   /** Resolves when Envoy has read all that was written to the socket. */
@@ -37,7 +39,7 @@ export async function exchange(
   let localPort = 0;
   socket.once('connect', () => (localPort = socket.localPort ?? 0));
   const timer = setTimeout(leave, options.timeoutMs);
-  void options.leave?.then(leave);
+  void options.leave?.then(() => (options.hangUp ?? leave)(socket));
   const talking = talk(socket, leave);
   try {
     await Promise.race([closed, talking.then(() => closed)]);

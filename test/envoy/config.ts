@@ -35,6 +35,8 @@ export interface EnvoyOptions {
   failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
   /** Default: `build/filter.wasm`. */
   wasmPath?: string;
+  /** A request's header that its line of the access log tells, with how long it took. */
+  idHeader?: string;
 }
 
 export interface Files {
@@ -139,6 +141,10 @@ export interface LogLine {
   details: string | null;
   flags: string | null;
   routed_experts: string | null;
+  /** With `idHeader`: its value, milliseconds from the head's first byte to the end, and who answered. */
+  id?: string | null;
+  duration?: number;
+  upstream?: string | null;
 }
 
 export interface ListenerSpec {
@@ -172,7 +178,7 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
               ...(streamIdleTimeoutMs === undefined
                 ? {}
                 : { stream_idle_timeout: milliseconds(streamIdleTimeoutMs) }),
-              access_log: [accessLog(files.accessLog)],
+              access_log: [accessLog(files.accessLog, options)],
               http_filters: [
                 ...(options.decompress ? [decompressor()] : []),
                 { name: 'envoy.filters.http.wasm', typed_config: wasmFilter(spec.config, options, wasmPath) },
@@ -224,13 +230,16 @@ const decompressor = () => ({
   },
 });
 
-function accessLog(path: string) {
-  const json_format: Record<keyof LogLine, string> = {
+function accessLog(path: string, { idHeader }: EnvoyOptions) {
+  const json_format: Partial<Record<keyof LogLine, string>> = {
     client: '%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%',
     code: '%RESPONSE_CODE%',
     details: '%RESPONSE_CODE_DETAILS%',
     flags: '%RESPONSE_FLAGS%',
     routed_experts: '%FILTER_STATE(wasm.routed_experts:PLAIN)%',
+    ...(idHeader === undefined
+      ? {}
+      : { id: `%REQ(${idHeader})%`, duration: '%DURATION%', upstream: '%UPSTREAM_HOST%' }),
   };
   return {
     name: 'envoy.access_loggers.file',

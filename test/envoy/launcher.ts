@@ -51,7 +51,10 @@ export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
   // Hot restart would tie Envoy to a shared-memory base id, which parallel test files would have to share out.
   const args = ['--disable-hot-restart', '--config-path', config, '--admin-address-path', addressFile];
   args.push('--concurrency', String(options.concurrency ?? 1));
-  args.push('--log-level', 'warning', '--component-log-level', 'wasm:info', ...(options.args ?? []));
+  const { args: own = [] } = options;
+  // Envoy refuses an option that is given twice.
+  if (!own.includes('--component-log-level')) args.push('--component-log-level', 'wasm:info');
+  args.push('--log-level', 'warning', ...own);
   const child = spawn(binary, args, { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] });
   running.add(child);
   guardExit();

@@ -58,6 +58,8 @@ export interface Sent {
 export interface Plant {
   readonly envoy: Envoy;
   readonly port: number;
+  /** Of all listeners. */
+  readonly ports: readonly number[];
   send(request: Sent): Promise<Answer>;
   /** Requests that were sent. */
   readonly sent: number;
@@ -170,6 +172,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
   return {
     envoy,
     port,
+    ports,
     get sent() {
       return sent;
     },

@@ -16,7 +16,7 @@ import { Fleet } from '../engine/fleet.ts';
 import { decodeNpy, encodeNpy, npyHeader } from '../engine/npy.ts';
 import { captureNames, loadCapture, replayEngine, toEngineRequest } from '../engine/replay.ts';
 import { EMPTY_PREFIX, Router, type Dtype } from '../engine/router.ts';
-import { serveBoth } from '../engine/server.ts';
+import { serveBoth, serveEngine } from '../engine/server.ts';
 import { Detokenizer, decode, encode } from '../engine/tokenizer.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 import { NIXL_PREFILL, json, ok, post, text, withSampling, type Json } from './exchanges.ts';
@@ -896,6 +896,37 @@ describe('the server', () => {
     expect(two.body.toString()).toBe('abc');
     expect(two.error).toContain('NGHTTP2_INTERNAL_ERROR');
   });
+
+  test.each(['reset', 'reset_body'] as const)(
+    'does so, %s, to a client that asked again before the body it has was ended',
+    async (fault) => {
+      let open = () => {};
+      const gate = new Promise<void>((resolve) => (open = resolve));
+      let asked = 0;
+      const engine: Engine = () => {
+        if (++asked === 1)
+          return { status: 200, headers: HEADERS, chunks: [Buffer.concat(pieces)], read: () => undefined };
+        void later().then(open);
+        return { status: 200, headers: HEADERS, chunks: [], fault };
+      };
+      const later = async () => {
+        for (let turn = 0; turn < 10; turn++) await nextTurn();
+      };
+      const server = await serveEngine(engine, { read: () => gate });
+      closing.push(() => server.close());
+      const socket = net.connect(server.port, '127.0.0.1');
+      const request = 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}';
+      let seen = '';
+      socket.on('data', (data) => {
+        const all = (seen += data.toString()).endsWith('abcdef');
+        if (all && asked === 1) socket.write(request);
+      });
+      socket.on('error', () => undefined);
+      socket.write(request);
+      await new Promise((resolve) => socket.on('close', resolve));
+      expect([asked, seen.split('abcdef').length]).toEqual([2, 2]);
+    },
+  );
 
   test.each(['stall', 'stall_body'] as const)('leaves the client waiting under %s', async (fault) => {
     const { http1Port, http2Port, close } = await serveBoth(() => ({

@@ -1,0 +1,104 @@
+// The listeners of the mix: one Envoy, one VM a worker, and a configuration and a pair of engines for each.
+
+import { createEngine, type EngineOptions } from '../engine/engine.ts';
+import { Fleet } from '../engine/fleet.ts';
+import type { Engine } from '../scenario.ts';
+import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
+
+export const NATIVE = '/generate';
+
+export interface Deployment {
+  name: string;
+  /** Plugin configuration. */
+  config: Record<string, unknown>;
+  engine: Partial<EngineOptions>;
+  /** Paths that requests go to. */
+  paths: string[];
+  /** Most choices of a request. */
+  choices: number;
+  /** Not every exchange without a fault can be merged: prefill's rows find no room. */
+  lacksRoom?: boolean;
+}
+
+/** Longer than what counts as stalled: a prefill leg that nobody answers must show. */
+const PREFILL_TIMEOUT_MS = 120_000;
+/** Of an engine that waits for the other leg: longer than a busy machine takes to send it, less than what counts as stalled. */
+const PATIENCE_MS = 15_000;
+
+const prefill = { timeout_ms: PREFILL_TIMEOUT_MS, retries: 1 };
+const bootstrapped = { prefill: { ...prefill, bootstrap_host: '127.0.0.1' } };
+const VLLM = [COMPLETIONS, CHAT, GENERATE];
+
+export const DEPLOYMENTS: Deployment[] = [
+  {
+    name: 'nixl, heads pass',
+    config: { headers: 'pass', on_prefill_failure: 'reject', prefill },
+    engine: { connector: 'nixl' },
+    paths: VLLM,
+    choices: 2,
+  },
+  {
+    name: 'nixl, tail',
+    config: { decode_rows: 'tail', hold_bytes: 0, prefill },
+    engine: { connector: 'nixl', version: '0.32' },
+    paths: VLLM,
+    choices: 2,
+  },
+  {
+    name: 'shared_storage, parked',
+    config: { connector: 'shared_storage', max_capture_bytes: 3000, prefill },
+    engine: { connector: 'shared_storage' },
+    paths: VLLM,
+    choices: 2,
+  },
+  {
+    name: 'shared_storage, no parking',
+    config: {
+      ...{ connector: 'shared_storage', max_capture_bytes: 30_000, max_parked_bytes: 0 },
+      ...{ on_prefill_failure: 'reject', on_unmergeable: 'forward', prefill },
+    },
+    engine: { connector: 'shared_storage', format: 'B' },
+    paths: VLLM,
+    choices: 1,
+    lacksRoom: true,
+  },
+  {
+    name: 'sglang',
+    config: { connector: 'sglang', ...bootstrapped },
+    engine: { connector: 'sglang', format: 'D', patience: PATIENCE_MS },
+    paths: [NATIVE, COMPLETIONS],
+    choices: 1,
+  },
+  {
+    name: 'mooncake',
+    config: { connector: 'mooncake', ...bootstrapped },
+    engine: { connector: 'mooncake', patience: PATIENCE_MS },
+    paths: VLLM,
+    choices: 1,
+  },
+  {
+    name: 'nixl, prompt apart',
+    config: { on_unmergeable: 'null', prefill },
+    engine: { connector: 'nixl', format: 'C' },
+    paths: [COMPLETIONS, CHAT],
+    choices: 1,
+  },
+];
+
+export interface Engines {
+  prefill: Engine;
+  decode: Engine;
+  /** The engine that does both. */
+  oracle: Engine;
+}
+
+export function enginesOf({ engine }: Deployment, fail: (leg: string) => EngineOptions['fail']): Engines {
+  const fleet = new Fleet();
+  const of = (role: 'prefill' | 'decode'): Engine =>
+    createEngine({ ...engine, role, fleet, promptRows: 'stale', fail: fail(role) });
+  return {
+    prefill: of('prefill'),
+    decode: of('decode'),
+    oracle: createEngine({ ...engine, role: 'oracle' }),
+  };
+}

@@ -270,10 +270,17 @@ export class RequestBody {
     if (this.unfit == Unfit.No) this.unfit = this.judge(ptr, len);
   }
 
-  /** The last occurrence of a field, which is the one that counts (as in Python's `json`). */
+  /**
+   * The last occurrence of a field, which is the one that counts (as in Python's `json`). Of an object that the body has twice
+   * only the last one's members count: the others are no part of what Python reads.
+   */
   last(field: Field): Member | null {
+    const owner = ownerOf(field, this.api);
     for (let i = this.members.length - 1; i >= 0; i--) {
-      if (this.members[i].field == field) return this.members[i];
+      const member = this.members[i];
+      if (member.field == field) return member;
+      // The members of an object follow it.
+      if (member.field == owner && owner != Field.Root) return null;
     }
     return null;
   }
@@ -380,7 +387,8 @@ export class RequestBody {
     return first == 0x22 || first == 0x5b ? prompt.count : -1;
   }
 
-  private occurrences(field: Field): i32 {
+  /** How often the body has a field, in the objects that count and in those that do not. */
+  occurrences(field: Field): i32 {
     let count = 0;
     for (let i = 0; i < this.members.length; i++) if (this.members[i].field == field) count++;
     return count;

@@ -44,7 +44,7 @@ export class Rewrite {
 
   /** Takes a field away, all its occurrences. */
   remove(field: Field): void {
-    if (this.body.last(field) !== null) this.changes.push(new Change(field, 0, 0));
+    if (this.body.occurrences(field) > 0) this.changes.push(new Change(field, 0, 0));
   }
 
   /** Whether the body leaves as it came. */

@@ -11,7 +11,7 @@ import { Ranks } from './connectors/ranks';
 import { Api, RequestBody, Unfit } from './connectors/request_body';
 import { Rewrite } from './connectors/rewrite';
 import { RANDOM_BYTES, Session } from './connectors/session';
-import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/endpoints';
+import { ENDPOINT_BYTES, Endpoint, Endpoints } from './filter/config/endpoints';
 import { Paths } from './json/paths';
 import { Event, Scanner } from './json/scanner';
 import { plainEnd as findPlainEnd } from './json/strings';

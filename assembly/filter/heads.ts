@@ -1,12 +1,13 @@
 // What an exchange needs of a head, found in one pass over its pairs: a call to the host costs more than the pass.
 
-import { headerPairs } from '../abi/host';
+import { headerPairs, replaceHeader } from '../abi/host';
 import { PairReader } from '../abi/pairs';
 import { HeaderMapKind } from '../abi/types';
-import { equalsIgnoreCase, readDecimal, startsWithIgnoreCase } from '../bytes/ascii';
+import { equalsIgnoreCase, readDecimal, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
 import { Block } from '../bytes/block';
+import { DECIMAL_BYTES } from '../bytes/text';
 import { Api } from '../connectors/request_body';
-import { Config } from './config';
+import { Config } from './config/config';
 import {
   ACCEPT_ENCODING,
   APPLICATION_JSON,
@@ -101,6 +102,16 @@ export class ResponseHead {
   /** `content-length`; -1 when there is none. */
   contentLength: i64 = -1;
 
+  /** Whether the status is a success (RFC 9110, section 15.3). */
+  get good(): bool {
+    return this.status >= 200 && this.status <= 299;
+  }
+
+  /** Whether the status says that the request is at fault (RFC 9110, section 15.5). */
+  get isClientError(): bool {
+    return this.status >= 400 && this.status <= 499;
+  }
+
   /** The head of a response or of a call's answer. */
   static read(map: HeaderMapKind): ResponseHead {
     const head = new ResponseHead();
@@ -120,6 +131,13 @@ export class ResponseHead {
     pairs.free();
     return head;
   }
+}
+
+/** Sets `content-length` in a head that has not left. */
+export function setContentLength(map: HeaderMapKind, length: u64): void {
+  const text = Block.alloc(DECIMAL_BYTES);
+  replaceHeader(map, CONTENT_LENGTH, text.ptr, writeDecimal(length, text.ptr));
+  text.free();
 }
 
 /** Whether a `content-encoding` lists anything but `identity` (RFC 9110, sections 8.4.1 and 5.6.1: empty items say nothing). */

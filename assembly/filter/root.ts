@@ -4,10 +4,10 @@ import { RootContext, StreamContext } from '../abi/context';
 import { log, setTick } from '../abi/host';
 import { LogLevel } from '../abi/types';
 import { Block } from '../bytes/block';
-import { Config } from './config';
+import { Config } from './config/config';
 import { Exchange } from './exchange';
-import { answerHeld } from './held_heads';
-import { defineMetrics } from './metrics';
+import { answerHeld } from './request/held_heads';
+import { defineMetrics } from './outcome/metrics';
 
 /** How often requests are looked for that Envoy holds without a callback. */
 const TICK_MS: u32 = 1000;

@@ -1,9 +1,9 @@
 // Writes segments into the body that the host holds: the first replaces it, the others are added. Short ones are put
 // together first: a call costs more than the copy.
 
-import { appendBuffer, replaceBuffer } from '../abi/host';
-import { BufferKind, Status } from '../abi/types';
-import { Sink } from '../bytes/rope';
+import { appendBuffer, replaceBuffer } from '../../abi/host';
+import { BufferKind, Status } from '../../abi/types';
+import { Sink } from '../../bytes/rope';
 
 const SHORT: usize = 2 << 10;
 const STAGE_BYTES: usize = 16 << 10;

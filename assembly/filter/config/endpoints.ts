@@ -4,7 +4,7 @@
 //   10.0.0.1:8000 | [2001:db8::1]:8000 | prefill-0.models.svc:8000        an endpoint
 //   10.0.0.0/8:8000-8010 | [2001:db8::/32]:8000 | prefill-0.models.svc:8000        what a list allows
 
-import { hexValue, lower, readDecimal, writeDecimal } from '../bytes/ascii';
+import { hexValue, lower, readDecimal, writeDecimal } from '../../bytes/ascii';
 
 export const enum Family {
   Ipv4,

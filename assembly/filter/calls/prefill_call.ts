@@ -1,13 +1,13 @@
 // The prefill leg: the call that carries it.
 
-import { httpCall, randomBytes } from '../abi/host';
-import { PairReader, PairWriter } from '../abi/pairs';
-import { Status } from '../abi/types';
-import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
-import { Block } from '../bytes/block';
-import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
-import { RANDOM_BYTES, Session } from '../connectors/session';
-import { ClusterType, Config } from './config';
+import { httpCall, randomBytes } from '../../abi/host';
+import { PairReader, PairWriter } from '../../abi/pairs';
+import { Status } from '../../abi/types';
+import { Ascii, startsWithIgnoreCase } from '../../bytes/ascii';
+import { Block } from '../../bytes/block';
+import { DECIMAL_BYTES, Text, UUID_BYTES } from '../../bytes/text';
+import { RANDOM_BYTES, Session } from '../../connectors/session';
+import { ClusterType, Config } from '../config/config';
 import {
   AUTHORITY,
   ENVOY_PREFIX,
@@ -20,7 +20,7 @@ import {
   REQUEST_ID,
   RETRY_ON,
   isOneHop,
-} from './names';
+} from '../names';
 
 /** What Envoy tries again by itself, within the call's timeout. A reply whose head has come is not among it. */
 export const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-error');

@@ -1,9 +1,9 @@
 // The filter's metrics: `wasmcustom.routed_experts.<name>` in Envoy, shared by all plugins of a VM and by all workers.
 
-import { defineMetric, increment, record } from '../abi/host';
-import { MetricKind } from '../abi/types';
-import { heldBytes } from '../bytes/block';
-import { Reason, reasonToken } from '../routing/reason';
+import { defineMetric, increment, record } from '../../abi/host';
+import { MetricKind } from '../../abi/types';
+import { heldBytes } from '../../bytes/block';
+import { Reason, reasonToken } from '../../routing/reason';
 import { Outcome, outcomeToken } from './outcome';
 
 const PREFIX = 'routed_experts.';

@@ -1,18 +1,18 @@
 // Takes what prefill's reply brings out of Envoy's buffer: rows are copied once, into memory or through it to the parking.
 
-import { bufferBytes } from '../abi/host';
-import { BufferKind } from '../abi/types';
-import { Ascii } from '../bytes/ascii';
-import { Block, fits } from '../bytes/block';
-import { lanes } from '../bytes/vector';
-import { alphabetEnd } from '../routing/base64';
-import { Examination } from '../routing/examination';
-import { Wanted } from '../routing/formats/format';
-import { PromptCheck } from '../routing/formats/prompt_value';
-import { PrefillReply, Span } from '../routing/prefill_reply';
-import { Format, Kind, PrefillValue, Prompt } from '../routing/prompt';
-import { Reason } from '../routing/reason';
-import { HeldChars, ParkedChars, RowChars } from '../routing/rows';
+import { bufferBytes } from '../../abi/host';
+import { BufferKind } from '../../abi/types';
+import { Ascii } from '../../bytes/ascii';
+import { Block, fits } from '../../bytes/block';
+import { lanes } from '../../bytes/vector';
+import { alphabetEnd } from '../../routing/base64';
+import { Examination } from '../../routing/examination';
+import { Wanted } from '../../routing/formats/format';
+import { PromptCheck } from '../../routing/formats/prompt_value';
+import { PrefillReply, Span } from '../../routing/prefill_reply';
+import { Format, Kind, PrefillValue, Prompt } from '../../routing/prompt';
+import { Reason } from '../../routing/reason';
+import { HeldChars, ParkedChars, RowChars } from '../../routing/rows';
 import { Room } from './room';
 
 /** First read of a reply: as a rule the rows start in it. */
@@ -40,11 +40,16 @@ export class Captured {
   /** The reply ended with its cap of one token: `finish_reason` is `length`, or `tool_calls`, which hides it. */
   capped: bool = false;
 
-  free(): void {
-    this.prompt.free();
+  /** Decode's leg has been written with the parameters. */
+  freeParams(): void {
     const params = this.params;
     if (params !== null) params.free();
     this.params = null;
+  }
+
+  free(): void {
+    this.prompt.free();
+    this.freeParams();
   }
 }
 

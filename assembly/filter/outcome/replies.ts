@@ -1,10 +1,10 @@
 // Answers that the filter gives itself, errors in vLLM's shape.
 
-import { sendLocalResponse } from '../abi/host';
-import { PairReader, PairWriter } from '../abi/pairs';
-import { Ascii } from '../bytes/ascii';
-import { Block } from '../bytes/block';
-import { APPLICATION_JSON, CONTENT_TYPE, ROUTED_EXPERTS, isOneHop } from './names';
+import { sendLocalResponse } from '../../abi/host';
+import { PairReader, PairWriter } from '../../abi/pairs';
+import { Ascii } from '../../bytes/ascii';
+import { Block } from '../../bytes/block';
+import { APPLICATION_JSON, CONTENT_TYPE, ROUTED_EXPERTS, isOneHop } from '../names';
 
 const DETAILS = new Ascii('routed_experts_filter');
 const DETAILS_PREFILL = new Ascii('routed_experts_prefill_reply');

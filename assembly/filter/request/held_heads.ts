@@ -1,11 +1,11 @@
 // Requests whose head is held and of whose body nothing has come. Without `allow_on_headers_stop_iteration` in the plugin's
 // configuration Envoy calls no body callback for a head that is held, and the client would wait for ever.
 
-import { enterStream } from '../abi/dispatch';
-import { headerPairs, integerProperty } from '../abi/host';
-import { PairReader } from '../abi/pairs';
-import { HeaderMapKind } from '../abi/types';
-import { Ascii } from '../bytes/ascii';
+import { enterStream } from '../../abi/dispatch';
+import { headerPairs, integerProperty } from '../../abi/host';
+import { PairReader } from '../../abi/pairs';
+import { HeaderMapKind } from '../../abi/types';
+import { Ascii } from '../../bytes/ascii';
 
 /** Bytes of the request so far, and of its head (Envoy's attributes). */
 const TOTAL_SIZE = new Ascii('request\0total_size');

@@ -1,13 +1,13 @@
 // Where the prompt rows of exchanges that wait for decode are kept: in the VM up to `max_capture_bytes`, past it parked
 // in Envoy's shared data, which is host memory, up to `max_parked_bytes`.
 
-import { getSharedData, randomBytes, setSharedData } from '../abi/host';
-import { Status } from '../abi/types';
-import { writeDecimal } from '../bytes/ascii';
-import { Block, fits } from '../bytes/block';
-import { Prompt } from '../routing/prompt';
-import { HeldChars, ParkedChars, Parking, RowChars } from '../routing/rows';
-import { Config } from './config';
+import { getSharedData, randomBytes, setSharedData } from '../../abi/host';
+import { Status } from '../../abi/types';
+import { writeDecimal } from '../../bytes/ascii';
+import { Block, fits } from '../../bytes/block';
+import { Prompt } from '../../routing/prompt';
+import { HeldChars, ParkedChars, Parking, RowChars } from '../../routing/rows';
+import { Config } from '../config/config';
 
 const OWNER_BYTES: usize = 8;
 const KEY_BYTES: usize = OWNER_BYTES + 20;

@@ -1,6 +1,6 @@
 // What became of an exchange, in the words of the outcome header, the access log and the counters.
 
-import { Reason, reasonToken } from '../routing/reason';
+import { Reason, reasonToken } from '../../routing/reason';
 
 export const enum Outcome {
   /** The stream ended before anything else was decided. */

@@ -1,6 +1,6 @@
 // A body that is put together before any of it leaves.
 
-import { Block, fits } from '../bytes/block';
+import { Block, fits } from '../../bytes/block';
 import { Outlet } from './body_sink';
 
 

@@ -2,17 +2,17 @@
 // what is wrong and what was expected.
 
 import { JSON } from 'json-as';
-import { Ascii, hexValue } from '../bytes/ascii';
-import { Block } from '../bytes/block';
-import { Connector } from '../connectors/connector';
-import { connectorNamed, connectorNames } from '../connectors/table';
-import { Api, Dialect } from '../connectors/request_body';
-import { Paths } from '../json/paths';
-import { Event, Scanner } from '../json/scanner';
-import { Model, RowCheck } from '../routing/examination';
-import { MAX_DIMENSION } from '../routing/npy';
+import { Ascii, hexValue } from '../../bytes/ascii';
+import { Block } from '../../bytes/block';
+import { Connector } from '../../connectors/connector';
+import { connectorNamed, connectorNames } from '../../connectors/table';
+import { Api, Dialect } from '../../connectors/request_body';
+import { Paths } from '../../json/paths';
+import { Event, Scanner } from '../../json/scanner';
+import { Model, RowCheck } from '../../routing/examination';
+import { MAX_DIMENSION } from '../../routing/npy';
 import { Endpoint, Endpoints, Entry } from './endpoints';
-import { isReserved } from './names';
+import { isReserved } from '../names';
 
 export const enum OnPrefillFailure {
   Decode,

@@ -1,0 +1,106 @@
+// Mooncake's bootstrap server beside prefill: it names prefill's ranks and their engine ids. A VM
+// remembers what a server said until a leg of an exchange fails.
+
+import { bufferBytes, httpCall } from '../../abi/host';
+import { PairWriter } from '../../abi/pairs';
+import { BufferKind, Status } from '../../abi/types';
+import { Ascii } from '../../bytes/ascii';
+import { Block } from '../../bytes/block';
+import { DECIMAL_BYTES, Text } from '../../bytes/text';
+import { Ranks } from '../../connectors/ranks';
+import { Session } from '../../connectors/session';
+import { ClusterType, Config } from '../config/config';
+import { AUTHORITY, GET, MAX_RETRIES, METHOD, ORIGINAL_DST_HOST, PATH, QUERY, RETRY_ON } from '../names';
+import { RETRIED } from './prefill_call';
+
+/** The answer has some hundred bytes for each rank; a longer one is refused. */
+const MAX_ANSWER_BYTES: u32 = 64 << 10;
+/** The server answers from memory: it needs no more time than this. */
+const TIMEOUT_MS: u32 = 10000;
+/** Most servers that are remembered. Past it all are forgotten. */
+const MAX_SERVERS: i32 = 4096;
+
+/** What servers have told, by `cluster host:port`. */
+const known = new Map<string, Ranks>();
+
+function clusterOf(config: Config): Ascii {
+  const own = config.bootstrapCluster;
+  return own === null ? config.cluster : own;
+}
+
+/** The bootstrap server of one exchange's prefill leg. */
+@final
+export class Bootstrap {
+  private readonly key: string;
+
+  /** The server's address is the session's. */
+  constructor(
+    private readonly config: Config,
+    session: Session,
+  ) {
+    const host = String.UTF8.decodeUnsafe(session.hostPtr, session.hostLen);
+    const cluster = clusterOf(config);
+    const name = String.UTF8.decodeUnsafe(cluster.ptr, cluster.len);
+    this.key = name + ' ' + host + ':' + session.port.toString();
+  }
+
+  /** Chooses the rank of the session's leg; false when the server must be asked first. */
+  chooseRank(session: Session): bool {
+    if (!known.has(this.key)) return false;
+    const ranks = known.get(this.key);
+    const index = ranks.next();
+    session.rank = ranks.ranks[index];
+    session.engineId = ranks.ids[index];
+    return true;
+  }
+
+  /** Starts the call that asks the server for its ranks. */
+  ask(session: Session): Status {
+    const config = this.config;
+    const host = new Text(session.hostLen + 1 + DECIMAL_BYTES)
+      .bytes(session.hostPtr, session.hostLen)
+      .add(COLON)
+      .decimal(session.port)
+      .end();
+    const writer = new PairWriter();
+    writer.addText(METHOD, GET);
+    writer.addText(PATH, QUERY);
+    writer.add(AUTHORITY.ptr, AUTHORITY.len, host.ptr, host.len);
+    if (config.endpointHeader !== null && config.clusterType == ClusterType.OriginalDst) {
+      writer.add(ORIGINAL_DST_HOST.ptr, ORIGINAL_DST_HOST.len, host.ptr, host.len);
+    }
+    const retries = new Text(DECIMAL_BYTES).decimal(config.retries).end();
+    if (config.retries > 0) {
+      writer.addText(RETRY_ON, RETRIED);
+      writer.add(MAX_RETRIES.ptr, MAX_RETRIES.len, retries.ptr, retries.len);
+    }
+    const pairs = writer.build();
+    const nothing = Block.alloc(0);
+    const status = httpCall(clusterOf(config), pairs, nothing, min(config.timeoutMs, TIMEOUT_MS));
+    pairs.free();
+    nothing.free();
+    retries.free();
+    host.free();
+    return status;
+  }
+
+  /** Reads the server's answer of `size` bytes; false when it names no ranks. */
+  takeRanks(size: u32): bool {
+    if (size > MAX_ANSWER_BYTES) return false;
+    const answer = bufferBytes(BufferKind.CallResponseBody, 0, size);
+    if (answer === null) return false;
+    const ranks = Ranks.read(answer.ptr, answer.len);
+    answer.free();
+    if (ranks === null) return false;
+    if (known.size >= MAX_SERVERS) known.clear();
+    known.set(this.key, ranks);
+    return true;
+  }
+
+  /** Forgets what the server told: a leg has failed, and another engine may run there by now. */
+  forget(): void {
+    known.delete(this.key);
+  }
+}
+
+const COLON = new Ascii(':');

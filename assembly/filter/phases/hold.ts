@@ -1,0 +1,259 @@
+// Decode's response is held: its head, as a rule, and the bytes that have come. It is read as it comes, until
+// it is known that its arrays can be merged; then everything leaves, edited.
+
+import { bufferBytes, removeHeader } from '../../abi/host';
+import { BodyStatus, BufferKind, HeaderMapKind, HeadersStatus } from '../../abi/types';
+import { DecodeResponse, Form, Treatment } from '../../routing/decode_response';
+import { Reason } from '../../routing/reason';
+import { DecodeBody } from '../body/decode_body';
+import { Exit, ToEnvoy } from '../body/exit';
+import { OnUnmergeable } from '../config/config';
+import { ResponseHead, setContentLength } from '../heads';
+import { CONTENT_LENGTH, ROUTED_EXPERTS } from '../names';
+import { Outcome } from '../outcome/outcome';
+import { Brought } from '../rows/brought';
+import { Pass, passWhole } from './pass';
+import { Course, Phase } from './phase';
+import { StreamBody, streamEvents } from './stream';
+
+/** Bytes of a held response that are read at a time while arrays are looked for. */
+const LOOK: u32 = 8 << 10;
+
+/**
+ * The head of a response has come that is to be read. Takes over `brought`. `holds`: the plugin has shown
+ * that it may hold a head.
+ */
+export function openResponse(course: Course, head: ResponseHead, brought: Brought, holds: bool): i32 {
+  const body = new DecodeBody(head.contentLength);
+  if (head.events) {
+    streamEvents(course, body, brought);
+    return HeadersStatus.Continue;
+  }
+  // Of a path that is not served nobody has shown yet that the plugin may hold a head: Envoy would hold the
+  // body, too.
+  const holdsHead = holds && !course.config.passHeads;
+  course.enter(new Hold(course, body, brought, new ToEnvoy(), !holdsHead));
+  if (holdsHead) return HeadersStatus.StopIteration;
+  removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
+  if (brought.mayGrowFromTheStart) removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+  else body.promise(0);
+  return HeadersStatus.Continue;
+}
+
+
+@final
+export class Hold extends Phase {
+  private response: DecodeResponse;
+  /** Why arrays become `null` instead of being merged; `None` as long as they are merged. */
+  private nulledFor: Reason = Reason.None;
+
+  /** Takes over the body and what is known. `headOut`: the head has left before the outcome is known. */
+  constructor(
+    course: Course,
+    private readonly body: DecodeBody,
+    private readonly brought: Brought,
+    private readonly exit: Exit,
+    private readonly headOut: bool,
+  ) {
+    super(course);
+    const expected = brought.expected;
+    this.response = new DecodeResponse(expected, body.rope, Treatment.Merge, Form.Unknown, false);
+  }
+
+  /** Reads what is held already. */
+  readHeld(): void {
+    const rope = this.body.rope;
+    const response = this.response;
+    let offset: u64 = 0;
+    for (let i = 0; i < rope.pieceCount; i++) {
+      const piece = rope.piece(i);
+      response.push(piece.ptr, piece.len, offset);
+      offset += piece.len;
+    }
+  }
+
+  /** Reads the held bytes once more, of which none has left. */
+  private readAgain(form: Form, treatment: Treatment): void {
+    const rope = this.body.rope;
+    rope.clearEdits();
+    this.response.free();
+    this.response = new DecodeResponse(this.brought.expected, rope, treatment, form, false);
+    this.readHeld();
+  }
+
+  onResponseBody(size: u32, endOfStream: bool): i32 {
+    const body = this.body;
+    const response = this.response;
+    // Where what cannot be merged is refused, decode's rows that prefill's replace are never needed, and
+    // are not read.
+    const sparing = this.course.config.onUnmergeable == OnUnmergeable.Reject;
+    for (let at: u32 = 0; at < size;) {
+      const left = size - at;
+      const ahead = sparing ? <u32>min<u64>(response.replacedAhead, left) : 0;
+      if (ahead > 0) {
+        response.passReplaced(ahead);
+        body.received += ahead;
+        at += ahead;
+        continue;
+      }
+      // Short looks until the last array has begun, so that its rows are not read with what is before them.
+      const looking = sparing && !response.inArray && response.choices < this.brought.expected.choices;
+      const len = looking ? min(left, LOOK) : left;
+      const piece = DecodeBody.piece(at, len);
+      if (piece === null) return this.unmergeable(Reason.Memory, left, endOfStream);
+      response.push(body.take(piece), len, body.received);
+      if (sparing && response.isReplaced(body.received)) body.rope.discard(len);
+      body.received += len;
+      at += len;
+    }
+    return this.judge(endOfStream);
+  }
+
+  onResponseTrailers(): i32 {
+    // The document would have been let go at its end, so it has none. The body cannot be given back any more.
+    const nulling = this.nulledFor != Reason.None;
+    if (nulling || this.course.config.onUnmergeable != OnUnmergeable.Reject) this.reset(Reason.Json);
+    else this.reject(Reason.Json);
+    return HeadersStatus.StopIteration;
+  }
+
+  /** Decides what becomes of the held bytes. */
+  judge(endOfStream: bool): i32 {
+    const body = this.body;
+    const brought = this.brought;
+    if (this.response.again != Form.Unknown) this.readAgain(this.response.again, Treatment.Merge);
+    const response = this.response;
+    if (brought.isForeign(response, response.reason)) return this.letGoForeign(endOfStream);
+    if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
+    if (response.complete) return this.commit(endOfStream);
+    if (endOfStream && body.received == 0) {
+      this.free();
+      passWhole(this.course, new Pass(this.course, -1, false), true);
+      return BodyStatus.Continue;
+    }
+    if (endOfStream || body.isCut(response)) {
+      if (brought.isForeign(response, Reason.Json)) return this.letGoForeign(endOfStream);
+      return this.unmergeable(Reason.Json, 0, endOfStream);
+    }
+    return this.judgePart(response);
+  }
+
+  /** The same of a document that has not ended. */
+  private judgePart(response: DecodeResponse): i32 {
+    const body = this.body;
+    const expected = this.brought.expected;
+    const config = this.course.config;
+    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it
+    // comes, and other values of prefill's are put in where their place is.
+    const open = expected.prompt.lacksRouting || response.planned;
+    const ready = this.nulledFor != Reason.None || (open && response.decided);
+    if (ready && body.received > config.holdBytes) return this.commit(false);
+    if (body.rope.held > config.maxHoldBytes) {
+      if (response.decided) return this.unmergeable(Reason.Hold, 0, false);
+      return this.unmergeable(expected.alone !== null ? Reason.Cached : Reason.Ambiguous, 0, false);
+    }
+    return BodyStatus.StopIterationNoBuffer;
+  }
+
+  /**
+   * The held bytes cannot be merged: what the configuration says. `unread` bytes of the current piece are
+   * not in the rope.
+   */
+  unmergeable(reason: Reason, unread: u32, endOfStream: bool): i32 {
+    const policy = this.course.config.onUnmergeable;
+    const readable = reason != Reason.Json && reason != Reason.Memory;
+    if (policy == OnUnmergeable.Null && readable && this.nulledFor == Reason.None) {
+      this.nulledFor = reason;
+      this.readAgain(Form.Unknown, Treatment.Null);
+      return this.judge(endOfStream);
+    }
+    if (policy != OnUnmergeable.Forward) {
+      this.reject(reason);
+      return BodyStatus.StopIterationNoBuffer;
+    }
+    this.course.ending.set(Outcome.Unmerged, reason);
+    return this.letGo(unread, endOfStream);
+  }
+
+  /** What decode served alone is no JSON. */
+  private letGoForeign(endOfStream: bool): i32 {
+    this.course.ending.set(Outcome.Local, Reason.None);
+    return this.letGo(0, endOfStream);
+  }
+
+  /** The held bytes leave as decode sent them, before `unread` bytes of the current piece that are not in the rope. */
+  private letGo(unread: u32, endOfStream: bool): i32 {
+    const course = this.course;
+    const body = this.body;
+    const rope = body.rope;
+    if (!this.headOut) course.ending.writeTo(HeaderMapKind.ResponseHeaders);
+    const left = body.left(unread);
+    rope.clearEdits();
+    // Whether memory is short or not: a body that is let go has no second chance.
+    const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
+    if (last !== null) rope.append(last, body.received);
+    body.received += unread;
+    const outlet = this.exit.open(body.received);
+    rope.release(body.received, outlet);
+    const taken = outlet.finish();
+    if (!taken && this.exit.keeps) this.reject(Reason.Memory);
+    if (course.phase !== this) return BodyStatus.StopIterationNoBuffer;
+    const pass = new Pass(course, left, this.headOut);
+    this.free();
+    course.enter(pass);
+    if (endOfStream) pass.end();
+    return BodyStatus.Continue;
+  }
+
+  /** Everything that may leave does, and the head before it. */
+  private commit(endOfStream: bool): i32 {
+    const course = this.course;
+    const response = this.response;
+    const stream = new StreamBody(course, this.body, this.brought, response, this.headOut);
+    if (this.nulledFor != Reason.None) course.ending.set(Outcome.Unmerged, this.nulledFor);
+    else if (this.brought.expected.alone === null) {
+      if (response.merged) stream.tellMerged();
+      else course.ending.set(Outcome.Absent, Reason.None);
+    }
+    if (!this.headOut) this.tellHead();
+    else if (this.body.breaksPromise(response)) {
+      this.reset(this.nulledFor != Reason.None ? this.nulledFor : Reason.Rows);
+      return BodyStatus.StopIterationNoBuffer;
+    }
+    course.enter(stream);
+    return stream.begin(this.exit, endOfStream);
+  }
+
+  /** The head goes out with the outcome, and with the length as far as it is known. */
+  private tellHead(): void {
+    const body = this.body;
+    const response = this.response;
+    this.course.ending.writeTo(HeaderMapKind.ResponseHeaders);
+    const mayGrow = this.nulledFor != Reason.None || this.brought.mayGrow;
+    if (!response.complete && mayGrow) {
+      removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
+      return;
+    }
+    body.promise(response.growth);
+    if (response.growth != 0 && body.announced >= 0) {
+      setContentLength(HeaderMapKind.ResponseHeaders, <u64>(body.announced + response.growth));
+    }
+  }
+
+  /** The response cannot be merged. */
+  private reject(reason: Reason): void {
+    if (this.headOut) this.reset(reason);
+    else this.course.refuse(reason, this.brought.describe(reason));
+  }
+
+  /** The response cannot be merged, and some of it has left. */
+  private reset(reason: Reason): void {
+    this.course.reset(reason, this.brought.describe(reason));
+  }
+
+  free(): void {
+    this.response.free();
+    this.body.free();
+    this.brought.free();
+  }
+}

@@ -1,0 +1,258 @@
+// The prefill leg: the ranks and the address that it may need first, its call, the tries, and what becomes
+// of the request when it fails. The client's request waits in Envoy's buffer.
+
+import { expectCall } from '../../abi/dispatch';
+import { continueStream, log, logs, randomBytes, startedCall } from '../../abi/host';
+import { BodyStatus, HeaderMapKind, LogLevel, Status, StreamKind } from '../../abi/types';
+import { Block } from '../../bytes/block';
+import { prefillLeg } from '../../connectors/connector';
+import { RequestBody } from '../../connectors/request_body';
+import { RANDOM_BYTES, Session } from '../../connectors/session';
+import { Reason } from '../../routing/reason';
+import { Bootstrap } from '../calls/bootstrap';
+import {
+  Failure,
+  SentCall,
+  failureMessage,
+  failureStatus,
+  isWorthARepeat,
+  reportFailure,
+} from '../calls/prefill_answer';
+import { startLookup, startPrefill } from '../calls/prefill_call';
+import { ClusterType, OnPrefillFailure } from '../config/config';
+import { ResponseHead } from '../heads';
+import { ClientRequest } from '../request/client_request';
+import { Brought } from '../rows/brought';
+import { serveAlone } from './alone';
+import { Decode } from './decode';
+import { sendDecodeLeg, takeAnswer } from './legs';
+import { Course, Phase } from './phase';
+import { Race } from './race';
+
+/** What is in flight. */
+const enum Call {
+  /** The bootstrap server is asked for prefill's ranks. */
+  Ranks,
+  /** A dynamic forward proxy looks the endpoint up. */
+  Lookup,
+  Leg,
+}
+
+/** What the client's request waits in: a callback that is running, and returns whether to go on, or Envoy. */
+const enum Waits {
+  InCallback,
+  InEnvoy,
+}
+
+
+@final
+export class Prefill extends Phase {
+  /** What the legs have between them. It borrows from the request. */
+  private readonly session: Session = new Session();
+  private readonly brought: Brought;
+  private inFlight: Call = Call.Leg;
+  private sent: SentCall;
+  /** Legs that were sent. */
+  private tries: i32 = 0;
+
+  /** Takes over the request. */
+  constructor(
+    course: Course,
+    private readonly request: ClientRequest,
+    private readonly asked: RequestBody,
+  ) {
+    super(course);
+    this.brought = new Brought(course.config);
+    this.sent = SentCall.of(course.config, asked);
+  }
+
+  get requestWaits(): bool {
+    return true;
+  }
+
+  onRequestBody(size: u32, endOfStream: bool): i32 {
+    return BodyStatus.StopIterationAndBuffer;
+  }
+
+  /** Sends the leg, or what must be known before it; `body` is the client's (borrowed). */
+  begin(body: Block): void {
+    const course = this.course;
+    const config = course.config;
+    const session = this.session;
+    this.request.ensureId();
+    randomBytes(session.randomPtr, RANDOM_BYTES);
+    this.request.locateBootstrap(session);
+    if (config.connector.needsRanks) {
+      const bootstrap = new Bootstrap(config, session);
+      course.bootstrap = bootstrap;
+      if (!bootstrap.chooseRank(session)) {
+        if (bootstrap.ask(session) == Status.Ok) this.expect(Call.Ranks);
+        else this.failed(Failure.NoHost, Waits.InCallback);
+        return;
+      }
+    }
+    if (!this.send(body) && !this.lookUp()) return this.failed(Failure.NoHost, Waits.InCallback);
+    if (this.inFlight == Call.Leg && config.connector.concurrent) this.race();
+  }
+
+  /** A call has been started: its answer comes to this exchange. */
+  private expect(call: Call): void {
+    expectCall(startedCall(), this.course.id);
+    this.inFlight = call;
+    this.sent = SentCall.of(this.course.config, this.asked);
+  }
+
+  /** Sends the leg, made from the client's `body` (borrowed); false when Envoy cannot. */
+  private send(body: Block): bool {
+    const config = this.course.config;
+    const session = this.session;
+    const request = this.request;
+    const leg = prefillLeg(this.asked, config.connector, session).toBlock(body.ptr, body.len);
+    // The filter's tries and Envoy's are bounded together.
+    const retries = config.retries - this.tries;
+    const pairs = request.head.pairs;
+    const status = startPrefill(config, pairs, leg, request.requestId, request.endpoint, session, retries);
+    leg.free();
+    session.release();
+    if (status != Status.Ok) return false;
+    this.expect(Call.Leg);
+    this.tries++;
+    return true;
+  }
+
+  /** Sends the leg outside of the request's callbacks; false when that is impossible. */
+  private sendLate(): bool {
+    const body = this.request.bytes();
+    if (body === null) return false;
+    const sent = this.send(body);
+    body.free();
+    if (sent && this.course.config.connector.concurrent) {
+      this.race();
+      this.resume();
+    }
+    return sent;
+  }
+
+  /** Has a dynamic forward proxy look the endpoint up, where that may be what was missing. */
+  private lookUp(): bool {
+    const config = this.course.config;
+    const endpoint = this.request.endpoint;
+    if (endpoint === null || config.clusterType != ClusterType.DynamicForwardProxy) return false;
+    if (startLookup(config, endpoint) != Status.Ok) return false;
+    this.expect(Call.Lookup);
+    return true;
+  }
+
+  /** Both legs at once: decode's follows. */
+  private race(): void {
+    const race = new Race(this.course, this.sent, this.brought);
+    this.course.enter(race);
+    sendDecodeLeg(this.course, this.request, this.asked, this.session, this.brought, -1);
+    this.request.free();
+  }
+
+  onCallResponse(headers: u32, bodySize: u32): void {
+    switch (this.inFlight) {
+      case Call.Ranks:
+        return this.takeRanks(headers, bodySize);
+      case Call.Lookup:
+        // Whatever the answer is: the address is known now, or it cannot be.
+        if (!this.sendLate()) this.failed(Failure.NoHost, Waits.InEnvoy);
+        return;
+      default:
+        return this.takeReply(headers, bodySize);
+    }
+  }
+
+  private takeRanks(headers: u32, bodySize: u32): void {
+    if (headers == 0) return this.failed(this.sent.failure, Waits.InEnvoy);
+    const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
+    if (head.status == 504) return this.failed(Failure.Timeout, Waits.InEnvoy);
+    const bootstrap = this.course.bootstrap!;
+    const good = head.good && !head.encoded;
+    if (!good || !bootstrap.takeRanks(bodySize) || !bootstrap.chooseRank(this.session)) {
+      return this.failed(Failure.NoRanks, Waits.InEnvoy);
+    }
+    if (!this.sendLate() && !this.lookUp()) this.failed(Failure.NoHost, Waits.InEnvoy);
+  }
+
+  private takeReply(headers: u32, bodySize: u32): void {
+    const course = this.course;
+    const config = course.config;
+    const brought = this.brought;
+    const failure = takeAnswer(course, this.sent, headers, bodySize, brought);
+    if (course.ended) return;
+    if (failure != Failure.None) return this.failed(failure, Waits.InEnvoy);
+    if (config.connector.needsParams && brought.captured.params === null) {
+      if (brought.captured.capped) return this.refuseHandshake();
+      // The text ended with its first token and there is nothing to pull: decode prefills itself.
+      return this.goAlone(Waits.InEnvoy);
+    }
+    if (config.tail && brought.captured.prompt.tokens < 0) {
+      return this.failed(Failure.NoLength, Waits.InEnvoy);
+    }
+    this.sendDecode();
+  }
+
+  /** Prefill has answered, and decode's leg takes the place of the client's request. */
+  private sendDecode(): void {
+    const course = this.course;
+    const session = this.session;
+    const captured = this.brought.captured;
+    const params = captured.params;
+    session.paramsPtr = params === null ? 0 : params.ptr;
+    session.paramsLen = params === null ? 0 : params.len;
+    const from = course.config.tail ? captured.prompt.seam : -1;
+    if (!sendDecodeLeg(course, this.request, this.asked, session, this.brought, from)) return;
+    captured.freeParams();
+    this.request.free();
+    course.enter(new Decode(course, this.brought));
+    this.resume();
+  }
+
+  /**
+   * Prefill stopped at its cap of one token, where NixlConnector always hands out parameters (vLLM's
+   * nixl/scheduler.py, request_finished), and gave none: the engines run another connector, and decode may
+   * find the prompt's KV in a store although nothing was handed over. What decode would answer cannot be
+   * trusted, whatever `on_prefill_failure` says.
+   */
+  private refuseHandshake(): void {
+    const message =
+      'prefill reached its cap of one token and returned no kv_transfer_params: its engine does not run the ' +
+      'connector that the setting connector: ' +
+      this.course.config.connector.name +
+      ' is for';
+    if (logs(LogLevel.Warn)) log(LogLevel.Warn, message);
+    this.course.answer(502, message, Reason.None);
+  }
+
+  /** What was in flight has failed: another try, or what the configuration says. */
+  private failed(failure: Failure, waits: Waits): void {
+    const course = this.course;
+    const config = course.config;
+    reportFailure(failure, this.tries);
+    this.brought.forgetRows();
+    course.forgetRanks();
+    const again = waits == Waits.InEnvoy && this.inFlight == Call.Leg && isWorthARepeat(failure);
+    if (again && this.tries <= config.retries && this.sendLate()) return;
+    if (config.onPrefillFailure == OnPrefillFailure.Decode) return this.goAlone(waits);
+    course.answer(failureStatus(failure), failureMessage(failure), Reason.None);
+  }
+
+  /** Decode serves the request alone. */
+  private goAlone(waits: Waits): void {
+    serveAlone(this.course, this.request, this.asked, this.brought);
+    if (waits == Waits.InEnvoy) this.resume();
+  }
+
+  /** Has Envoy go on with the request, unless the exchange has ended. */
+  private resume(): void {
+    const phase = this.course.phase;
+    if (!phase.requestWaits && phase.awaitsHead) continueStream(StreamKind.Request);
+  }
+
+  free(): void {
+    this.request.free();
+    this.brought.free();
+  }
+}

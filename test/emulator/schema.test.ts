@@ -189,9 +189,9 @@ test('every key of the schema is described, and has a default unless it is requi
   }
 });
 
-test("the README's configuration has every key with the schema's default", () => {
-  const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
-  const block = /\n {4}\{\n[^]*?\n {4}\}\n/.exec(readme.slice(readme.indexOf('## Configure')))![0];
+test("docs/configuration.md has every key with the schema's default", () => {
+  const page = readFileSync(join(ROOT, 'docs', 'configuration.md'), 'utf8');
+  const block = /\n {4}\{\n[^]*?\n {4}\}\n/.exec(page)![0];
   const written = JSON.parse(block.replace(/\/\/.*/g, '')) as Config;
   expect(validate(written), JSON.stringify(validate.errors)).toBe(true);
   for (const { path, schema: of } of keys(schema)) {

@@ -124,6 +124,11 @@ export class EventStream {
     this.matched = 0;
   }
 
+  /** Whether no document has begun that has not ended. A bracket begins one, though it may be that of `[DONE]`. */
+  get betweenDocuments(): bool {
+    return this.line != Line.Bracket && this.response.betweenDocuments;
+  }
+
   /** Bytes to come that are replaced by prefill's whatever they are. */
   get replacedAhead(): u64 {
     return this.line == Line.Document ? this.response.replacedAhead : 0;

@@ -89,6 +89,8 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   if (!brought) return 'decode was asked after a prefill that failed';
   if (connector === 'nixl' ? sent.length !== 1 || sent[0] !== brought.params : sent.length > 0)
     return `decode was sent ${sent.join()}`;
+  // What prefill says is not what a double can say: this side does not know the seam.
+  if (isTail(of) && !Number.isSafeInteger(brought.seam + 1)) return null;
   const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : {};
   const leg = decodeLeg(asked, params, isTail(of) ? brought.seam : null);
   return isDeepStrictEqual(jsonOf(request), leg)

@@ -285,7 +285,7 @@ export class StreamEvents extends Stream {
   }
 
   protected get isWhole(): bool {
-    return this.response.betweenDocuments;
+    return this.events.betweenDocuments;
   }
 
   protected get knowsChoices(): bool {

@@ -139,8 +139,9 @@ function rawSet(text: string, root: Node, { node, choice }: Place, alone: Alone)
 
 function cachedFault(text: string, root: Node, found: Place[], { cached }: Alone): string | null {
   if (cached === 'any') return null;
+  // Elements of a list are SGLang's, and have `meta_info`; what is called `usage` in one says nothing.
   const said = (holder: Node) => [
-    ...all(holder, 'usage')
+    ...(root.kind === 'array' ? [] : all(holder, 'usage'))
       .flatMap((usage) => all(usage, 'prompt_tokens_details'))
       .flatMap((details) => all(details, 'cached_tokens')),
     ...all(holder, 'meta_info').flatMap((meta) => all(meta, 'cached_tokens')),

@@ -81,11 +81,11 @@ export function render(workload: Workload): Bodies {
   const rowBytes = layers * topK * Number(dtype[2]);
   // The last token is sampled and not forwarded: it has no row.
   const rows = tokens - 1;
-  const right = experts(rows * rowBytes, dtype, 1);
+  const right = experts(rows * layers, topK, dtype, 1);
   const array = (data: Buffer, count: number) =>
     Buffer.from(Buffer.concat([npyHeader(dtype, [count, layers, topK]), data]).toString('base64'), 'latin1');
   const promptBytes = prompt * rowBytes;
-  const wrong = Buffer.concat([experts(promptBytes, dtype, 2), right.subarray(promptBytes)]);
+  const wrong = Buffer.concat([experts(prompt * layers, topK, dtype, 2), right.subarray(promptBytes)]);
 
   const usage = { prompt_tokens: prompt, completion_tokens: generated * choices };
   const text = WORD.repeat(generated);
@@ -167,14 +167,22 @@ function ids(count: number): number[] {
   return Array.from({ length: count }, () => next() % 150_000);
 }
 
-/** Expert numbers: any byte for `|u1`, below 512 for wider types. */
-function experts(bytes: number, dtype: Dtype, seed: number): Buffer {
-  const words = new Uint32Array(Math.ceil(bytes / 4));
-  const next = random(seed);
+/** What a router names in `lines` layers of rows: `topK` different experts of 256, or of 512 where the dtype is wider. */
+function experts(lines: number, topK: number, dtype: Dtype, seed: number): Buffer {
   const item = Number(dtype[2]);
-  const mask = item === 1 ? 0xffffffff : item === 2 ? 0x01ff01ff : 0x1ff;
-  for (let i = 0; i < words.length; i++) words[i] = next() & mask;
-  return Buffer.from(words.buffer, 0, bytes);
+  const mask = item === 1 ? 0xff : 0x1ff;
+  const count = lines * topK;
+  const ids =
+    item === 1 ? new Uint8Array(count) : item === 2 ? new Uint16Array(count) : new Uint32Array(count);
+  const next = random(seed);
+  for (let i = 0; i < count;) {
+    const bits = next();
+    // An odd step comes back to where it began only after all experts.
+    const step = ((bits >>> 9) << 1) | 1;
+    let id = bits;
+    for (const end = i + topK; i < end; id += step) ids[i++] = id & mask;
+  }
+  return Buffer.from(ids.buffer);
 }
 
 /** xorshift32 */

@@ -10,6 +10,8 @@ export interface EnvoySpec {
   upstream: Protocol;
   /** The plugin's configuration without `prefill`; absent: no filter, and `/prefill` goes to the prefill engine. */
   filter?: Record<string, unknown>;
+  /** Path of its module; absent: that of this checkout. */
+  module?: string;
   /** Default 1. */
   workers?: number;
 }
@@ -92,7 +94,7 @@ function listener(spec: EnvoySpec): object {
               '@type': `${PACKAGE}filters.network.http_connection_manager.v3.HttpConnectionManager`,
               stat_prefix: 'clients',
               codec_type: 'AUTO',
-              http_filters: spec.filter ? [wasm(spec.filter), router] : [router],
+              http_filters: spec.filter ? [wasm(spec.filter, spec.module ?? FILTER_WASM), router] : [router],
               route_config: {
                 virtual_hosts: [
                   {
@@ -110,7 +112,7 @@ function listener(spec: EnvoySpec): object {
   };
 }
 
-function wasm(configuration: Record<string, unknown>): object {
+function wasm(configuration: Record<string, unknown>, filename: string): object {
   return {
     name: 'envoy.filters.http.wasm',
     typed_config: {
@@ -121,7 +123,7 @@ function wasm(configuration: Record<string, unknown>): object {
         vm_config: {
           vm_id: 'routed_experts',
           runtime: 'envoy.wasm.runtime.v8',
-          code: { local: { filename: FILTER_WASM } },
+          code: { local: { filename } },
         },
         configuration: {
           '@type': 'type.googleapis.com/google.protobuf.StringValue',

@@ -13,7 +13,7 @@ import type { EngineHandlers } from './engine.ts';
 import { startEnvoy } from './envoy.ts';
 import type { Kind, LoadHandlers, RunSpec } from './load.ts';
 import { describeMachine, load, usageOf, type Usage } from './machine.ts';
-import { parseOptions, USAGE, type Options } from './options.ts';
+import { parseOptions, USAGE, type Beside, type Options } from './options.ts';
 import { profile } from './perf.ts';
 import { Worker } from './process.ts';
 import { markdown, plot, type CellResult, type SubjectResult, type Window } from './report.ts';
@@ -31,6 +31,8 @@ interface Subject {
   name: string;
   kind: Kind;
   format: Format;
+  /** Name of the subject that it is the same as, but for one thing. */
+  beside?: string;
   port: number;
   /** To profile; routers of others are not. */
   pid?: number;
@@ -114,7 +116,10 @@ async function measure(
   const profiles: string[] = [];
   try {
     subjects.push(await floor(options, ports));
-    for (const format of options.formats) subjects.push(await filter(format, options, ports));
+    for (const format of options.formats) {
+      subjects.push(await filter(format, options, ports));
+      for (const beside of options.besides) subjects.push(await filter(format, options, ports, beside));
+    }
     // Others speak HTTP/1.
     if (cell.protocol === 'http1') {
       for (const other of options.others) {
@@ -143,8 +148,15 @@ async function measure(
       }
     }
     const measured = subjects.map((subject): SubjectResult => {
-      const { name, kind, format } = subject;
-      return { name, kind, format, windows: windows.get(subject)!, peakBytes: subject.usage().peakBytes };
+      const { name, kind, format, beside } = subject;
+      return {
+        name,
+        kind,
+        format,
+        beside,
+        windows: windows.get(subject)!,
+        peakBytes: subject.usage().peakBytes,
+      };
     });
     const result = { ...cell, title: title(cell), subjects: measured, profiles };
     print(result);
@@ -163,15 +175,29 @@ async function floor({ upstream }: Options, ports: Ports): Promise<Subject> {
   return { name: FLOOR, kind: 'floor', format: 'full', ...envoy, usage: () => usageOf(envoy.pid) };
 }
 
-async function filter(format: Format, { upstream }: Options, ports: Ports): Promise<Subject> {
+async function filter(
+  format: Format,
+  { upstream }: Options,
+  ports: Ports,
+  beside?: Beside,
+): Promise<Subject> {
   const envoy = await startEnvoy({
     prefillPort: ports.prefill,
     decodePort: ports[format],
     upstream,
-    filter: { connector: 'nixl', decode_rows: format },
+    filter: { connector: 'nixl', decode_rows: format, ...beside?.config },
+    ...(beside?.module ? { module: beside.module } : {}),
   });
-  const name = format === 'full' ? 'filter, A' : "filter, A'";
-  return { name, kind: 'filter', format, ...envoy, usage: () => usageOf(envoy.pid) };
+  const own = format === 'full' ? 'filter, A' : "filter, A'";
+  const name = beside ? `${own}, ${beside.name}` : own;
+  return {
+    name,
+    ...(beside ? { beside: own } : {}),
+    kind: 'filter',
+    format,
+    ...envoy,
+    usage: () => usageOf(envoy.pid),
+  };
 }
 
 async function window(

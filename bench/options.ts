@@ -1,5 +1,6 @@
 // The command line of `npm run bench`.
 
+import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Protocol } from '../test/scenario.ts';
 import type { Dtype } from '../test/engine/router.ts';
@@ -17,6 +18,14 @@ export interface Other {
   command: string;
 }
 
+/** The filter once more, with another configuration or another module. */
+export interface Beside {
+  name: string;
+  config: Record<string, unknown>;
+  /** Path of the module; absent: that of this checkout. */
+  module?: string;
+}
+
 export interface Options {
   sizes: number[];
   models: Model[];
@@ -28,6 +37,7 @@ export interface Options {
   repeats: number;
   seconds: number;
   others: Other[];
+  besides: Beside[];
   perf: boolean;
   out: string;
 }
@@ -46,6 +56,8 @@ export const USAGE = `npm run bench -- [options]
   --seconds N           length of a window                    3
   --other NAME=COMMAND  another router, measured beside; in its command {prefill} and {decode} are the engines' host:port,
                         {port} is where it has to listen. May be given more than once. HTTP/1, decode returns all rows
+  --beside NAME=WHAT    the filter once more, compared with itself: WHAT is JSON that the configuration gets beside, as in
+                        --beside 'off={"check_rows":"off"}', or the path of another module. May be given more than once
   --perf                also profile each Envoy for a window with perf, and print where its time goes
   --out NAME            bench/results/NAME.md and NAME.svg    bench, or quick`;
 
@@ -68,6 +80,7 @@ export function parseOptions(args: string[]): Options | 'help' {
       repeats: { type: 'string' },
       seconds: { type: 'string' },
       other: { type: 'string', multiple: true },
+      beside: { type: 'string', multiple: true },
       out: { type: 'string' },
     },
   });
@@ -87,7 +100,8 @@ export function parseOptions(args: string[]): Options | 'help' {
     prompt: choice('--prompt', values.prompt ?? 'ids', ['ids', 'text']),
     repeats: whole('--repeats', values.repeats ?? (quick ? '3' : '5'), 1, 100),
     seconds: fraction('--seconds', values.seconds ?? (quick ? '1' : '3'), 0.1, 600),
-    others: (values.other ?? []).map(other),
+    others: (values.other ?? []).map((text) => other(text)),
+    besides: (values.beside ?? []).map(beside),
     perf: values.perf ?? false,
     out: fileName(values.out ?? (quick ? 'quick' : 'bench')),
   };
@@ -122,10 +136,20 @@ function model(text: string): Model {
   return { layers: Number(match[1]), topK: Number(match[2]), dtype };
 }
 
-function other(text: string): Other {
+function other(text: string, option = '--other'): Other {
   const at = text.indexOf('=');
-  if (at < 1) throw new Problem(`--other ${text}: NAME=COMMAND.`);
+  if (at < 1) throw new Problem(`${option} ${text}: NAME=…`);
   return { name: text.slice(0, at), command: text.slice(at + 1) };
+}
+
+function beside(text: string): Beside {
+  const { name, command: what } = other(text, '--beside');
+  if (!what.startsWith('{')) return { name, config: {}, module: resolve(what) };
+  try {
+    return { name, config: JSON.parse(what) as Record<string, unknown> };
+  } catch {
+    throw new Problem(`--beside ${text}: what begins with { is JSON.`);
+  }
 }
 
 function fileName(text: string): string {

@@ -25,6 +25,8 @@ export interface SubjectResult {
   name: string;
   kind: Kind;
   format: Format;
+  /** Name of the subject of the cell that it is the same as, but for one thing. */
+  beside?: string | undefined;
   windows: Window[];
   peakBytes: number;
 }
@@ -78,6 +80,7 @@ export function markdown(report: Report): string {
     '',
     ...ratioTable(results),
     '',
+    ...besideSection(results),
     '## Figures',
     '',
     ...figureTable(results),
@@ -110,6 +113,28 @@ function ratioTable(results: CellResult[]): string[] {
     });
   });
   return table(['workload', 'subject', 'p50', 'CPU', "A'/A p50", "A'/A CPU"], rows);
+}
+
+/** What `--beside` asked for. */
+function besideSection(results: CellResult[]): string[] {
+  const rows = results.flatMap(({ title, subjects }) =>
+    subjects.flatMap((subject) => {
+      const same = subjects.find(({ name }) => name === subject.beside);
+      if (!same) return [];
+      const picks = [p50, cpu].map((pick) => withSpread(ratios(same, subject, pick)));
+      return [[title, same.name, subject.name, ...picks]];
+    }),
+  );
+  if (rows.length === 0) return [];
+  const text = 'The filter to the same with one thing changed. A ratio is that of two windows of one repeat.';
+  return [
+    '## Ratios to the filter with a change',
+    '',
+    text,
+    '',
+    ...table(['workload', 'filter', 'to', 'p50', 'CPU'], rows),
+    '',
+  ];
 }
 
 function figureTable(results: CellResult[]): string[] {

@@ -1,0 +1,35 @@
+// Endpoints as headers name them, and the list of those that a configuration allows.
+
+import { Block } from '../bytes/block';
+import { ENDPOINT_BYTES, Endpoint, Endpoints } from '../filter/endpoints';
+import { output } from './shared';
+
+const endpoint = new Endpoint();
+let endpoints = new Endpoints();
+
+/** Reads an endpoint, borrowed until the next one. */
+export function endpointRead(ptr: usize, len: usize): bool {
+  return endpoint.read(ptr, len);
+}
+
+/** Writes what was read into the output; returns the length of its host. */
+export function endpointWrite(): usize {
+  const block = Block.alloc(ENDPOINT_BYTES);
+  output.write(block.ptr, endpoint.write(block.ptr));
+  block.free();
+  return endpoint.hostLen;
+}
+
+export function endpointsClear(): void {
+  endpoints = new Endpoints();
+}
+
+/** Adds an entry to the list; returns an `Entry`. */
+export function endpointsAdd(ptr: usize, len: usize, names: bool): i32 {
+  return endpoints.add(String.UTF8.decodeUnsafe(ptr, len), names);
+}
+
+/** Whether the list allows what was read. */
+export function endpointsAllow(): bool {
+  return endpoints.allow(endpoint);
+}

@@ -1,0 +1,98 @@
+// JSON: the scanner, one document after another over the paths that the test has added.
+
+import { Paths } from '../json/paths';
+import { Event, Scanner } from '../json/scanner';
+import { plainEnd as findPlainEnd } from '../json/strings';
+
+let paths = new Paths();
+let scanner: Scanner | null = null;
+
+export function clearPaths(): void {
+  paths = new Paths();
+}
+
+export function addPath(ptr: usize, len: usize, id: i32): void {
+  paths.add(String.UTF8.decodeUnsafe(ptr, len), id);
+}
+
+export function scannerStart(): void {
+  scannerFree();
+  scanner = new Scanner(paths);
+}
+
+export function scannerFree(): void {
+  const old = scanner;
+  if (old !== null) old.free();
+  scanner = null;
+}
+
+export function scannerReset(): void {
+  scanner!.reset();
+}
+
+export function scannerFeed(ptr: usize, len: usize): void {
+  scanner!.feed(ptr, len);
+}
+
+export function scannerNext(): i32 {
+  return scanner!.next();
+}
+
+export function scannerId(): i32 {
+  return scanner!.id;
+}
+
+export function scannerOffset(): f64 {
+  return <f64>scanner!.offset;
+}
+
+export function scannerKeyStart(): f64 {
+  return <f64>scanner!.keyStart;
+}
+
+export function scannerComma(): f64 {
+  return <f64>scanner!.comma;
+}
+
+export function scannerIndex(): i32 {
+  return scanner!.index;
+}
+
+export function scannerCount(): i32 {
+  return scanner!.count;
+}
+
+export function scannerInteger(): i64 {
+  return scanner!.integer;
+}
+
+export function scannerFirst(): i32 {
+  return scanner!.first;
+}
+
+export function scannerComplete(): bool {
+  return scanner!.complete;
+}
+
+export function scannerDone(): bool {
+  return scanner!.done;
+}
+
+export function scannerTooDeep(): bool {
+  return scanner!.tooDeep;
+}
+
+/** Reads a whole document fed in one piece: whether it is JSON. */
+export function accepts(ptr: usize, len: usize): bool {
+  const scanner = new Scanner(paths);
+  scanner.feed(ptr, len);
+  let event = scanner.next();
+  while (event != Event.More && event != Event.Failed) event = scanner.next();
+  const whole = event == Event.More && scanner.complete;
+  scanner.free();
+  return whole;
+}
+
+export function plainEnd(ptr: usize, end: usize): usize {
+  return findPlainEnd(ptr, end);
+}

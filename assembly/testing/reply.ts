@@ -1,0 +1,182 @@
+// Prefill's reply: read in windows, its rows taken in pieces, and what it brings kept for the responses to come.
+
+import { Block } from '../bytes/block';
+import { alphabetEnd } from '../routing/base64';
+import { PromptCheck } from '../routing/formats/prompt_value';
+import { PrefillReply } from '../routing/prefill_reply';
+import { Format, Kind, PrefillValue } from '../routing/prompt';
+import { Reason } from '../routing/reason';
+import { HeldChars, ParkedChars, Parking, RowChars } from '../routing/rows';
+import { copied, exchange } from './shared';
+
+let reply: PrefillReply | null = null;
+
+/** Whether the row of the last prompt token is decode's, of the replies to come. */
+export function keepLastRow(decodes: bool): void {
+  exchange.prompt.lastRowOfDecode = decodes;
+}
+
+/** A reply of `size` bytes; rows were asked for from token `start` on. */
+export function replyStart(size: f64, start: f64): void {
+  replyFree();
+  reply = new PrefillReply(<u64>size, <u64>start, exchange.examination);
+}
+
+export function replyPush(ptr: usize, len: usize): bool {
+  return reply!.push(ptr, len);
+}
+
+export function replyOffset(): f64 {
+  return <f64>reply!.offset;
+}
+
+export function replyWantsRows(): bool {
+  return reply!.wanted !== null;
+}
+
+export function replyRowsAt(): f64 {
+  return <f64>reply!.wanted!.at;
+}
+
+/** 0: up to the first byte that is not base64. */
+export function replyRowsLen(): f64 {
+  return <f64>reply!.wanted!.len;
+}
+
+/** Gives a copy of the rows, in short pieces. */
+export function replyTakeRows(ptr: usize, len: usize): bool {
+  return takeInPieces(ptr, len, 6, false);
+}
+
+/** Rows that are parked in pieces of so many (a multiple of three). */
+export function replyParkRows(ptr: usize, len: usize, rowsInPiece: f64): bool {
+  return takeInPieces(ptr, len, <u64>rowsInPiece, true);
+}
+
+function takeInPieces(ptr: usize, len: usize, rowsInPiece: u64, park: bool): bool {
+  const wanted = reply!.wanted!;
+  const reader = wanted.reader;
+  const pieceLen = rowsInPiece * 4;
+  const end = alphabetEnd(ptr, ptr + len);
+  const most = reader === null ? <u64>(end - ptr) : wanted.len;
+  let chars: RowChars;
+  if (park) chars = new ParkedChars(lot, pieceLen);
+  else chars = new HeldChars(pieceLen);
+  let reason = Reason.None;
+  if (reader !== null && end < ptr + <usize>most) {
+    reason = load<u8>(end) == 0x22 ? Reason.Size : Reason.Base64;
+  }
+  for (let at: u64 = 0; at < most; at += pieceLen) {
+    const piece = copied(ptr + <usize>at, <usize>min(pieceLen, most - at));
+    if (reader !== null && reason == Reason.None) reader.push(piece.ptr, piece.len);
+    if (!chars.add(piece)) {
+      chars.free();
+      return false;
+    }
+  }
+  if (reader !== null) {
+    reader.end();
+    if (reason == Reason.None) reason = reader.reason;
+  }
+  reply!.takeRows(chars, reason);
+  return reply!.resume();
+}
+
+/** A parking that can lose a piece. */
+@final
+class Lot extends Parking {
+  private pieces: Array<StaticArray<u8> | null> = [];
+  used: i32 = 0;
+  lost: i32 = -1;
+
+  store(ptr: usize, len: usize): i32 {
+    const piece = new StaticArray<u8>(<i32>len);
+    memory.copy(changetype<usize>(piece), ptr, len);
+    this.used++;
+    return this.pieces.push(piece) - 1;
+  }
+
+  load(slot: i32): Block | null {
+    const piece = this.pieces[slot];
+    return piece === null || slot == this.lost ? null : copied(changetype<usize>(piece), piece.length);
+  }
+
+  drop(slot: i32, len: usize): void {
+    const piece = this.pieces[slot];
+    assert(piece !== null && piece.length == <i32>len);
+    this.pieces[slot] = null;
+    if (--this.used == 0) this.pieces.length = 0;
+  }
+}
+
+const lot = new Lot();
+
+/** Pieces that are parked. */
+export function parkedPieces(): i32 {
+  return lot.used;
+}
+
+/** The piece that can't be fetched; -1: none. */
+export function loseParked(piece: i32): void {
+  lot.lost = piece;
+}
+
+export function replyFinish(): bool {
+  return reply!.finish();
+}
+
+export function replyPromptTokens(): f64 {
+  return <f64>exchange.prompt.tokens;
+}
+
+export function replyKvStart(): f64 {
+  return <f64>reply!.params.start;
+}
+
+export function replyKvEnd(): f64 {
+  return <f64>reply!.params.end;
+}
+
+/**
+ * Keeps what the whole reply, which lies at `body`, brings for the responses to come, as `filter/capture.ts` does. Returns why
+ * its routing can't be used; `None` when it can.
+ */
+export function replyGive(body: usize): Reason {
+  freeRows();
+  const prompt = exchange.prompt;
+  reply!.giveRows(prompt);
+  for (let kind = 0; kind < Kind.Count; kind++) {
+    const span = reply!.span(<Kind>kind);
+    if (span === null || (kind == Kind.PromptExperts && prompt.format != Format.Prompt)) continue;
+    const text = new HeldChars(7);
+    for (let at = span.start; at < span.end; at += 7) {
+      text.add(copied(body + <usize>at, <usize>min<u64>(7, span.end - at)));
+    }
+    prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
+    if (kind != Kind.PromptExperts) continue;
+    const check = new PromptCheck(exchange.examination);
+    const reason = check.check(text, prompt.tokens);
+    prompt.layers = check.layers;
+    prompt.topK = check.topK;
+    if (reason == Reason.None) continue;
+    prompt.refuse(reason);
+    prompt.values.pop();
+    text.free();
+  }
+  return prompt.format == Format.None ? prompt.missing : Reason.None;
+}
+
+/** Whether there is routing for the responses to come. */
+export function hasRows(): bool {
+  return exchange.prompt.format != Format.None;
+}
+
+export function replyFree(): void {
+  const old = reply;
+  if (old !== null) old.free();
+  reply = null;
+}
+
+export function freeRows(): void {
+  exchange.prompt.free();
+}

@@ -46,7 +46,9 @@ const IN_MEMORY = 8 << 20;
 const TOKENS = 16_384;
 /** Envoy hands over what it has read, at most its buffer limit of 1 MiB. */
 const PIECE = 256 << 10;
+/** As `filter/capture.ts` reads prefill's reply: its first window, and the pieces in which rows are copied and kept. */
 const FIRST_WINDOW = 16 << 10;
+const ROWS_PIECE = 512 << 10;
 
 /** `memory.copy` as wasm has it: (import "env" "memory") (export "copy" (func dst src len)). */
 function copier(shared: WebAssembly.Memory): (dst: number, src: number, len: number) => void {
@@ -226,7 +228,7 @@ function merges(): Group[] {
   ];
 }
 
-/** As `filter/prefill_call.ts` reads a reply that lies in the host's memory: a first window, then the rows at once. */
+/** As `filter/capture.ts` reads a reply that lies in the host's memory: a first window, the rows in pieces, the rest. */
 function capture(ptr: number, len: number): void {
   wasm['responseFree']!();
   wasm['freeRows']!();
@@ -236,7 +238,8 @@ function capture(ptr: number, len: number): void {
     const at = wasm['replyOffset']!();
     must(wasm['replyPush']!(ptr + at, Math.min(window, len - at)), 'replyPush');
     if (wasm['replyWantsRows']!()) {
-      must(wasm['replyTakeRows']!(ptr + wasm['replyRowsAt']!(), wasm['replyRowsLen']!()), 'replyTakeRows');
+      const rows = ptr + wasm['replyRowsAt']!();
+      must(wasm['replyTakePieces']!(rows, wasm['replyRowsLen']!(), ROWS_PIECE), 'replyTakePieces');
     }
     window = PIECE;
   }

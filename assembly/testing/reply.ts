@@ -1,4 +1,5 @@
-// Prefill's reply: read in windows, its rows taken in pieces, and what it brings kept for the responses to come.
+// Prefill's reply: read in windows, its rows taken in pieces, and what it brings
+// kept for the responses to come.
 
 import { Block } from '../bytes/block';
 import { alphabetEnd } from '../routing/base64';
@@ -8,6 +9,8 @@ import { Format, Kind, PrefillValue } from '../routing/prompt';
 import { Reason } from '../routing/reason';
 import { HeldChars, ParkedChars, Parking, RowChars } from '../routing/rows';
 import { copied, exchange } from './shared';
+
+const QUOTE: u8 = 0x22;
 
 let reply: PrefillReply | null = null;
 
@@ -43,32 +46,37 @@ export function replyRowsLen(): f64 {
   return <f64>reply!.wanted!.len;
 }
 
-/** Gives a copy of the rows, in short pieces. */
+/** Gives the reply a copy of the rows at `ptr` in pieces so short that rows and batches of base64 lie across them. */
 export function replyTakeRows(ptr: usize, len: usize): bool {
-  return takeInPieces(ptr, len, 6, false);
+  return takeRows(ptr, len, 24, false);
 }
 
-/** Rows that are parked in pieces of so many (a multiple of three). */
-export function replyParkRows(ptr: usize, len: usize, rowsInPiece: f64): bool {
-  return takeInPieces(ptr, len, <u64>rowsInPiece, true);
+/** Gives the reply a copy of the rows in pieces of `pieceLen` characters, a multiple of 4. */
+export function replyTakePieces(ptr: usize, len: usize, pieceLen: f64): bool {
+  return takeRows(ptr, len, <u64>pieceLen, false);
 }
 
-function takeInPieces(ptr: usize, len: usize, rowsInPiece: u64, park: bool): bool {
+/** Gives the reply rows that are parked in pieces of `quanta` quanta of base64, 4 characters each. */
+export function replyParkRows(ptr: usize, len: usize, quanta: f64): bool {
+  return takeRows(ptr, len, <u64>quanta * 4, true);
+}
+
+/** As `readRows` of `filter/capture.ts` does it; false when the reply has turned out not to be JSON. */
+function takeRows(ptr: usize, len: usize, pieceLen: u64, park: bool): bool {
   const wanted = reply!.wanted!;
   const reader = wanted.reader;
-  const pieceLen = rowsInPiece * 4;
-  const end = alphabetEnd(ptr, ptr + len);
-  const most = reader === null ? <u64>(end - ptr) : wanted.len;
+  const most = reader === null ? <u64>(alphabetEnd(ptr, ptr + len) - ptr) : wanted.len;
   let chars: RowChars;
   if (park) chars = new ParkedChars(lot, pieceLen);
   else chars = new HeldChars(pieceLen);
   let reason = Reason.None;
-  if (reader !== null && end < ptr + <usize>most) {
-    reason = load<u8>(end) == 0x22 ? Reason.Size : Reason.Base64;
-  }
   for (let at: u64 = 0; at < most; at += pieceLen) {
     const piece = copied(ptr + <usize>at, <usize>min(pieceLen, most - at));
-    if (reader !== null && reason == Reason.None) reader.push(piece.ptr, piece.len);
+    if (reader !== null && reason == Reason.None) {
+      const end = alphabetEnd(piece.ptr, piece.end);
+      if (end == piece.end) reader.push(piece.ptr, piece.len);
+      else reason = load<u8>(end) == QUOTE ? Reason.Size : Reason.Base64;
+    }
     if (!chars.add(piece)) {
       chars.free();
       return false;

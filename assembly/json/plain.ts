@@ -25,8 +25,14 @@ const ALSE: u32 = 0x65736c61;
 const NULL: u32 = 0x6c6c756e;
 
 /**
- * Passes values inside the container at `depth`, which is not left. `objects`: bits of the depths at which objects are,
- * kept up to date; `deepest` is the last depth that may be opened.
+ * Passes members or elements of the container at `depth`, and what is in them, but never the end of
+ * that container. Reads in [ptr, end) and returns where it has stopped; `plainStop` and `plainDepth`
+ * say what is there. `first`: no member or element of the container has come yet. `deepest`: the
+ * greatest depth that may be opened. `objects`: bit d says whether the container at depth d is an
+ * object; kept up to date.
+ *
+ * This function is longer than 50 lines because splitting it costs speed: with inlined functions for
+ * the ends of strings and numbers, V8 read logprobs 13 % slower and chat messages 20 % slower.
  */
 export function plainValues(
   ptr: usize,

@@ -1,9 +1,12 @@
-// A resumable JSON scanner over bytes. It checks the grammar, reports where watched values start and end, and builds
-// nothing. It accepts what Python's `json.loads` accepts (RFC 8259 plus NaN, Infinity, -Infinity): an engine must never
-// read a member in a body that this scanner took for something else.
+// A resumable JSON scanner over bytes. It checks the grammar, reports where watched values start and
+// end, and builds nothing. It accepts what Python's `json.loads` accepts (RFC 8259 plus NaN, Infinity
+// and -Infinity), because an engine must never read a member in a body in which this scanner saw
+// something else.
 //
 // window:   bytes in [cursor, end), lent by the caller for the calls of `next` until the next `feed`
-// offsets:  count from the first byte ever fed
+// offsets:  count from the first byte that was fed after the scanner was made or reset
+//
+// This file is longer than 500 lines because the scanner is one state machine; see `next`.
 
 import { hexValue } from '../bytes/ascii';
 import { MAX_PATH_DEPTH, NO_NODE, Paths, UNWATCHED, elementOf, hasMembers, idOf, memberOf } from './paths';
@@ -119,7 +122,12 @@ const KEY: usize = 144;
 const KEY_BYTES: usize = 64;
 const MEMORY_BYTES: usize = KEY + KEY_BYTES;
 
-
+/**
+ * Reads one document at a time, which may come in any number of windows. It borrows the windows and
+ * owns the memory laid out above.
+ *
+ * This class is longer than 350 lines because it is one state machine, whose states share its fields.
+ */
 @final
 export class Scanner {
   /** Next byte of the window. */
@@ -260,6 +268,13 @@ export class Scanner {
     return this.skipLeft == 0;
   }
 
+  /**
+   * Reads on to the next event. Between two calls the caller may move on inside an announced string
+   * with `enterString` and `skip`.
+   *
+   * This function is longer than 50 lines because it is one loop over the bytes with a case for each
+   * state; with a call for each byte or each state the loop would be slower.
+   */
   next(): Event {
     if (!this.resume()) return Event.More;
     let p = this.cursor;

@@ -1,4 +1,5 @@
-// Memory: what Node allocates for its own bytes, the arena, the count of held bytes, and the output.
+// Memory: what Node allocates for its own bytes, the arena, the count of held bytes, and the
+// output.
 
 import { allocate, deallocate, vmBytes as bytesOfVm } from '../bytes/arena';
 import { heldBytes as held, Block } from '../bytes/block';
@@ -33,7 +34,10 @@ export function vmBytes(): f64 {
 /** A block without memory that counts against the VM's budget. */
 let ballast: Block | null = null;
 
-/** Counts `len` bytes against the VM's budget, so that a test sees what happens when memory is short. */
+/**
+ * Counts `len` bytes against the VM's budget, so that a test sees what happens when memory is
+ * short.
+ */
 export function holdBallast(len: usize): void {
   ballast = Block.adopt(0, len);
 }
@@ -44,7 +48,10 @@ export function dropBallast(): void {
   ballast = null;
 }
 
-/** Address of the bytes that were written since the last `clearOutput`; valid until the next call that writes. */
+/**
+ * Address of the bytes that were written since the last `clearOutput`; valid until the next call
+ * that writes.
+ */
 export function outputPtr(): usize {
   return output.ptr;
 }

@@ -4,6 +4,7 @@ import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
 import { plainEnd as findPlainEnd } from '../json/strings';
 
+/** What the scanners that are made next watch. */
 let paths = new Paths();
 let scanner: Scanner | null = null;
 
@@ -11,10 +12,12 @@ export function clearPaths(): void {
   paths = new Paths();
 }
 
+/** Watches the values at the path in the `len` bytes at `ptr`. */
 export function addPath(ptr: usize, len: usize, id: i32): void {
   paths.add(String.UTF8.decodeUnsafe(ptr, len), id);
 }
 
+/** Takes a new scanner for a document; the one before is given back. */
 export function scannerStart(): void {
   scannerFree();
   scanner = new Scanner(paths);
@@ -34,6 +37,7 @@ export function scannerFeed(ptr: usize, len: usize): void {
   scanner!.feed(ptr, len);
 }
 
+/** Returns an `Event`. */
 export function scannerNext(): i32 {
   return scanner!.next();
 }
@@ -82,7 +86,7 @@ export function scannerTooDeep(): bool {
   return scanner!.tooDeep;
 }
 
-/** Reads a whole document fed in one piece: whether it is JSON. */
+/** Whether the `len` bytes at `ptr`, read in one window, are a whole document of JSON. */
 export function accepts(ptr: usize, len: usize): bool {
   const scanner = new Scanner(paths);
   scanner.feed(ptr, len);

@@ -5,13 +5,13 @@ import { output } from './shared';
 
 let ranks: Ranks | null = null;
 
-/** Reads an answer; false when it tells no ranks. */
+/** Reads an answer; false when it names no rank. */
 export function ranksRead(ptr: usize, len: usize): bool {
   ranks = Ranks.read(ptr, len);
   return ranks !== null;
 }
 
-/** The rank whose turn it is; its engine id goes into the output. */
+/** Returns the rank whose turn it is, and writes its engine id into the output. */
 export function rankNext(): i32 {
   const index = ranks!.next();
   const id = ranks!.ids[index];

@@ -14,17 +14,18 @@ const QUOTE: u8 = 0x22;
 
 let reply: PrefillReply | null = null;
 
-/** Whether the row of the last prompt token is decode's, of the replies to come. */
+/** Sets whose row the last prompt token gets in the replies that follow: decode's, or prefill's. */
 export function keepLastRow(decodes: bool): void {
   exchange.prompt.lastRowOfDecode = decodes;
 }
 
-/** A reply of `size` bytes; rows were asked for from token `start` on. */
+/** Begins a reply of `size` bytes; prefill was asked for rows from token `start` on. */
 export function replyStart(size: f64, start: f64): void {
   replyFree();
   reply = new PrefillReply(<u64>size, <u64>start, exchange.examination);
 }
 
+/** Reads the next window; false when the reply is no JSON that a reply can be. */
 export function replyPush(ptr: usize, len: usize): bool {
   return reply!.push(ptr, len);
 }
@@ -33,20 +34,25 @@ export function replyOffset(): f64 {
   return <f64>reply!.offset;
 }
 
+/** Whether the reply has stopped at rows, which must be given to it before it reads on. */
 export function replyWantsRows(): bool {
   return reply!.wanted !== null;
 }
 
+/** Offset in the reply of the rows that it wants. */
 export function replyRowsAt(): f64 {
   return <f64>reply!.wanted!.at;
 }
 
-/** 0: up to the first byte that is not base64. */
+/** Characters of the rows that it wants; 0 when they go up to the first byte that is not base64. */
 export function replyRowsLen(): f64 {
   return <f64>reply!.wanted!.len;
 }
 
-/** Gives the reply a copy of the rows at `ptr` in pieces so short that rows and batches of base64 lie across them. */
+/**
+ * Gives the reply a copy of the rows at `ptr` in pieces so short that rows and batches of base64
+ * lie across them.
+ */
 export function replyTakeRows(ptr: usize, len: usize): bool {
   return takeRows(ptr, len, 24, false);
 }
@@ -56,12 +62,16 @@ export function replyTakePieces(ptr: usize, len: usize, pieceLen: f64): bool {
   return takeRows(ptr, len, <u64>pieceLen, false);
 }
 
-/** Gives the reply rows that are parked in pieces of `quanta` quanta of base64, 4 characters each. */
+/**
+ * Gives the reply rows that are parked in pieces of `quanta` quanta of base64, 4 characters each.
+ */
 export function replyParkRows(ptr: usize, len: usize, quanta: f64): bool {
   return takeRows(ptr, len, <u64>quanta * 4, true);
 }
 
-/** As `readRows` of `filter/capture.ts` does it; false when the reply has turned out not to be JSON. */
+/**
+ * As `readRows` of `filter/capture.ts` does it; false when the reply has turned out not to be JSON.
+ */
 function takeRows(ptr: usize, len: usize, pieceLen: u64, park: bool): bool {
   const wanted = reply!.wanted!;
   const reader = wanted.reader;
@@ -90,7 +100,7 @@ function takeRows(ptr: usize, len: usize, pieceLen: u64, park: bool): bool {
   return reply!.resume();
 }
 
-/** A parking that can lose a piece. */
+/** A parking in the managed heap that can lose a piece. */
 @final
 class Lot extends Parking {
   private pieces: Array<StaticArray<u8> | null> = [];
@@ -119,12 +129,12 @@ class Lot extends Parking {
 
 const lot = new Lot();
 
-/** Pieces that are parked. */
+/** How many pieces are parked. */
 export function parkedPieces(): i32 {
   return lot.used;
 }
 
-/** The piece that can't be fetched; -1: none. */
+/** Sets the piece that can't be fetched; -1 for none. */
 export function loseParked(piece: i32): void {
   lot.lost = piece;
 }
@@ -137,6 +147,7 @@ export function replyPromptTokens(): f64 {
   return <f64>exchange.prompt.tokens;
 }
 
+/** Offset in the reply of the value of its `kv_transfer_params`. */
 export function replyKvStart(): f64 {
   return <f64>reply!.params.start;
 }
@@ -146,8 +157,8 @@ export function replyKvEnd(): f64 {
 }
 
 /**
- * Keeps what the whole reply, which lies at `body`, brings for the responses to come, as `filter/capture.ts` does. Returns why
- * its routing can't be used; `None` when it can.
+ * Keeps what the whole reply, which lies at `body`, brings for the responses to come, as
+ * `filter/capture.ts` does. Returns why its routing can't be used; `None` when it can.
  */
 export function replyGive(body: usize): Reason {
   freeRows();
@@ -174,7 +185,7 @@ export function replyGive(body: usize): Reason {
   return prompt.format == Format.None ? prompt.missing : Reason.None;
 }
 
-/** Whether there is routing for the responses to come. */
+/** Whether there is routing for the responses that follow. */
 export function hasRows(): bool {
   return exchange.prompt.format != Format.None;
 }
@@ -185,6 +196,7 @@ export function replyFree(): void {
   reply = null;
 }
 
+/** Frees what replies have left for the responses that follow. */
 export function freeRows(): void {
   exchange.prompt.free();
 }

@@ -14,14 +14,19 @@ let request: RequestBody | null = null;
 let requestPtr: usize = 0;
 let requestLen: usize = 0;
 
-/** The connector of the requests and legs that follow; false when there is none of that name. */
+/**
+ * Sets the connector of the requests and legs that follow; false when there is none of that name.
+ */
 export function useConnector(ptr: usize, len: usize): bool {
   const named = connectorNamed(String.UTF8.decodeUnsafe(ptr, len));
   if (named !== null) connector = named;
   return named !== null;
 }
 
-/** What legs have between them. `random` are 16 bytes; `host` is borrowed until the next call. */
+/**
+ * Sets what legs share, see `Session`. `random` is the address of 16 bytes; `host` is borrowed
+ * until the next call.
+ */
 export function useSession(
   random: usize,
   host: usize,
@@ -40,7 +45,7 @@ export function useSession(
   memory.copy(changetype<usize>(session.engineId), engine, engineLen);
 }
 
-/** Reads a request, borrowed until the next one. Returns its `Unfit`. */
+/** Reads a request, whose bytes are borrowed until the next one; returns its `Unfit`. */
 export function requestRead(api: Api, ptr: usize, len: usize): i32 {
   requestPtr = ptr;
   requestLen = len;
@@ -61,14 +66,17 @@ export function requestHasParams(): bool {
   return request!.hasClientParams;
 }
 
-/** Writes the prefill leg into the output. False when its announced length is not its length. */
+/**
+ * Writes the prefill leg into the output. False when the leg's two ways of being written, or the
+ * length that it announces, differ.
+ */
 export function writePrefillLeg(): bool {
   const right = written(prefillLeg(request!, connector, session));
   session.release();
   return right;
 }
 
-/** Writes the headers of the prefill leg into the output, one a line. */
+/** Writes the prefill leg's own headers into the output, one a line. */
 export function writePrefillHeaders(): void {
   prefillLeg(request!, connector, session);
   const colon = new Ascii(':');
@@ -83,7 +91,7 @@ export function writePrefillHeaders(): void {
   session.release();
 }
 
-/** Writes the decode leg into the output. */
+/** Writes the decode leg into the output; returns as `writePrefillLeg` does. */
 export function writeDecodeLeg(params: usize, paramsLen: usize, promptStart: f64): bool {
   session.paramsPtr = params;
   session.paramsLen = paramsLen;
@@ -92,11 +100,12 @@ export function writeDecodeLeg(params: usize, paramsLen: usize, promptStart: f64
   return right;
 }
 
-/** Writes the request for an engine that serves it alone into the output. */
+/** Writes the request without what only a connector may set; returns as `writePrefillLeg` does. */
 export function writeLocal(): bool {
   return written(withoutClientParams(request!));
 }
 
+/** Writes a leg into the output, and again into a block; true when both and `lengthOf` agree. */
 function written(leg: Rewrite): bool {
   const before = output.len;
   leg.write(requestPtr, requestLen, output);

@@ -1,4 +1,5 @@
-// Decode's response: pieces of a body or of a stream of events pushed into a rope, and spliced with what the reply has left.
+// Decode's response: pieces of a body or of a stream of events pushed into a rope, and spliced with
+// what the reply has left.
 
 import { Rope } from '../bytes/rope';
 import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
@@ -11,10 +12,14 @@ let expected = new Expected();
 let rope: Rope | null = null;
 let response: DecodeResponse | null = null;
 let events: EventStream | null = null;
-/** Bytes of the body that have come. */
+/** Bytes of the body that have come so far. */
 let received: u64 = 0;
 
-/** Expects the rows that `replyGiveRows` kept. */
+/**
+ * Begins a response, which is spliced with what `replyGive` has kept. `tail`: decode was asked for
+ * the generated rows only. `missing`: why there is no routing of prefill, where no reply says so.
+ * `isEvents`: the body is a stream of events.
+ */
 export function responseStart(
   tail: bool,
   choices: i32,
@@ -29,7 +34,7 @@ export function responseStart(
   const prompt = exchange.prompt;
   expected.prompt = prompt;
   expected.examination = exchange.examination;
-  // A case without a reply says why there is none.
+  // No reply was read: the caller says why there is none.
   if (prompt.format == Format.None && missing != Reason.None) prompt.missing = missing;
   expected.tail = tail;
   expected.prompts = prompts;
@@ -42,21 +47,26 @@ export function responseStart(
   if (isEvents) events = new EventStream(started);
 }
 
+/** How many prompts the requests of the responses that follow have. */
 let prompts = 1;
 
-/** Responses are to requests with so many prompts. */
+/** Sets how many prompts the requests of the responses that follow have. */
 export function expectPrompts(n: i32): void {
   prompts = n;
 }
 
+/** Whether pieces that are replaced whole are given back at once. */
 let dropReplaced = false;
 
-/** Pieces that are replaced whole are given back at once, as where nothing is read twice. */
+/**
+ * Sets whether pieces that are replaced whole are given back at once, as the filter does where it
+ * reads nothing twice.
+ */
 export function responseSparing(sparing: bool): void {
   dropReplaced = sparing;
 }
 
-/** Takes a copy of a piece of the body. */
+/** Reads the next piece of the body, of which the rope keeps a copy. */
 export function responsePush(ptr: usize, len: usize): void {
   const piece = copied(ptr, len);
   const at = rope!.append(piece, received);
@@ -67,7 +77,10 @@ export function responsePush(ptr: usize, len: usize): void {
   received += len;
 }
 
-/** Reads the held body again, as a response that holds all of it does. */
+/**
+ * Reads the body again from its begin, in the form that it has turned out to have, as the filter
+ * does while it holds all of the body.
+ */
 export function responseAgain(form: Form, treatment: Treatment): void {
   rope!.clearEdits();
   response!.free();
@@ -81,26 +94,28 @@ export function responseAgain(form: Form, treatment: Treatment): void {
   }
 }
 
-/** Lets what is settled leave into the output. */
+/** Lets the bytes whose edits are settled leave into the output. */
 export function responseRelease(): void {
   const stream = events;
   rope!.release(stream !== null ? stream.settled : response!.settled, output);
 }
 
-/** Forgets the edits; everything leaves as it came. */
+/** Forgets the edits, and lets everything leave as it came. */
 export function responseForward(): void {
   rope!.clearEdits();
   rope!.release(received, output);
 }
 
-/** Bytes of the next `len` that need not be read. */
+/**
+ * How many of the next `len` bytes need not be read, because they are replaced whatever they are.
+ */
 export function responseUnread(len: f64): f64 {
   const stream = events;
   const ahead = stream !== null ? stream.replacedAhead : response!.replacedAhead;
   return rope!.held == 0 ? <f64>min<u64>(ahead, <u64>len) : 0;
 }
 
-/** Lets `len` bytes leave that are replaced whatever they are. False when the rope does not have them. */
+/** Lets the next `len` bytes leave without being read. False when the rope can't replace them. */
 export function responsePass(len: f64): bool {
   const n = <u64>len;
   if (!rope!.releaseUnread(n, output)) return false;
@@ -147,7 +162,7 @@ export function responseGrowth(): f64 {
   return <f64>response!.growth;
 }
 
-/** Whether bytes were lost on the way. */
+/** Whether bytes of a replacement were lost. */
 export function responseBroken(): bool {
   return rope!.broken;
 }

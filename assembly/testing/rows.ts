@@ -8,7 +8,10 @@ import { exchange, output } from './shared';
 
 const rowReader = new RowReader();
 
-/** A new exchange. `layers`, `topK` and `experts` are the model's, 0 where they are not given. */
+/**
+ * Begins a new exchange. `layers`, `topK` and `experts` are those of the configuration's `model`; 0
+ * where it does not say.
+ */
 export function examinationStart(check: RowCheck, layers: f64, topK: f64, experts: f64): void {
   examinationFree();
   const known = layers + topK + experts > 0;
@@ -23,6 +26,7 @@ export function examinationFree(): void {
   exchange.examination.free();
 }
 
+/** Examines row `row` of a leg, whose items are at `bytes`. */
 export function examinationRow(
   leg: Leg,
   row: f64,
@@ -38,12 +42,13 @@ export function examinationJudge(early: bool): Reason {
   return exchange.examination.judge(early);
 }
 
-/** Writes where the fault is into the output. */
+/** Writes the place of the fault into the output. */
 export function examinationDescribe(): void {
   const text = String.UTF8.encode(exchange.examination.describe());
   output.write(changetype<usize>(text), text.byteLength);
 }
 
+/** Begins to read rows that come in base64; the arguments are those of `RowReader.begin`. */
 export function rowsStart(
   leg: Leg,
   dtype: Dtype,
@@ -69,6 +74,7 @@ export function rowsStart(
   );
 }
 
+/** Reads the next `len` characters; returns why the rows can't be right. */
 export function rowsPush(ptr: usize, len: usize): Reason {
   rowReader.push(ptr, len);
   return rowReader.reason;

@@ -1,5 +1,5 @@
-// What the areas have in common: the output, and the exchange that a reply and the responses after it belong to.
-// The index does not export this file, so nothing of it is an export of the module.
+// What the areas have in common: the output, and the exchange that a reply and the responses after
+// it belong to. The index does not export this file, so nothing of it is an export of the module.
 
 import { Block } from '../bytes/block';
 import { Sink } from '../bytes/rope';

@@ -1,4 +1,5 @@
-// The rules of the house, see house.ts, hold for the sources of assembly/; and each of them finds what breaks it.
+// The rules of the house, see house.ts, hold for the sources of assembly/; and each of them finds
+// what breaks it.
 
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';

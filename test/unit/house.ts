@@ -1,5 +1,6 @@
-// The rules of the house for the sources of assembly/: which folder may import which, who may talk to the host, and how
-// long a file, a class and a function may be. Each rule returns its violations as texts that say where and what to do.
+// The rules of the house for the sources of assembly/: which folder may import which, who may talk
+// to the host, and how long a file, a class and a function may be. Each rule returns its violations
+// as texts that say where and what to do.
 
 import { posix } from 'node:path';
 import ts from 'typescript';
@@ -10,7 +11,10 @@ export interface Source {
   text: string;
 }
 
-/** Folders that the files of a folder may import, beside their own. What stands in no line may not be imported. */
+/**
+ * Folders that the files of a folder may import, beside their own. What stands in no line may not
+ * be imported.
+ */
 export const ALLOWED: Record<string, readonly string[]> = {
   bytes: [],
   json: ['bytes'],

@@ -1,4 +1,5 @@
-// Every link of every Markdown file leads to a file of the repository, and every anchor to a heading.
+// Every link of every Markdown file leads to a file of the repository, and every anchor to a
+// heading.
 
 import { execFileSync } from 'node:child_process';
 import { readFileSync, readdirSync } from 'node:fs';
@@ -10,7 +11,10 @@ import { deadLinks, type Repository } from './links.ts';
 /** Folders that are not the repository's, where Git can't say so: see .gitignore. */
 const NOT_OURS = new Set(['.git', 'node_modules', 'build', 'dist', '.envoy', '.istio']);
 
-/** Files that the repository has or would have: a link to a file that Git ignores is dead for everybody else. */
+/**
+ * Files that the repository has or would have: a link to a file that Git ignores is dead for
+ * everybody else.
+ */
 function filesOf(root: string): string[] {
   const git = (...options: string[]) =>
     execFileSync('git', ['ls-files', '-z', ...options], {

@@ -1,5 +1,5 @@
-// Finds dead links in Markdown: paths that the repository does not have, and anchors that no heading makes. Links to other
-// hosts are not followed.
+// Finds dead links in Markdown: paths that the repository does not have, and anchors that no
+// heading makes. Links to other hosts are not followed.
 
 import { posix } from 'node:path';
 import GithubSlugger from 'github-slugger';

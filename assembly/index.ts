@@ -1,4 +1,5 @@
-// What the wasm module exports to the host (proxy-wasm ABI 0.2.1), nothing else.
+// The entry of the product: what the wasm module exports to the host (proxy-wasm ABI 0.2.1), and
+// nothing else.
 
 import './abi/abort';
 import {
@@ -23,6 +24,7 @@ export { malloc } from './abi/host';
 
 onCreateRoot(createRoot);
 
+/** The host finds out the version of the ABI by the name of this export. */
 export function proxy_abi_version_0_2_1(): void {}
 
 export function proxy_on_vm_start(root: u32, size: u32): u32 {

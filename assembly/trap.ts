@@ -1,5 +1,6 @@
-// The filter with a way to trap its VM: a request with the header `x-trap`. A module of its own, for tests; what is shipped
-// is `index.ts`, which has no such thing.
+// The filter with a way to trap its VM, a request with the header `x-trap`. It is a module of its
+// own for tests of what Envoy does with a VM that has failed; the product is built from index.ts,
+// which has no such thing.
 
 import { header } from './abi/host';
 import { HeaderMapKind } from './abi/types';

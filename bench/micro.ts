@@ -1,5 +1,5 @@
-// `npm run bench:micro`: the inner loops of the filter, from its own sources, under Node's V8, in GB/s; beside memory.copy of the
-// same bytes, and beside JSON.parse and Buffer doing the same job.
+// `npm run bench:micro`: the inner loops of the filter, from its own sources, under Node's V8, in
+// GB/s; beside memory.copy of the same bytes, and beside JSON.parse and Buffer doing the same job.
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -46,7 +46,12 @@ const IN_MEMORY = 8 << 20;
 const TOKENS = 16_384;
 /** Envoy hands over what it has read, at most its buffer limit of 1 MiB. */
 const PIECE = 256 << 10;
+/**
+ * As `filter/capture.ts` reads prefill's reply: its first window, and the pieces in which rows are
+ * copied and kept.
+ */
 const FIRST_WINDOW = 16 << 10;
+const ROWS_PIECE = 512 << 10;
 
 /** `memory.copy` as wasm has it: (import "env" "memory") (export "copy" (func dst src len)). */
 function copier(shared: WebAssembly.Memory): (dst: number, src: number, len: number) => void {
@@ -172,7 +177,10 @@ function tokenIds(size: number): Buffer {
   return Buffer.from(JSON.stringify({ prompt: ids }));
 }
 
-/** Prefill's reply read and its rows kept, then decode's response read, spliced and given out, in pieces. */
+/**
+ * Prefill's reply read and its rows kept, then decode's response read, spliced and given out, in
+ * pieces.
+ */
 function merges(): Group[] {
   const bodies = render({ tokens: TOKENS, layers: 48, topK: 8, dtype: '|u1' });
   const prefillAt = place(bodies.prefillReply);
@@ -226,7 +234,10 @@ function merges(): Group[] {
   ];
 }
 
-/** As `filter/prefill_call.ts` reads a reply that lies in the host's memory: a first window, then the rows at once. */
+/**
+ * As `filter/capture.ts` reads a reply that lies in the host's memory: a first window, the rows in
+ * pieces, the rest.
+ */
 function capture(ptr: number, len: number): void {
   wasm['responseFree']!();
   wasm['freeRows']!();
@@ -236,7 +247,8 @@ function capture(ptr: number, len: number): void {
     const at = wasm['replyOffset']!();
     must(wasm['replyPush']!(ptr + at, Math.min(window, len - at)), 'replyPush');
     if (wasm['replyWantsRows']!()) {
-      must(wasm['replyTakeRows']!(ptr + wasm['replyRowsAt']!(), wasm['replyRowsLen']!()), 'replyTakeRows');
+      const rows = ptr + wasm['replyRowsAt']!();
+      must(wasm['replyTakePieces']!(rows, wasm['replyRowsLen']!(), ROWS_PIECE), 'replyTakePieces');
     }
     window = PIECE;
   }

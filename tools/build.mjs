@@ -10,7 +10,7 @@ import { runNode } from './run.mjs';
 /** @type {Record<Target, { entry: string, out: string, like?: Target }>} */
 const TARGETS = {
   filter: { entry: 'assembly/index.ts', out: FILTER_WASM },
-  test: { entry: 'assembly/testing.ts', out: TEST_WASM },
+  test: { entry: 'assembly/testing/index.ts', out: TEST_WASM },
   trap: { entry: 'assembly/trap.ts', out: TRAP_WASM, like: 'filter' },
 };
 

@@ -50,7 +50,7 @@ async function npmPack({ name, version }) {
   const folder = mkdtempSync(join(tmpdir(), 'routed-experts-'));
   try {
     for (const document of ['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE'])
-      if (existsSync(join(ROOT, document))) cpSync(join(ROOT, document), join(folder, document));
+      cpSync(join(ROOT, document), join(folder, document));
     cpSync(DIST, join(folder, 'dist'), { recursive: true });
     for (const path of readdirSync(folder, { recursive: true, encoding: 'utf8' }))
       if (statSync(join(folder, path)).isFile()) chmodSync(join(folder, path), 0o644);

@@ -1,4 +1,5 @@
-// Where the runtime ends up when an assertion fails. Logs file and line without allocating: the heap may be what failed.
+// Where the runtime ends up when an assertion fails: logs the file and the line, then traps.
+// Allocates nothing, because the heap may be what has failed.
 
 import { proxy_log } from '@gcoredev/proxy-wasm-sdk-as/assembly/imports';
 import { writeDecimal } from '../bytes/ascii';
@@ -7,7 +8,10 @@ import { LogLevel } from './types';
 const LINE_BYTES: usize = 512;
 const line: usize = memory.data(512);
 
-/** UTF-16 text as ASCII, other characters as `?`; returns the end. */
+/**
+ * Writes a text from `at` up to `limit`, each UTF-16 unit outside ASCII as `?`; returns where it
+ * ends.
+ */
 function put(text: string | null, at: usize, limit: usize): usize {
   if (text === null) return at;
   for (let i = 0; i < text.length && at < limit; i++) {
@@ -17,7 +21,9 @@ function put(text: string | null, at: usize, limit: usize): usize {
   return at;
 }
 
-/** The compiler's `abort`: called before a trap. */
+/**
+ * The compiler calls this in place of its own `abort` (`use` in asconfig.json). Does not return.
+ */
 export function abort(message: string | null, file: string | null, lineNumber: u32, column: u32): void {
   const limit = line + LINE_BYTES - 48;
   let at = put('abort: ', line, limit);

@@ -1,19 +1,27 @@
-// What a filter implements: one root context per plugin configuration, one stream context per HTTP stream.
+// What a filter implements: one root context for each plugin configuration, one stream context for
+// each HTTP stream. The host calls it through dispatch.ts.
 
 import { Block } from '../bytes/block';
 
+/** One plugin configuration of this VM; `id` is the host's. */
 export abstract class RootContext {
   constructor(readonly id: u32) {}
 
-  /** The plugin's configuration (borrowed); false makes Envoy refuse it. */
+  /** Takes the plugin's configuration, which is borrowed; false makes Envoy refuse it. */
   abstract configure(configuration: Block): bool;
 
+  /** The context of a new stream below this root context. */
   abstract createStream(id: u32): StreamContext;
 
-  /** The timer that `setTick` asked for. No stream is the effective context. */
+  /** The timer that `setTick` has set is due. No stream is the effective context. */
   abstract onTick(): void;
 }
 
+/**
+ * One HTTP stream. The callbacks of its two directions return what Envoy does with the head or the
+ * bytes: a `HeadersStatus` for heads and trailers, a `BodyStatus` for bodies, of which `size` bytes
+ * are in the buffer.
+ */
 export abstract class StreamContext {
   constructor(readonly id: u32) {}
 
@@ -24,12 +32,21 @@ export abstract class StreamContext {
   abstract onResponseBody(size: u32, endOfStream: bool): i32;
   abstract onResponseTrailers(): i32;
 
-  /** The answer to a call; `headers` is 0 when none came. The stream is the effective context. */
+  /**
+   * A call of this stream has ended with `headers` headers and `bodySize` bytes; no headers mean
+   * that no answer came. The stream is the effective context.
+   */
   abstract onCallResponse(headers: u32, bodySize: u32): void;
 
-  /** The stream is over; the access log is written next. Its heads and properties can still be used, not its bodies. */
+  /**
+   * The stream is over, and Envoy writes the access log next. Heads and properties can still be
+   * read and set, bodies can't.
+   */
   abstract onLog(): void;
 
-  /** Nothing of the stream may be touched any more. */
+  /**
+   * The last callback of the stream: it gives back what it owns. No host call may act on the stream
+   * after it.
+   */
   abstract onDone(): void;
 }

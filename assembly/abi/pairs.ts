@@ -1,10 +1,10 @@
-// Lists of header pairs as the ABI encodes them (cpp-host `pairs_util.cc`):
+// Lists of headers as the ABI encodes them (proxy-wasm-cpp-host, `pairs_util.cc`):
 //   u32 count | count x (u32 name length, u32 value length) | count x (name, 0, value, 0)
 
 import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 
-/** A list that the host handed over, read in order. */
+/** Reads a list that the host has handed over, pair by pair. */
 @final
 export class PairReader {
   namePtr: usize = 0;
@@ -16,12 +16,13 @@ export class PairReader {
   private index: u32 = 0;
   private data: usize;
 
-  /** `pairs` is borrowed while reading. */
+  /** `pairs` is borrowed for as long as the reader is used. */
   constructor(private pairs: Block) {
     this.count = pairs.len < 4 ? 0 : load<u32>(pairs.ptr);
     this.data = pairs.ptr + 4 + <usize>this.count * 8;
   }
 
+  /** Moves to the next pair, which the fields then describe; false when there is none. */
   next(): bool {
     if (this.index == this.count) return false;
     const sizes = this.pairs.ptr + 4 + <usize>this.index * 8;
@@ -34,13 +35,13 @@ export class PairReader {
     return true;
   }
 
-  /** Whether the pair has this name (in lower case, as Envoy has all names). */
+  /** Whether the pair has this name, which is in lower case, as Envoy writes all names. */
   is(name: Ascii): bool {
     return name.equals(this.namePtr, this.nameLen);
   }
 }
 
-
+/** A name and its value, borrowed. */
 @final
 class Pair {
   constructor(
@@ -51,7 +52,7 @@ class Pair {
   ) {}
 }
 
-/** A list for the host. Names and values are borrowed until `build`. */
+/** Builds a list for the host. Names and values are borrowed until `build`. */
 @final
 export class PairWriter {
   private pairs: Pair[] = [];
@@ -64,6 +65,7 @@ export class PairWriter {
     this.add(name.ptr, name.len, value.ptr, value.len);
   }
 
+  /** The list in a block that the caller owns. */
   build(): Block {
     let size: usize = 4;
     for (let i = 0; i < this.pairs.length; i++) {
@@ -84,6 +86,7 @@ export class PairWriter {
   }
 }
 
+/** Writes `len` bytes and a NUL at `at`; returns where they end. */
 function put(at: usize, ptr: usize, len: usize): usize {
   memory.copy(at, ptr, len);
   store<u8>(at + len, 0);

@@ -1,4 +1,5 @@
-// Enumerations of the proxy-wasm ABI 0.2.1 (proxy-wasm/spec, abi-versions/v0.2.1).
+// Enumerations of the proxy-wasm ABI 0.2.1 (proxy-wasm/spec, abi-versions/v0.2.1), as far as the
+// filter uses them.
 
 export const enum Status {
   Ok = 0,
@@ -16,16 +17,22 @@ export const enum LogLevel {
   Critical = 5,
 }
 
-/** What a header or trailer callback returns. */
+/** What a callback for a head or for trailers returns. */
 export const enum HeadersStatus {
   Continue = 0,
-  /** Holds the head; body callbacks go on, if the plugin has `allow_on_headers_stop_iteration`. */
+  /**
+   * Envoy holds the head and goes on with body callbacks, if the plugin's configuration has
+   * `allow_on_headers_stop_iteration`; without it, this is `StopAllIterationAndWatermark`.
+   */
   StopIteration = 1,
-  /** Holds the head and what follows; of the body Envoy keeps what its buffer takes, and reads no more meanwhile. */
+  /**
+   * Envoy holds the head and what follows. It keeps as much of the body as its buffer limit allows,
+   * and reads no more until the stream is continued.
+   */
   StopAllIterationAndWatermark = 4,
 }
 
-/** What a body callback returns. */
+/** What a callback for a body returns. */
 export const enum BodyStatus {
   Continue = 0,
   /** Envoy keeps the bytes, up to its buffer limit. */
@@ -45,7 +52,10 @@ export const enum HeaderMapKind {
   RequestHeaders = 0,
   RequestTrailers = 1,
   ResponseHeaders = 2,
-  /** Written at the end of a body, they are made. */
+  /**
+   * Envoy makes the trailers of a response that has none when a header is set here in the callback
+   * for the end of its body.
+   */
   ResponseTrailers = 3,
   CallResponseHeaders = 6,
 }

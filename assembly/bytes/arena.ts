@@ -1,27 +1,39 @@
-// Memory for bodies, beside the runtime's allocator: that one doubles the VM's memory whenever it runs short, and the VM
-// has 1 GiB for good. The arena takes from the VM just what it needs, and gives back to itself what is free.
+// Memory for bodies, beside the runtime's allocator. The runtime's heap doubles the VM's memory
+// whenever it runs short, and a VM gets at most 1 GiB, which never shrinks. The arena grows the
+// memory by just the wasm pages that it lacks, and uses again what is freed.
 //
-//   run    [ size | used: 0, free: next run | … ]      a multiple of GRAIN bytes, in wasm pages that only the arena uses
-//   free list in order of address, neighbours joined; the smallest run that fits is taken
+//   run         [ size | address of the next free run, if it is free | … ], in pages of the arena
+//   size        a multiple of GRAIN
+//   free list   in the order of addresses, neighbours joined; the smallest run that fits is taken
 
 const GRAIN: usize = 4 << 10;
 const PAGE: usize = 64 << 10;
-/** Bytes before a block: the size of its run. Keeps blocks aligned to a cache line, where large copies are fastest. */
+/**
+ * Bytes of a run before its block; they hold the run's size. With 64 of them a block begins at a
+ * cache line, where large copies are fastest.
+ */
 const HEADER: usize = 64;
+/** Offset in a free run of the address of the next one. */
 const NEXT: usize = 8;
-/** From this size on a block comes from the arena: it fills a run without a rest. */
+/** Blocks of this size or more come from the arena. One of this size fills its run to the end. */
 export const LARGE: usize = (16 << 10) - HEADER;
 
-/** A bit for each wasm page that belongs to the arena: 1 GiB of them. */
+/** Bit p is set when wasm page p belongs to the arena. There is a bit for each page of 1 GiB. */
 const owned: usize = memory.data(2048, 8);
+/** Address of the first free run; 0 when there is none. */
 let free: usize = 0;
 
-/** The length of a block of at least `len` bytes, and at least `LARGE`, that leaves no rest of its run. */
+/**
+ * The least length of a block that has at least `len` bytes, comes from the arena, and fills its
+ * run to the end.
+ */
 export function roomyLength(len: usize): usize {
   return ((max(len, LARGE) + HEADER + GRAIN - 1) & ~(GRAIN - 1)) - HEADER;
 }
 
-/** Unmanaged memory of `size` bytes; traps when the VM has no more. */
+/**
+ * Unmanaged memory of `size` bytes, for `deallocate` to give back; traps when the VM has no more.
+ */
 export function allocate(size: usize): usize {
   return size < LARGE ? heap.alloc(max<usize>(size, 1)) : take((size + HEADER + GRAIN - 1) & ~(GRAIN - 1));
 }
@@ -32,17 +44,18 @@ export function deallocate(ptr: usize): void {
   else heap.free(ptr);
 }
 
-/** Bytes of the VM's memory, used or not. It never shrinks. */
+/** Bytes of the VM's memory, used or not. They never become fewer. */
 export function vmBytes(): u64 {
   return (<u64>memory.size()) << 16;
 }
 
-
+/** Whether an address lies in a wasm page of the arena. */
 @inline
 function isOwned(ptr: usize): bool {
   return ((load<u8>(owned + (ptr >> 19)) >> (<u8>((ptr >> 16) & 7))) & 1) != 0;
 }
 
+/** Takes a run of `size` bytes, a multiple of `GRAIN`; returns the address of its block. */
 function take(size: usize): usize {
   let best: usize = 0;
   let beforeBest: usize = 0;
@@ -54,7 +67,8 @@ function take(size: usize): usize {
     if (has == size) break;
   }
   if (best == 0) {
-    // The runtime's heap doubles the VM's memory when it grows: what the arena lacks is there.
+    // The host gives no more pages. The runtime's heap may still have the bytes, since it takes
+    // twice what it needs.
     if (!grow(size)) return heap.alloc(size - HEADER);
     return take(size);
   }
@@ -72,7 +86,10 @@ function take(size: usize): usize {
   return best + HEADER;
 }
 
-/** Adds pages for a run of `size` bytes, less what is free at the end of the memory; false when the VM has no more. */
+/**
+ * Adds pages for a run of `size` bytes, less those of a free run that lies at the end of the
+ * memory; false when the VM has no more.
+ */
 function grow(size: usize): bool {
   const end = (<usize>memory.size()) << 16;
   let last = free;
@@ -88,6 +105,7 @@ function grow(size: usize): bool {
   return true;
 }
 
+/** Puts a run into the free list, joined with the neighbours that are free. */
 function giveBack(run: usize, size: usize): void {
   let before: usize = 0;
   let after = free;

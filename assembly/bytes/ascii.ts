@@ -1,6 +1,10 @@
-// Bytes of fixed texts, and text written into bytes. For wire data that is compared or sent, never for bodies.
+// Fixed texts as bytes, comparisons of bytes with them, and numbers read from and written as
+// digits. For wire data that is compared or sent, never for bodies.
 
-/** UTF-8 bytes of a text that lives as long as the VM: header names, JSON keys. Built once, at start. */
+/**
+ * UTF-8 bytes of a text that lives as long as the VM, such as the name of a header or a key of
+ * JSON. Their memory is never given back, so a text is made once.
+ */
 @final
 export class Ascii {
   readonly ptr: usize;
@@ -20,25 +24,27 @@ export class Ascii {
   }
 }
 
-/** Lower case of an ASCII letter, any other byte as it is. */
+/** The lower case of an ASCII letter; any other byte as it is. */
 @inline
 export function lower(c: u8): u8 {
   return c - 65 < 26 ? c | 0x20 : c;
 }
 
-/** Whether the bytes at `ptr` are `text` in any letter case; `text` is lower case. */
+/** Whether the `len` bytes at `ptr` are `text`, in any letter case; `text` is in lower case. */
 export function equalsIgnoreCase(ptr: usize, len: usize, text: Ascii): bool {
   if (len != text.len) return false;
   for (let i: usize = 0; i < len; i++) if (lower(load<u8>(ptr + i)) != load<u8>(text.ptr + i)) return false;
   return true;
 }
 
-/** Whether the bytes at `ptr` begin with `text` in any letter case; `text` is lower case. */
+/**
+ * Whether the `len` bytes at `ptr` begin with `text`, in any letter case; `text` is in lower case.
+ */
 export function startsWithIgnoreCase(ptr: usize, len: usize, text: Ascii): bool {
   return len >= text.len && equalsIgnoreCase(ptr, text.len, text);
 }
 
-/** Decimal digits of `value` written at `ptr`, at most 20; returns how many. */
+/** Writes the decimal digits of `value`, at most 20, at `ptr`; returns how many they are. */
 export function writeDecimal(value: u64, ptr: usize): usize {
   let digits: usize = 1;
   for (let rest = value / 10; rest != 0; rest /= 10) digits++;
@@ -46,7 +52,10 @@ export function writeDecimal(value: u64, ptr: usize): usize {
   return digits;
 }
 
-/** Value of `len` decimal digits at `ptr`; -1 when there is anything else, nothing, or more than 18 digits. */
+/**
+ * The value of the `len` decimal digits at `ptr`; -1 when there are none, more than 18, or other
+ * bytes.
+ */
 export function readDecimal(ptr: usize, len: usize): i64 {
   if (len == 0 || len > 18) return -1;
   let value: i64 = 0;
@@ -58,7 +67,7 @@ export function readDecimal(ptr: usize, len: usize): i64 {
   return value;
 }
 
-/** Value of a hexadecimal digit; -1 for any other byte. */
+/** The value of a hexadecimal digit of either case; -1 for any other byte. */
 export function hexValue(c: u8): i32 {
   if (c - 0x30 <= 9) return c - 0x30;
   const letter = (c | 0x20) - 0x61;

@@ -1,8 +1,9 @@
-// Unmanaged memory for body bytes: who owns it and how much of it the VM holds. Knows nothing of what the bytes mean.
+// Unmanaged memory for the bytes of bodies: who owns it, and how much of it this VM holds. What the
+// bytes mean is not known here.
 
 import { allocate, deallocate } from './arena';
 
-/** Bytes in live blocks, over all exchanges of this VM. */
+/** Bytes of live blocks, spare ones included, over all exchanges of this VM. */
 let held: usize = 0;
 
 /** Bytes of bodies that this VM holds now; 0 after the last exchange has ended. */
@@ -11,12 +12,12 @@ export function heldBytes(): usize {
 }
 
 /**
- * A piece of unmanaged memory with exactly one owner, who calls `free`. Holders of anything else than the owner's
- * reference only borrow it and must not outlive it.
+ * A piece of unmanaged memory with exactly one owner, who calls `free`. Everybody else borrows it,
+ * and must not use its address after that.
  */
 @final
 export class Block {
-  /** Bytes behind `len` that are the block's, too. */
+  /** Bytes behind the first `len` that belong to the block and hold nothing yet. */
   spare: usize = 0;
 
   private constructor(
@@ -24,13 +25,16 @@ export class Block {
     public len: usize,
   ) {}
 
-  /** A new block of `len` bytes, not cleared. The caller has checked `len` against its budget: running out traps. */
+  /**
+   * A new block of `len` bytes, not cleared. The caller has asked `fits` first: a VM that runs out
+   * of memory traps.
+   */
   static alloc(len: usize): Block {
     held += len;
     return new Block(allocate(len), len);
   }
 
-  /** A new block of no bytes, with room for `len`. */
+  /** A new block without bytes, of which `len` are spare. */
   static room(len: usize): Block {
     const block = Block.alloc(len);
     block.spare = len;
@@ -38,13 +42,19 @@ export class Block {
     return block;
   }
 
-  /** Takes over memory that the host allocated through `malloc`; `ptr` is 0 for an empty answer. */
+  /**
+   * Takes over memory that the host allocated through our `malloc`; `ptr` is 0 when it returned
+   * nothing.
+   */
   static adopt(ptr: usize, len: usize): Block {
     held += len;
     return new Block(ptr, len);
   }
 
-  /** Makes `n` of the spare bytes part of the block; returns where they begin. */
+  /**
+   * Makes the first `n` spare bytes part of the block, for the caller to fill; returns their
+   * address.
+   */
   extend(n: usize): usize {
     const at = this.end;
     this.len += n;
@@ -52,7 +62,7 @@ export class Block {
     return at;
   }
 
-  /** Makes the last `n` bytes spare. */
+  /** Makes the last `n` bytes of the block spare. */
   shrink(n: usize): void {
     this.len -= n;
     this.spare += n;
@@ -62,7 +72,10 @@ export class Block {
     return this.ptr + this.len;
   }
 
-  /** Keeps the first `len` bytes. */
+  /**
+   * Keeps the first `len` bytes. The others are no longer counted, although their memory is given
+   * back only with the block.
+   */
   truncate(len: usize): void {
     held -= this.len - len;
     this.len = len;
@@ -78,12 +91,16 @@ export class Block {
 }
 
 /**
- * What one VM may hold in blocks. It has 1 GiB for good (cpp-host `limits.h`); the rest is for the allocator's
- * fragmentation, for what the host hands over, and for the managed heap.
+ * Bytes that one VM may hold in blocks. Envoy gives a VM at most 1 GiB of memory
+ * (proxy-wasm-cpp-host, `limits.h`); the rest is for fragmentation, for what the host hands over,
+ * and for the managed heap.
  */
 export const VM_BUDGET: usize = 768 << 20;
 
-/** Whether `len` more bytes may be held. Ask before every allocation whose size a peer decides. */
+/**
+ * Whether `len` more bytes may be held. To be asked before every allocation whose size a client or
+ * an engine decides.
+ */
 export function fits(len: u64): bool {
   return <u64>held + len <= <u64>VM_BUDGET;
 }

@@ -1,5 +1,5 @@
-// Bytes on their way out: pieces of a body in order, and the edits that are applied as they leave. Nothing is copied:
-// what leaves is told to a sink as borrowed segments of pieces and of replacements.
+// A body on its way out: its pieces in order, and the edits that are applied as they leave. Nothing
+// is copied then: a sink is told the segments of pieces and replacements, which it borrows.
 //
 //   body     |........|..............|.......|      pieces, by offset in the body
 //   edits         [at, at+remove) -> bytes           ascending, not overlapping
@@ -8,10 +8,10 @@
 import { LARGE, roomyLength } from './arena';
 import { Block, fits } from './block';
 
-/** Largest block that small pieces are put into. */
+/** Bytes of the largest block into which small pieces are put together. */
 const MAX_ROOM: u64 = 512 << 10;
 
-/** Takes segments of what leaves, in order. `ptr` is borrowed for the call. */
+/** Takes what leaves, in order and segment by segment. `ptr` is borrowed for the call. */
 export abstract class Sink {
   abstract write(ptr: usize, len: usize): void;
 }
@@ -21,30 +21,36 @@ export abstract class Reader {
   abstract push(ptr: usize, len: usize): void;
 }
 
-/** Bytes of a replacement that need not all be in memory: they are fetched as they leave. */
+/**
+ * Bytes of a replacement that are fetched when they leave, and need not be in the VM's memory
+ * before.
+ */
 export abstract class Source {
-  /** The bytes that `fetch` found (borrowed until the next call). */
+  /** Address of the bytes that `fetch` found; they are borrowed until its next call. */
   ptr: usize = 0;
 
-  /** Makes up to `len` bytes from `offset` on available at `ptr`; returns how many, 0 when they are lost. */
+  /**
+   * Makes up to `len` bytes from `offset` on available at `ptr`. Returns how many, at least one; 0
+   * when they are lost.
+   */
   abstract fetch(offset: u64, len: u64): u64;
 }
 
-
+/** The `remove` bytes of the body from offset `at` on leave as `len` other bytes. */
 @final
 class Edit {
   constructor(
     public at: u64,
     public remove: u64,
-    /** Address of the replacement, or offset in `source`. */
+    /** Address of the replacement; with a `source`, the offset in it. */
     public from: u64,
     public len: u64,
-    /** Holds the replacement when the edit owns it. */
+    /** The block that holds the replacement, when the edit owns it. */
     public owned: Block | null,
     public source: Source | null,
   ) {}
 
-  /** Tells `n` bytes of the replacement to a sink; false when they are lost. */
+  /** Tells a sink the next `n` bytes of the replacement; false when the source has lost them. */
   write(n: u64, sink: Sink): bool {
     const source = this.source;
     this.len -= n;
@@ -63,14 +69,17 @@ class Edit {
   }
 }
 
-
+/**
+ * The bytes of one body that have not left, and its edits, which are added in ascending order. The
+ * rope owns its pieces; `free` gives back what has not left.
+ */
 @final
 export class Rope {
-  /** Offset of the first byte that has not left. */
+  /** Offset in the body of the first byte that has not left. */
   released: u64 = 0;
-  /** Bytes of the pieces held. */
+  /** Bytes of the pieces that are held. */
   held: u64 = 0;
-  /** Bytes of a replacement could not be fetched: what left is not whole. */
+  /** A source has lost bytes of a replacement, so what has left is not whole. */
   broken: bool = false;
 
   private pieces: Block[] = [];
@@ -79,8 +88,9 @@ export class Rope {
   private firstEdit: i32 = 0;
 
   /**
-   * Takes over a piece that starts at `offset` of the body; what lies between it and the piece before is removed. Small
-   * pieces are put together, as each takes memory of its own. Returns where the bytes are.
+   * Takes over a piece that starts at `offset` of the body; an edit must remove what lies between
+   * it and the piece before. Small pieces are copied into larger blocks, since each block takes
+   * memory beyond its bytes. Returns the address of the piece's bytes.
    */
   append(piece: Block, offset: u64): usize {
     const len = piece.len;
@@ -89,7 +99,8 @@ export class Rope {
     if (len < LARGE && i >= 0 && this.offsets[i] + this.pieces[i].len == offset) {
       let last = this.pieces[i];
       if (last.spare < len) {
-        // The more is held, the larger are the blocks: few of them are the arena's to look after.
+        // The more is held, the larger are the blocks, so that the arena has few runs to look
+        // after.
         const room = roomyLength(<usize>min<u64>(this.held >> 2, MAX_ROOM));
         if (!fits(room)) return this.push(piece, offset);
         const roomy = Block.room(room);
@@ -114,32 +125,39 @@ export class Rope {
     return piece.ptr;
   }
 
-  /** Replaces `remove` bytes at `at` by borrowed bytes, which must stay until they have left. */
+  /**
+   * Replaces `remove` bytes at `at` by the `len` bytes at `ptr`, which are borrowed until they have
+   * left.
+   */
   replace(at: u64, remove: u64, ptr: usize, len: u64): void {
     this.edits.push(new Edit(at, remove, ptr, len, null, null));
   }
 
-  /** Replaces `remove` bytes at `at` by the first `len` bytes of a block that the rope takes over. */
+  /**
+   * Replaces `remove` bytes at `at` by the first `len` bytes of a block that the rope takes over.
+   */
   replaceOwned(at: u64, remove: u64, block: Block, len: u64): void {
     this.edits.push(new Edit(at, remove, block.ptr, len, block, null));
   }
 
-  /** Replaces `remove` bytes at `at` by `len` bytes of a source (borrowed) from `offset` on. */
+  /**
+   * Replaces `remove` bytes at `at` by `len` bytes of a source (borrowed), from its `offset` on.
+   */
   replaceFrom(at: u64, remove: u64, source: Source, offset: u64, len: u64): void {
     this.edits.push(new Edit(at, remove, offset, len, null, source));
   }
 
-  /** Pieces held, in order: for a second look at a body of which nothing has left. */
+  /** How many pieces are held: for a second look at a body of which nothing has left. */
   get pieceCount(): i32 {
     return this.pieces.length;
   }
 
-  /** A piece, borrowed. */
+  /** Piece `i` of those that are held, borrowed. */
   piece(i: i32): Block {
     return this.pieces[i];
   }
 
-  /** Lets all bytes before `upTo` leave. */
+  /** Lets all bytes of the body before offset `upTo` leave. */
   release(upTo: u64, sink: Sink): void {
     while (true) {
       const edit = this.firstEdit < this.edits.length ? this.edits[this.firstEdit] : null;
@@ -147,7 +165,8 @@ export class Rope {
       this.copyOut(edit.at, sink);
       const gone = min(edit.remove, upTo - edit.at);
       if (edit.remove > 0 && gone == 0) return this.drop();
-      // Of a replacement that outlasts `upTo` only the part for the bytes that are gone leaves now.
+      // Of an edit that goes on behind `upTo`, as many bytes of the replacement leave now as bytes
+      // are gone.
       const out = gone == edit.remove ? edit.len : min(edit.len, gone);
       if (!edit.write(out, sink)) this.broken = true;
       this.released += gone;
@@ -161,8 +180,9 @@ export class Rope {
   }
 
   /**
-   * Lets the next `n` bytes leave although they never came as a piece: they lie inside a replacement of the same length.
-   * False when they do not.
+   * Lets the next `n` bytes of the body leave although they never came as a piece, because they lie
+   * inside an edit whose replacement has at least as many bytes left. False when they do not, and
+   * nothing has left.
    */
   releaseUnread(n: u64, sink: Sink): bool {
     if (this.firstEdit == this.edits.length) return false;
@@ -176,12 +196,17 @@ export class Rope {
     return true;
   }
 
-  /** Copies `len` bytes of the pieces held, from `offset` on, to `ptr`; false when they are not all there. */
+  /**
+   * Copies the `len` bytes of the body from `offset` on to `ptr`; false when they are not all held.
+   */
   read(offset: u64, len: u64, ptr: usize): bool {
     return this.feed(new Copy(ptr), offset, len);
   }
 
-  /** Has `len` bytes of the pieces held, from `offset` on, read where they are; false when they are not all there. */
+  /**
+   * Has a reader read the `len` bytes of the body from `offset` on, where they are; false when they
+   * are not all held.
+   */
   feed(reader: Reader, offset: u64, len: u64): bool {
     for (let i = 0; i < this.pieces.length && len > 0; i++) {
       const start = this.offsets[i];
@@ -197,7 +222,7 @@ export class Rope {
     return len == 0;
   }
 
-  /** Gives back the last `len` bytes that came: all of them are replaced. */
+  /** Gives back the last `len` bytes that were appended, all of which an edit replaces. */
   discard(len: usize): void {
     const piece = this.pieces[this.pieces.length - 1];
     this.held -= len;
@@ -207,7 +232,7 @@ export class Rope {
     piece.free();
   }
 
-  /** Forgets the edits from `offset` on, where nothing has left. */
+  /** Forgets the edits from `offset` on; nothing of them has left. */
   forgetEdits(offset: u64): void {
     while (this.edits.length > this.firstEdit && this.edits[this.edits.length - 1].at >= offset) {
       const owned = this.edits.pop().owned;
@@ -216,7 +241,7 @@ export class Rope {
     if (this.firstEdit == this.edits.length) this.edits.length = this.firstEdit = 0;
   }
 
-  /** Forgets all edits: the bytes leave as they came. */
+  /** Forgets all edits, so that the bytes leave as they came. */
   clearEdits(): void {
     while (this.firstEdit < this.edits.length) this.retire();
   }
@@ -229,6 +254,7 @@ export class Rope {
     this.held = 0;
   }
 
+  /** Tells a sink the bytes of pieces before offset `to`, without edits. */
   private copyOut(to: u64, sink: Sink): void {
     for (let i = 0; i < this.pieces.length && this.released < to; i++) {
       const start = this.offsets[i];
@@ -241,6 +267,7 @@ export class Rope {
     }
   }
 
+  /** Forgets the first edit, and gives back what it owns. */
   private retire(): void {
     const owned = this.edits[this.firstEdit].owned;
     if (owned !== null) owned.free();
@@ -250,7 +277,7 @@ export class Rope {
     }
   }
 
-  /** Gives back the pieces that have left. */
+  /** Gives back the pieces that have left to their last byte. */
   private drop(): void {
     let gone = 0;
     while (gone < this.pieces.length && this.offsets[gone] + this.pieces[gone].len <= this.released) {

@@ -1,19 +1,22 @@
-// Short texts put together from parts: values for a body or a header.
+// Short texts put together from parts: values for a member of a body or for a header.
 
 import { Ascii, writeDecimal } from './ascii';
 import { Block } from './block';
 
 export const UUID_BYTES: usize = 36;
-/** Most digits of a decimal. */
+/** Most digits that `Text.decimal` writes. */
 export const DECIMAL_BYTES: usize = 20;
 
-
+/** A text that grows in a block, until `end` hands it to the caller. */
 @final
 export class Text {
   private block: Block;
   private at: usize;
 
-  /** Room for `room` bytes; adding more is a bug. */
+  /**
+   * A text of at most `room` bytes, where `decimal` needs room for all `DECIMAL_BYTES`. Adding more
+   * is a bug, and traps.
+   */
   constructor(room: usize) {
     const block = Block.alloc(room);
     this.block = block;

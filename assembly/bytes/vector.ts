@@ -1,5 +1,6 @@
-// Constants for loops over vectors. V8 in Envoy 1.40 builds a v128 constant anew in every turn of a loop, which makes the
-// loop several times slower; what was loaded from memory before the loop stays in a register.
+// Constants for loops over vectors. V8 in Envoy 1.40 builds a v128 constant anew in every turn of a
+// loop, which makes the loop several times slower; a value that was loaded from memory before the
+// loop stays in a register.
 
 // prettier-ignore
 const BYTES = memory.data<u8>([
@@ -21,7 +22,7 @@ const BYTES = memory.data<u8>([
   240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 251, 252, 253, 254, 255,
 ]);
 
-/** All 16 lanes `byte`; for use before a loop. */
+/** A vector of 16 lanes that are all `byte`. To be called before a loop, not in it. */
 // @ts-ignore: decorator
 @inline
 export function lanes(byte: u8): v128 {

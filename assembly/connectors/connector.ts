@@ -1,4 +1,5 @@
-// A P/D handshake: what each leg is sent, and in which order. A connector is a file beside this one, named in table.ts.
+// A P/D handshake: what each leg is sent, and in which order. A connector is a file beside this
+// one, and is named in table.ts.
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
@@ -11,16 +12,16 @@ const FALSE = new Ascii('false');
 const ZERO = new Ascii('0');
 const QUOTE = new Ascii('"');
 
-/** One handshake; has no state. */
+/** One handshake. It has no state: what belongs to an exchange is in its session. */
 export abstract class Connector {
   readonly schema: Schema;
 
   /**
-   * `members`: top-level members of a request that only the connector may set. A client's own never reach an engine. Their
-   * fields are numbered from `Field.Own` on.
+   * `members`: top-level members of a request that only the connector may set; a client's own never
+   * reach an engine. As fields they are numbered from `Field.Own` on.
    */
   constructor(
-    /** As the configuration names it. */
+    /** The connector's name in the configuration. */
     readonly name: string,
     dialect: Dialect,
     members: string[],
@@ -28,7 +29,9 @@ export abstract class Connector {
     this.schema = new Schema(dialect, members);
   }
 
-  /** Both legs run at once: neither is answered before the other has come. */
+  /**
+   * Whether both legs run at once, because neither engine answers before the other has its request.
+   */
   get concurrent(): bool {
     return false;
   }
@@ -43,38 +46,46 @@ export abstract class Connector {
     return false;
   }
 
-  /** Whether the bootstrap server is asked for ranks and engine ids first. */
+  /**
+   * Whether prefill's bootstrap server is asked for its ranks and their engine ids before a leg is
+   * sent.
+   */
   get needsRanks(): bool {
     return false;
   }
 
   /**
-   * Whether prompt KV can reach decode without a handshake in the request: from a store that both engines share. A fresh
-   * `cache_salt` is no part of the store's key then, and only decode's own `cached_tokens` tells that nothing came.
+   * Whether prompt KV can reach decode without a handshake in the request, from a store that both
+   * engines share. The keys of such a store may not contain a request's `cache_salt`, and then only
+   * decode's own `cached_tokens` tells that nothing came from it.
    */
   get sharesStore(): bool {
     return false;
   }
 
-  /** Edits for a request that decode serves alone, beyond its salt. */
+  /** Edits for a request that decode serves alone, beside its `cache_salt`. */
   alone(rewrite: Rewrite, session: Session): void {}
 
-  /** Why P/D does not serve a request, beyond what its dialect says. */
+  /** Why P/D does not serve a request that its dialect lets it serve; `No` when it does. */
   judge(body: RequestBody): Unfit {
     return Unfit.No;
   }
 
-  /** Edits for the prefill leg, beyond those that its dialect has. */
+  /** Edits for the prefill leg, beside those of its dialect. */
   abstract prefill(rewrite: Rewrite, session: Session): void;
 
   /** Edits for the decode leg. */
   abstract decode(rewrite: Rewrite, session: Session): void;
 }
 
-/** The prefill leg: in one piece, and with vLLM one token of one choice. Borrows from the session. */
+/**
+ * The prefill leg: it asks for a whole body and, of vLLM, for one token of one choice. The rewrite
+ * borrows from the session.
+ */
 export function prefillLeg(body: RequestBody, connector: Connector, session: Session): Rewrite {
   const rewrite = withoutClientParams(body);
-  // `/inference/v1/generate` has it for the stream only; the others want it said.
+  // `/inference/v1/generate` has `stream` for streams only; to the other endpoints the leg says
+  // `false`, whatever the client has sent.
   if (body.api == Api.Generate) rewrite.remove(Field.Stream);
   else rewrite.set(Field.Stream, FALSE.ptr, FALSE.len);
   rewrite.remove(Field.StreamOptions);
@@ -88,11 +99,15 @@ export function prefillLeg(body: RequestBody, connector: Connector, session: Ses
   return rewrite;
 }
 
+/** Makes a field 1 where the request has a greater value, or one that is no plain integer. */
 function capToOne(rewrite: Rewrite, body: RequestBody, field: Field): void {
   if (body.integer(field) > 1 || body.spelled(field)) rewrite.set(field, ONE.ptr, ONE.len);
 }
 
-/** The decode leg. `promptStart` >= 0 asks for the rows from there on only. Borrows from the session. */
+/**
+ * The decode leg. With `promptStart` of 0 or more it asks only for the rows from that token on;
+ * with -1 for those that decode gives by itself. The rewrite borrows from the session.
+ */
 export function decodeLeg(
   body: RequestBody,
   connector: Connector,
@@ -100,7 +115,8 @@ export function decodeLeg(
   promptStart: i64,
 ): Rewrite {
   const rewrite = withoutClientParams(body);
-  // Prefill gives them; a decode engine of vLLM 0.30 that is asked for them dies.
+  // Prefill returns the prompt's logprobs; a decode engine of vLLM 0.30 that is asked for them
+  // dies.
   const vllm = body.schema.dialect == Dialect.Vllm;
   if (vllm && body.present(Field.PromptLogprobs)) rewrite.remove(Field.PromptLogprobs);
   connector.decode(rewrite, session);
@@ -112,11 +128,12 @@ export function decodeLeg(
 }
 
 /**
- * The request for a decode engine that serves it alone. `fresh`: vLLM puts `cache_salt` into the hash of each block of its
- * prefix cache (vllm/v1/core/kv_cache_utils.py), so with a salt that no other request has it finds no block whose KV came
- * from prefill, forwards the whole prompt, and has a row of its own for every token. A client's own salt is replaced: one
- * that two requests share would let the second hit what the first has pulled. Borrows from the session, whose random
- * bytes the salt is made of.
+ * The request for a decode engine that serves it alone. `fresh`: the engine must forward the whole
+ * prompt, so that it has a row of its own for every token. vLLM puts `cache_salt` into the hash of
+ * each block of its prefix cache (vllm/v1/core/kv_cache_utils.py), so with a salt that no other
+ * request has it finds no block whose KV came from prefill. A client's own salt is replaced: one
+ * that two requests share would let the second hit the blocks that the first has pulled. The salt
+ * is made of the session's random bytes, and the rewrite borrows from the session.
  */
 export function localLeg(body: RequestBody, connector: Connector, session: Session, fresh: bool): Rewrite {
   const rewrite = withoutClientParams(body);
@@ -129,12 +146,15 @@ export function localLeg(body: RequestBody, connector: Connector, session: Sessi
   return rewrite;
 }
 
-/** Whether an engine can be told to forward the whole prompt: SGLang's API has no member that is known to do so. */
+/**
+ * Whether an engine can be told to forward the whole prompt. No member of SGLang's API is known to
+ * do so.
+ */
 export function canSalt(body: RequestBody): bool {
   return body.schema.dialect == Dialect.Vllm;
 }
 
-/** The request without what only a connector may set. */
+/** The request without the members that only a connector may set. */
 export function withoutClientParams(body: RequestBody): Rewrite {
   const rewrite = new Rewrite(body);
   rewrite.remove(Field.KvTransferParams);
@@ -144,7 +164,7 @@ export function withoutClientParams(body: RequestBody): Rewrite {
   return rewrite;
 }
 
-/** Where the client asks for a share of cached blocks, none is asked of either leg. */
+/** Sets a client's `cache_hit_threshold`, the share of the prompt that must be cached, to 0. */
 export function zeroCacheHitThreshold(rewrite: Rewrite): void {
   rewrite.setPresent(Field.CacheHitThreshold, ZERO.ptr, ZERO.len);
 }

@@ -1,4 +1,5 @@
-// vLLM's MooncakeConnector: both legs at once. They name one transfer; decode asks prefill's bootstrap server who has it.
+// vLLM's MooncakeConnector: both legs run at once and name one transfer. Decode's leg also names
+// prefill's bootstrap server and engine, from which decode pulls the KV.
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
@@ -37,7 +38,7 @@ export class Mooncake extends Connector {
   }
 
   judge(body: RequestBody): Unfit {
-    // A transfer is taken once: a second sample would wait for it.
+    // A transfer is pulled once, so a second sample would wait for it in vain.
     return body.integer(Field.N) > 1 || body.spelled(Field.N) ? Unfit.SeveralChoices : Unfit.No;
   }
 
@@ -45,8 +46,8 @@ export class Mooncake extends Connector {
     const params = new Text(PREFILL.len + UUID_BYTES + END.len);
     const value = session.keep(params.add(PREFILL).uuid(session.randomPtr).add(END).end());
     rewrite.set(Field.KvTransferParams, value.ptr, value.len);
-    // A prefill that ends with its first token for another reason than its cap offers no transfer (vLLM's
-    // mooncake_connector.py, request_finished): it must not stop.
+    // A prefill whose first token ends the text offers no transfer (vLLM's mooncake_connector.py,
+    // request_finished): with `min_tokens` of 1 it can't end so.
     rewrite.set(Field.MinTokens, ONE.ptr, ONE.len);
     session.addHeader(RANK, new Text(DECIMAL_BYTES).decimal(session.rank).end());
   }

@@ -1,4 +1,5 @@
-// vLLM's NixlConnector, and any connector that returns `kv_transfer_params`: prefill first, its parameters to decode.
+// vLLM's NixlConnector, and any other connector that returns `kv_transfer_params`: prefill runs
+// first, and its reply's parameters go to decode.
 
 import { Ascii } from '../bytes/ascii';
 import { Connector } from './connector';

@@ -1,14 +1,16 @@
-// The answer of a Mooncake bootstrap server to `GET /query`: `{"<rank>": {"engine_id": "..."}}`.
+// The answer of a Mooncake bootstrap server to `GET /query`, which tells the engine id of each
+// rank: `{"<rank>": {"engine_id": "..."}}`.
 
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
 
-/** Ranks past it are not used. */
+/** Ranks from this one on are not used. */
 const MAX_RANKS: i32 = 128;
 const MAX_ID_BYTES: u64 = 256;
 
 let paths: Paths | null = null;
 
+/** The paths of engine ids, by rank; made once. */
 function rankPaths(): Paths {
   let known = paths;
   if (known === null) {
@@ -19,14 +21,15 @@ function rankPaths(): Paths {
   return known;
 }
 
-/** Ranks of a prefill engine and their engine ids. */
+/** Ranks of a prefill engine and, in the same order, their engine ids. */
 @final
 export class Ranks {
   readonly ranks: i32[] = [];
   readonly ids: StaticArray<u8>[] = [];
+  /** Index of the rank whose turn comes next. */
   private turn: i32 = 0;
 
-  /** Reads an answer (borrowed); null when it is not one, or names no rank. */
+  /** Reads an answer, which is borrowed; null when it is not one, or names no rank that is used. */
   static read(ptr: usize, len: usize): Ranks | null {
     const found = new Ranks();
     const scanner = Scanner.take(rankPaths());
@@ -48,14 +51,17 @@ export class Ranks {
     return good ? found : null;
   }
 
-  /** Index of the rank whose turn it is. */
+  /** Index of the rank whose turn it is; the turn passes to the next one. */
   next(): i32 {
     const index = this.turn % this.ranks.length;
     this.turn = index + 1;
     return index;
   }
 
-  /** A rank that is named twice has its last id. False when the id is none that can go into a request as it is. */
+  /**
+   * Adds a rank; one that is named twice has its last id. False when the `len` bytes at `ptr` are
+   * no id that can go into a request as they are.
+   */
   private add(rank: i32, ptr: usize, len: u64): bool {
     if (len == 0 || len > MAX_ID_BYTES || !isPlain(ptr, <usize>len)) return false;
     const id = new StaticArray<u8>(<i32>len);
@@ -70,7 +76,7 @@ export class Ranks {
   }
 }
 
-/** Whether bytes are printable ASCII that JSON needs no escape for. */
+/** Whether all bytes are printable ASCII that stands for itself in a string of JSON. */
 function isPlain(ptr: usize, len: usize): bool {
   for (let i: usize = 0; i < len; i++) {
     const c = load<u8>(ptr + i);

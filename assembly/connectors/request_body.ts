@@ -1,10 +1,11 @@
-// What a client's request asks for, and where its members lie. Reads a body that is whole in memory; keeps offsets only.
+// What a client's request asks for, and where its members lie. Reads a body that is whole in
+// memory, and keeps offsets only.
 
 import { Ascii } from '../bytes/ascii';
 import { Paths } from '../json/paths';
 import { Event, Scanner } from '../json/scanner';
 
-/** Which API the request is for: it decides where the members are. */
+/** The API that a request is for, which decides where its members are. */
 export const enum Api {
   None,
   Completions,
@@ -15,13 +16,19 @@ export const enum Api {
   Native,
 }
 
-/** Whose engines a connector is for: which APIs they have, and what of them P/D can serve. */
+/**
+ * Whose engines a connector is for. It decides which APIs they have, and which requests P/D can
+ * serve.
+ */
 export const enum Dialect {
   Vllm,
   Sglang,
 }
 
-/** Members that are read or edited; of `sampling_params` where `/inference/v1/generate` and `/generate` have them. */
+/**
+ * Members of a request that are read or edited. `ownerOf` tells the object that has them: the
+ * request, or its `sampling_params`.
+ */
 export const enum Field {
   Root,
   SamplingParams,
@@ -42,49 +49,66 @@ export const enum Field {
   Echo,
   PromptStart,
   CacheHitThreshold,
-  /** The prompt as tokens, where it is another member than the text. */
+  /** The prompt as tokens, where that is another member than the text (SGLang's `input_ids`). */
   PromptIds,
-  /** SGLang's: the token whose row comes first. */
+  /** SGLang's `routed_experts_start_len`: the token whose row comes first. */
   StartLen,
-  /** vLLM's: part of the key of every block in the prefix cache. */
+  /** vLLM's `cache_salt`, which is part of the key of every block in its prefix cache. */
   CacheSalt,
   /** The first of the members that are a connector's own. */
   Own,
 }
 
-/** Why P/D does not serve a request. */
+/** Why P/D does not serve a request; `No` when it does. */
 export const enum Unfit {
   No,
-  /** Not a JSON object, by the grammar of Python's `json`. */
+  /** The body is no JSON object by the grammar of Python's `json`. */
   NotObject,
-  /** Nested deeper than the scanner goes: what it says of `kv_transfer_params` can't be known. */
+  /**
+   * The body is nested deeper than the scanner reads, so it is not known whether it has
+   * `kv_transfer_params`.
+   */
   TooDeep,
-  /** UTF-16, UTF-32 or a byte order mark: Python's `json.loads` would read it, the scanner does not. */
+  /**
+   * The body is in UTF-16 or UTF-32, or has a byte order mark: Python's `json.loads` would read it,
+   * and the scanner does not.
+   */
   NotUtf8,
   SeveralPrompts,
-  /** A handshake that serves one sample. */
+  /** The request asks for several choices of a prompt, and the connector can hand over only one. */
   SeveralChoices,
-  /** The prompt's logprobs where prefill can't give them: with `echo`, or to a stream. */
+  /**
+   * The request asks for logprobs of the prompt where prefill's can't be put in: with `echo`, or in
+   * a stream.
+   */
   PromptLogprobs,
-  /** `max_tokens: 0`. */
+  /** The request asks for no tokens: `max_tokens` is 0. */
   NoOutput,
-  /** The client chose which rows it wants, of vLLM; of SGLang, in a way that is no plain integer. */
+  /**
+   * The client has chosen the rows that it wants: of vLLM in any way, of SGLang by a value that is
+   * no plain integer.
+   */
   PromptStart,
-  /** `sampling_params` twice. */
+  /** The body has `sampling_params` twice. */
   Duplicate,
-  /** More members of the names that are looked at than any request has. */
+  /** The body has more of the members that are looked for than any request needs. */
   TooMany,
 }
 
-/** Members that are kept: each takes memory, and edits look for them. */
+/** Most members that are kept: each takes memory, and edits search them. */
 const MAX_MEMBERS: i32 = 1000;
 
-/** Most prompts of a batch: each needs a room. */
+/** Most prompts of a batch: each needs a room of SGLang's bootstrap server. */
 const MAX_PROMPTS: i32 = 4096;
-/** More of one prompt no engine gives; a product with `MAX_PROMPTS` must not overflow. */
+/**
+ * No engine gives so many choices of one prompt. Times `MAX_PROMPTS` it must not overflow an i32.
+ */
 const MAX_SAMPLES: i64 = 1 << 18;
 
-/** The members of requests by name: those that every connector knows, and its own at the top level. */
+/**
+ * The names of members: those that every connector knows, and at the top level those of one
+ * connector.
+ */
 @final
 export class Schema {
   private byApi: Array<Paths | null> = new Array<Paths | null>(Api.Native + 1);
@@ -92,7 +116,7 @@ export class Schema {
 
   constructor(
     readonly dialect: Dialect,
-    /** Names of the connector's own members, which are `Field.Own` and up. */
+    /** Names of the connector's own members, which are the fields from `Field.Own` on. */
     readonly own: string[],
   ) {}
 
@@ -100,12 +124,12 @@ export class Schema {
     return Field.Own + this.own.length;
   }
 
-  /** Whether the engines have an API. */
+  /** Whether engines of this dialect have an API. */
   has(api: Api): bool {
     return api != (this.dialect == Dialect.Vllm ? Api.Native : Api.Generate);
   }
 
-  /** What a scanner watches. */
+  /** What a scanner watches in a request for an API. */
   paths(api: Api): Paths {
     const known = this.byApi[api];
     if (known !== null) return known;
@@ -115,7 +139,7 @@ export class Schema {
     return paths;
   }
 
-  /** `"key":` of a field, as it is written into a body. */
+  /** The key of a field with its quotes and colon, as it is written into a body. */
   key(field: Field): Ascii {
     if (this.keys.length == 0) {
       for (let i = 0; i < NAMES.length; i++) this.keys.push(new Ascii('"' + NAMES[i] + '":'));
@@ -151,6 +175,7 @@ const NAMES: string[] = [
   'cache_salt',
 ];
 
+/** The members that every connector knows, where an API has them. */
 function fixedPaths(api: Api): Paths {
   const paths = new Paths()
     .add('', Field.Root)
@@ -183,8 +208,9 @@ function fixedPaths(api: Api): Paths {
       .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
       .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
   }
-  // A member of chat alone: vLLM and SGLang ignore it in a completion, and it says nothing of its length there
-  // (CompletionRequest of vllm/entrypoints/openai/completion/protocol.py and of sglang/srt/entrypoints/openai/protocol.py).
+  // Only chat has this member. vLLM and SGLang ignore it in a completion, where it says nothing of
+  // the length (CompletionRequest in vllm/entrypoints/openai/completion/protocol.py and in
+  // sglang/srt/entrypoints/openai/protocol.py).
   if (api == Api.Chat) paths.add('max_completion_tokens', Field.MaxCompletionTokens);
   return paths
     .add('max_tokens', Field.MaxTokens)
@@ -197,7 +223,7 @@ function fixedPaths(api: Api): Paths {
     .add('routed_experts_prompt_start', Field.PromptStart);
 }
 
-/** The object that holds a field. */
+/** The object that a field is a member of: `Root` for the request itself. */
 export function ownerOf(field: Field, api: Api): Field {
   switch (field) {
     case Field.ExtraKvTransferParams:
@@ -217,20 +243,20 @@ export function ownerOf(field: Field, api: Api): Field {
   }
 }
 
-/** One occurrence of a field, by offsets in the body. */
+/** One occurrence of a field. Offsets count from the begin of the body. */
 @final
 export class Member {
   valueEnd: u64 = 0;
-  /** Members of an object or elements of an array. */
+  /** How many members or elements the value has, where it is an object or an array. */
   count: i32 = 0;
-  /** The value when it is a plain integer; else -1. */
+  /** The value when it is a plain integer: no sign, fraction or exponent; else -1. */
   integer: i64 = -1;
-  /** Behind the comma that follows, if one does; else `valueEnd`. */
+  /** Offset behind the comma that follows the value; `valueEnd` when none follows. */
   commaEnd: u64 = 0;
 
   constructor(
     readonly field: Field,
-    /** Position in its object. */
+    /** Position in its object, from 0 on. */
     readonly index: i32,
     readonly keyStart: u64,
     /** Offset of the comma before it, when `index` > 0. */
@@ -249,13 +275,13 @@ export class Member {
   }
 }
 
-
+/** A request as it was read, without its bytes: those are given again where an edit is written. */
 @final
 export class RequestBody {
   unfit: Unfit = Unfit.No;
-  /** In the order of the body. */
+  /** The members that were found, in the order of the body. */
   readonly members: Member[] = [];
-  /** Prompts, where the request has a list of them; -1 where it has one that is in no list. */
+  /** How many prompts the request has in a list; -1 where its one prompt is in no list. */
   batch: i32 = -1;
 
   /** Reads the `len` bytes at `ptr` (borrowed for the call). */
@@ -271,8 +297,9 @@ export class RequestBody {
   }
 
   /**
-   * The last occurrence of a field, which is the one that counts (as in Python's `json`). Of an object that the body has twice
-   * only the last one's members count: the others are no part of what Python reads.
+   * The last occurrence of a field, which is the one that counts, as in Python's `json`; null when
+   * there is none. Where the body has an object twice, only members of the last one count: Python
+   * drops the other with all that is in it.
    */
   last(field: Field): Member | null {
     const owner = ownerOf(field, this.api);
@@ -301,28 +328,35 @@ export class RequestBody {
     return false;
   }
 
-  /** Choices asked for, of each prompt. */
+  /** How many choices the request asks for, of each prompt. */
   get samples(): i32 {
     const n = this.integer(Field.N);
     return n > 0 && n < MAX_SAMPLES ? <i32>n : 1;
   }
 
-  /** Choices asked for, of all prompts. */
+  /** How many choices the request asks for, of all prompts together. */
   get choices(): i32 {
     return this.samples * max(this.batch, 1);
   }
 
-  /** Most tokens a choice can have; -1 when the request does not say. */
+  /**
+   * Most tokens that a choice can have; -1 when the request does not say, or not by a plain
+   * integer.
+   */
   get maxTokens(): i64 {
     if (this.spelled(Field.MaxTokens) || this.spelled(Field.MaxCompletionTokens)) return -1;
     return max(this.integer(Field.MaxTokens), this.integer(Field.MaxCompletionTokens));
   }
 
-  /** Whether a field has a value that is not a plain integer: the engine takes "5" and 5.0 for 5. */
+  /**
+   * Whether a field has a value other than null that is no plain integer: an engine takes "5" and
+   * 5.0 for 5.
+   */
   spelled(field: Field): bool {
     return this.present(field) && this.integer(field) < 0;
   }
 
+  /** Finds the members, and what makes the body unreadable. */
   private scan(ptr: usize, len: usize): void {
     const scanner = Scanner.take(this.schema.paths(this.api));
     const open: Member[] = [];
@@ -359,16 +393,17 @@ export class RequestBody {
     scanner.free();
   }
 
+  /** Why P/D does not serve what the members ask for. */
   private judge(ptr: usize, len: usize): Unfit {
     if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
     this.batch = max(this.batchOf(Field.Prompt, ptr, len), this.batchOf(Field.PromptIds, ptr, len));
     if (this.schema.dialect == Dialect.Sglang) {
-      // An engine takes 5.0 for 5: which rows come is not known then.
+      // An engine takes 5.0 for 5, so which rows it returns would not be known.
       if (this.spelled(Field.StartLen)) return Unfit.PromptStart;
       return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
     }
     if (this.batch > 1 || this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
-    // With `echo`, vLLM computes the prompt's logprobs too; it takes 1 and "true" for true.
+    // With `echo`, vLLM computes logprobs of the prompt, too. It takes 1 and "true" for true.
     const echo = this.last(Field.Echo);
     const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
     if (echoes || (this.present(Field.PromptLogprobs) && this.streams)) return Unfit.PromptLogprobs;
@@ -379,7 +414,7 @@ export class RequestBody {
     return Unfit.No;
   }
 
-  /** Prompts of a field, when it is a list of texts or of lists of tokens; else -1. */
+  /** How many prompts a field has, when it is a list of texts or of lists of tokens; else -1. */
   private batchOf(field: Field, ptr: usize, len: usize): i32 {
     const prompt = this.last(field);
     if (prompt === null || prompt.first != 0x5b) return -1;
@@ -394,7 +429,7 @@ export class RequestBody {
     return count;
   }
 
-  /** Whether a field is 0 to an engine, which takes -0, 0.0, "0" and false for it too. */
+  /** Whether a field is 0 to an engine, which also takes -0, 0.0, "0" and false for 0. */
   private isZero(field: Field, ptr: usize): bool {
     const member = this.last(field);
     if (member === null || member.isNull) return false;
@@ -406,7 +441,7 @@ export class RequestBody {
     return true;
   }
 
-  /** Whether the client asks for a stream, or for something that an engine may take for one. */
+  /** Whether the client asks for a stream, or by a value that an engine may take for true. */
   private get streams(): bool {
     const stream = this.last(Field.Stream);
     return stream !== null && !stream.isNull && stream.first != 0x66;
@@ -419,7 +454,7 @@ export class RequestBody {
   }
 }
 
-/** Offset of the first byte from `at` on that is not white space. */
+/** Offset of the first byte from `at` on that is not white space; `len` when there is none. */
 function spaceEnd(ptr: usize, len: usize, at: usize): usize {
   while (at < len) {
     const c = load<u8>(ptr + at);
@@ -429,12 +464,16 @@ function spaceEnd(ptr: usize, len: usize, at: usize): usize {
   return at;
 }
 
+/** Offset behind the comma that follows a value; the value's end when none follows. */
 function commaEnd(ptr: usize, len: usize, valueEnd: u64): u64 {
   const at = spaceEnd(ptr, len, <usize>valueEnd);
   return at < len && load<u8>(ptr + at) == 0x2c ? at + 1 : valueEnd;
 }
 
-/** Python's `json.loads(bytes)` guesses other encodings from a byte order mark and from NULs (`json.detect_encoding`). */
+/**
+ * Whether Python's `json.loads` takes the bytes for UTF-8 without a byte order mark. It guesses
+ * other encodings from such a mark and from NULs (`json.detect_encoding`).
+ */
 function isUtf8Text(ptr: usize, len: usize): bool {
   if (len >= 2) {
     const mark = load<u16>(ptr);

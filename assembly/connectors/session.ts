@@ -1,8 +1,10 @@
-// What the legs of one exchange have between them, beyond the client's request. Filled in before the first leg is written.
+// What the legs of one exchange share, beside the client's request. It is filled in before the
+// first leg is written.
 
 import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 
+/** How many random bytes a session has. */
 export const RANDOM_BYTES: i32 = 16;
 
 /** A header of the prefill leg. */
@@ -15,42 +17,48 @@ export class LegHeader {
   ) {}
 }
 
-
+/** The values of one exchange that a connector writes into its legs. */
 @final
 export class Session {
-  /** Random bytes, of which rooms and ids are made; the same for both legs. */
+  /** Random bytes of which rooms, ids and salts are made. Both legs are made of the same. */
   readonly random: StaticArray<u8> = new StaticArray<u8>(RANDOM_BYTES);
-  /** Host of prefill's bootstrap server, as URLs write it (borrowed), and its port. */
+  /** The host of prefill's bootstrap server as a URL has it (borrowed), and its port. */
   hostPtr: usize = 0;
   hostLen: usize = 0;
   port: i32 = 0;
-  /** The prefill engine's rank that takes the leg, and the id that its bootstrap server tells for it. */
+  /**
+   * The rank of the prefill engine that takes the leg, and its engine id by the bootstrap server.
+   */
   rank: i32 = 0;
   engineId: StaticArray<u8> = [];
-  /** Prefill's `kv_transfer_params` (borrowed); 0 when it has not come or has none. */
+  /**
+   * The `kv_transfer_params` of prefill's reply (borrowed); 0 before it has come, or when it has
+   * none.
+   */
   paramsPtr: usize = 0;
   paramsLen: usize = 0;
 
-  /** Headers of the prefill leg, instead of the client's. */
+  /** Headers of the prefill leg, in place of the client's of the same names. */
   readonly headers: LegHeader[] = [];
+  /** What the leg that is being written borrows (owned). */
   private texts: Block[] = [];
 
   get randomPtr(): usize {
     return changetype<usize>(this.random);
   }
 
-  /** Takes over a text that a leg is written with, until `release`. */
+  /** Takes over a text that a leg is written with, and gives it back in `release`. */
   keep(text: Block): Block {
     this.texts.push(text);
     return text;
   }
 
-  /** Takes over a header's value, until `release`. */
+  /** Adds a header to the prefill leg; its value is taken over, and given back in `release`. */
   addHeader(name: Ascii, value: Block): void {
     this.headers.push(new LegHeader(name, this.keep(value)));
   }
 
-  /** A leg has been written and sent: gives back what it was written with. */
+  /** Gives back what a leg was written with, once it has been sent. */
   release(): void {
     for (let i = 0; i < this.texts.length; i++) this.texts[i].free();
     this.texts.length = this.headers.length = 0;

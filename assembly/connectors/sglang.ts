@@ -1,5 +1,6 @@
-// SGLang's disaggregation: both engines get the same request at once, and meet in a room of prefill's bootstrap server.
-// A batch has a room for each prompt, in lists, as SGLang's own load balancer sends them.
+// SGLang's disaggregation: both engines get the same request at once, and meet in a room of
+// prefill's bootstrap server. The request of a batch has a list with a room for each prompt, as
+// SGLang's own load balancer sends it.
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text } from '../bytes/text';
@@ -9,6 +10,7 @@ import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
 import { Session } from './session';
 
+/** The connector's own members, in the order of its constructor. */
 const enum Own {
   Host = Field.Own,
   Port,
@@ -22,7 +24,10 @@ const CLOSE = new Ascii(']');
 const COMMA = new Ascii(',');
 const QUOTE = new Ascii('"');
 
-/** Rooms are below 2^63, also those that an engine counts on from the first for the samples of a prompt. */
+/**
+ * Mask of rooms. It leaves them below 2^62, so that those which an engine counts up from a room,
+ * for further samples of a prompt, stay below 2^63.
+ */
 const ROOMS: u64 = (1 << 62) - 1;
 
 
@@ -33,7 +38,7 @@ export class Sglang extends Connector {
       'bootstrap_host',
       'bootstrap_port',
       'bootstrap_room',
-      // Further ways of choosing the other engine, which are not a client's to choose.
+      // Further members that name the other engine, which no client may choose.
       'bootstrap_pair_key',
       'disagg_prefill_dp_rank',
     ]);
@@ -55,6 +60,7 @@ export class Sglang extends Connector {
     this.meet(rewrite, session);
   }
 
+  /** Names the server and the rooms: the same on both legs. */
   private meet(rewrite: Rewrite, session: Session): void {
     const batch = rewrite.body.batch;
     const host = session.keep(listOf(batch, session.hostLen + 2, session, Own.Host));
@@ -66,7 +72,10 @@ export class Sglang extends Connector {
   }
 }
 
-/** A value of at most `each` bytes, or for a batch a list of values. */
+/**
+ * The text of a member, of at most `each` bytes; for a batch (0 or more prompts), of a list of
+ * them. The caller owns it.
+ */
 function listOf(batch: i32, each: usize, session: Session, member: Own): Block {
   if (batch < 0) return value(new Text(each), session, member, 0).end();
   const text = new Text(<usize>batch * (each + 1) + 2);
@@ -78,16 +87,17 @@ function listOf(batch: i32, each: usize, session: Session, member: Own): Block {
   return text.add(CLOSE).end();
 }
 
+/** Adds the value of a member for one prompt. */
 function value(text: Text, session: Session, member: Own, prompt: i32): Text {
   if (member == Own.Host) return text.add(QUOTE).bytes(session.hostPtr, session.hostLen).add(QUOTE);
   if (member == Own.Port) return text.decimal(session.port);
   return text.decimal(roomOf(session, prompt));
 }
 
-/** A room for each prompt: far apart, and the same on both legs. */
+/** The room of a prompt: the same on both legs, and far from those of other prompts. */
 function roomOf(session: Session, prompt: i32): u64 {
   const first = load<u64>(session.randomPtr);
-  // An odd step visits every number once.
+  // Multiples of an odd step are all different, modulo a power of two.
   const step = load<u64>(session.randomPtr, 8) | 1;
   return (first + <u64>prompt * step) & ROOMS;
 }

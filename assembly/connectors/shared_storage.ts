@@ -1,4 +1,5 @@
-// Connectors over a store that both engines share (ExampleConnector, LMCache): nothing is handed over in the request.
+// Connectors over a store that both engines share (vLLM's ExampleConnector, LMCache): the request
+// hands nothing over.
 
 import { Ascii } from '../bytes/ascii';
 import { Text } from '../bytes/text';
@@ -7,8 +8,9 @@ import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
 import { RANDOM_BYTES, Session } from './session';
 
-// A tag is part of every key under which LMCache looks for and stores chunks, and its value may have no `%` and no `@`
-// (lmcache/utils.py, CacheEngineKey). What is stored under a tag of one request is never found again: it is not stored.
+// A tag is part of every key under which LMCache stores chunks and looks for them; its value may
+// have no `%` and no `@` (lmcache/utils.py, CacheEngineKey). What is stored under the tag of one
+// request is never found again, so LMCache is told not to store it.
 const TAG = new Ascii('{"lmcache.tag.routed_experts":"');
 const NOT_SAVED = new Ascii('","lmcache.skip_save":true}');
 
@@ -31,7 +33,11 @@ export class SharedStorage extends Connector {
     zeroCacheHitThreshold(rewrite);
   }
 
-  /** LMCache's multiprocess connector has the salt in its keys, the one inside vLLM these tags, ExampleConnector neither. */
+  /**
+   * Sends a tag that no other request has. The keys of LMCache's multiprocess connector contain the
+   * request's `cache_salt`, those of LMCache inside vLLM its tags, those of ExampleConnector
+   * neither.
+   */
   alone(rewrite: Rewrite, session: Session): void {
     const params = new Text(TAG.len + 2 * RANDOM_BYTES + NOT_SAVED.len);
     const value = session.keep(params.add(TAG).hex(session.randomPtr, RANDOM_BYTES).add(NOT_SAVED).end());

@@ -8,7 +8,7 @@ import { SharedStorage } from './shared_storage';
 
 const CONNECTORS: Connector[] = [new Nixl(), new SharedStorage(), new Mooncake(), new Sglang()];
 
-/** Names that a configuration may use, for its error message. */
+/** The names that a configuration may use, for its error message. */
 export function connectorNames(): string {
   const names: string[] = [];
   for (let i = 0; i < CONNECTORS.length; i++) names.push(CONNECTORS[i].name);

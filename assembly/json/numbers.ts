@@ -1,31 +1,34 @@
-// Lists of unsigned integers, such as token ids, 16 bytes at a time. Prompts are the longest thing a request has.
+// Lists of unsigned integers such as token ids, 16 bytes at a time: the prompt is the longest thing
+// in a request.
 
 import { lanes } from '../bytes/vector';
 
-/** What the last byte before the end that `numbersEnd` found was. */
+/** What a run that `numbersEnd` has passed ends with. */
 export const enum Last {
-  /** A comma, or the space behind one: a value must come. */
+  /** A comma, or the space behind one: a value must follow. */
   Comma,
   /** A digit of a number that may go on. */
   Digit,
-  /** A zero that is the number. */
+  /** A zero that begins a number, and so is all of it: no digit may follow. */
   Zero,
 }
 
+/** What the run of the last `numbersEnd` ends with. */
 export let numbersLast: Last = Last.Comma;
-/** Commas passed. */
+/** Commas in the run of the last `numbersEnd`. */
 export let numbersCommas: i32 = 0;
 
 /**
- * End of a run of integers and commas that starts at `ptr`, where a value must come. One space may follow a comma. The run
- * ends, at a multiple of 16 bytes, before anything else, right or wrong.
+ * Passes integers and commas from `ptr` on, where a value must come; one space may follow a comma.
+ * Returns where it has stopped: a multiple of 16 bytes behind `ptr`, before the first 16 bytes in
+ * which there is anything else, right or wrong.
  */
 export function numbersEnd(ptr: usize, end: usize): usize {
   const zero = lanes(0x30);
   const ten = lanes(10);
   const comma = lanes(0x2c);
   const space = lanes(0x20);
-  // Whether the byte before is a digit, a comma, a zero that begins a number.
+  // 1 when the last byte before `ptr` is a digit, a comma, a zero that begins a number.
   let digitBefore: i32 = 0;
   let commaBefore: i32 = 1;
   let zeroBefore: i32 = 0;
@@ -38,7 +41,7 @@ export function numbersEnd(ptr: usize, end: usize): usize {
     if ((digits | commas | spaces) != 0xffff) break;
     const afterDigit = (digits << 1) | digitBefore;
     const afterComma = (commas << 1) | commaBefore;
-    // A zero that begins a number is all of it.
+    // A zero that begins a number is all of it (RFC 8259, section 6).
     const leading = i8x16.bitmask(i8x16.eq(bytes, zero)) & ~afterDigit;
     const afterZero = (leading << 1) | zeroBefore;
     if (((commas & ~afterDigit) | (spaces & ~afterComma) | (digits & afterZero)) & 0xffff) break;

@@ -1,19 +1,21 @@
-// The paths that a scanner watches, as a tree. Built once per kind of document; shared by all scanners of that kind.
+// The paths that a scanner watches, as a tree. It is built once for a kind of document, and shared
+// by all scanners of that kind.
 //
-//   node, 24 bytes of unmanaged memory:
-//     0 id | 4 element: child for array elements | 8 member: first child of an object | 12 next: next child of its parent
-//     16 address of its key | 20 length of its key
+//   node, 24 bytes of unmanaged memory that is never given back:
+//     0 id | 4 element: the child for elements of an array | 8 member: first child of an object
+//     12 next: next child of its parent | 16 address of its key | 20 length of its key
 
-/** No node: nothing below this value is watched. */
+/** No node: neither the value nor anything in it is watched. */
 export const NO_NODE: usize = 0;
-/** The node is on the way to a watched path but not watched itself. */
+/** Id of a node that is on the way to a watched one, but is not watched itself. */
 export const UNWATCHED: i32 = -1;
-/** Depth of the deepest watched path; containers below it are skipped. */
+/** Most keys of a path. Nothing is watched in containers that are nested deeper. */
 export const MAX_PATH_DEPTH: i32 = 8;
 
-/** Member `*` of a path: every element of an array. */
+/** In a path, every element of an array. */
 const ANY_ELEMENT = '*';
 
+// Offsets in a node, see above.
 const ELEMENT: usize = 4;
 const MEMBER: usize = 8;
 const NEXT: usize = 12;
@@ -21,14 +23,15 @@ const KEY: usize = 16;
 const KEY_LEN: usize = 20;
 const NODE_BYTES: usize = 24;
 
-/** Watched paths such as `choices.*.routed_experts`; `''` is the root. Ids are the caller's, 0 and up. */
+/** Watched paths such as `choices.*.routed_experts`. Their ids are the caller's, 0 and up. */
 @final
 export class Paths {
   /** Node of the document itself. */
   readonly root: usize = newNode(0, 0);
-  /** Length of the longest key: longer keys need not be read. */
+  /** Bytes of the longest key: longer keys of a document need not be read. */
   longestKey: usize = 0;
 
+  /** Watches the values at a path; `''` is the document itself. Returns this, for further calls. */
   add(path: string, id: i32): Paths {
     let node = this.root;
     if (path.length > 0) {
@@ -40,6 +43,7 @@ export class Paths {
     return this;
   }
 
+  /** The child of a node for a key of a path, made when there is none. */
   private child(parent: usize, key: string): usize {
     if (key == ANY_ELEMENT) {
       if (elementOf(parent) == NO_NODE) store<usize>(parent, newNode(0, 0), ELEMENT);
@@ -61,6 +65,7 @@ export class Paths {
   }
 }
 
+/** A node without children and id; `key` is 0 where it has none. */
 function newNode(key: usize, len: usize): usize {
   const node = heap.alloc(NODE_BYTES);
   memory.fill(node, 0, NODE_BYTES);
@@ -70,28 +75,34 @@ function newNode(key: usize, len: usize): usize {
   return node;
 }
 
-/** Id of a node, or `UNWATCHED`. */
+/** Id of a node, or `UNWATCHED`; `node` may be `NO_NODE`. */
 // @ts-ignore: decorator
 @inline
 export function idOf(node: usize): i32 {
   return node == NO_NODE ? UNWATCHED : load<i32>(node);
 }
 
-/** Node of an array's elements; `node` is not `NO_NODE`. */
+/**
+ * The node for elements of an array at `node`, which is not `NO_NODE`; `NO_NODE` when they are not
+ * watched.
+ */
 // @ts-ignore: decorator
 @inline
 export function elementOf(node: usize): usize {
   return load<usize>(node, ELEMENT);
 }
 
-/** Whether keys of an object at this node need to be read. */
+/** Whether an object at this node has members that are watched, so that its keys must be read. */
 // @ts-ignore: decorator
 @inline
 export function hasMembers(node: usize): bool {
   return node != NO_NODE && load<usize>(node, MEMBER) != 0;
 }
 
-/** Node of the member whose key is the `len` bytes at `key`. */
+/**
+ * The node for the member of an object at `node` whose key is the `len` bytes at `key`; `NO_NODE`
+ * when it is not watched.
+ */
 export function memberOf(node: usize, key: usize, len: usize): usize {
   for (let member = load<usize>(node, MEMBER); member != 0; member = load<usize>(member, NEXT)) {
     if (load<usize>(member, KEY_LEN) == len && same(load<usize>(member, KEY), key, len)) return member;
@@ -99,7 +110,10 @@ export function memberOf(node: usize, key: usize, len: usize): usize {
   return NO_NODE;
 }
 
-/** Keys are short: a call of `memory.compare` costs more than this. */
+/**
+ * Whether two keys of `len` bytes are the same. They are short, so that a call of `memory.compare`
+ * would cost more.
+ */
 // @ts-ignore: decorator
 @inline
 function same(a: usize, b: usize, len: usize): bool {

@@ -1,9 +1,12 @@
-// A resumable JSON scanner over bytes. It checks the grammar, reports where watched values start and end, and builds
-// nothing. It accepts what Python's `json.loads` accepts (RFC 8259 plus NaN, Infinity, -Infinity): an engine must never
-// read a member in a body that this scanner took for something else.
+// A resumable JSON scanner over bytes. It checks the grammar, reports where watched values start
+// and end, and builds nothing. It accepts what Python's `json.loads` accepts (RFC 8259 plus NaN,
+// Infinity and -Infinity), because an engine must never read a member in a body in which this
+// scanner saw something else.
 //
-// window:   bytes in [cursor, end), lent by the caller for the calls of `next` until the next `feed`
-// offsets:  count from the first byte ever fed
+// window:   bytes in [cursor, end), which the caller lends until its next `feed`
+// offsets:  count from the first byte of the document
+//
+// This file is longer than 500 lines because the scanner is one state machine; see `next`.
 
 import { hexValue } from '../bytes/ascii';
 import { MAX_PATH_DEPTH, NO_NODE, Paths, UNWATCHED, elementOf, hasMembers, idOf, memberOf } from './paths';
@@ -11,23 +14,30 @@ import { Last, numbersCommas, numbersEnd, numbersLast } from './numbers';
 import { PLAIN_WINDOW, Stop, plainDepth, plainStop, plainValues } from './plain';
 import { plainEnd } from './strings';
 
-/** What `next` stopped for. */
+/** Why `next` has returned. */
 export const enum Event {
-  /** The window is used up. */
+  /** The window is used up; the document may go on in the next one. */
   More,
   /** A watched value begins; its first byte is at `cursor`, not consumed. */
   Value,
   /** A watched value has ended just before `cursor`. */
   ValueEnd,
-  /** The root value has ended; only white space may follow. Told once. */
+  /** The root value has ended, and only white space may follow. Returned once. */
   Done,
-  /** Not JSON, or nested deeper than `MAX_DEPTH`. Told again on every further call. */
+  /**
+   * The document is not JSON, or nested deeper than `MAX_DEPTH`. Every further call returns it
+   * again.
+   */
   Failed,
 }
 
-/** Containers in containers; Python's own limit is near 1,000 (its recursion limit). */
+/**
+ * Deepest nesting of containers that is read. Python's own limit is near 1,000 (its recursion
+ * limit).
+ */
 export const MAX_DEPTH: i32 = 512;
 
+/** What the next byte is part of, or must begin. */
 const enum State {
   Value,
   /** As `Value`, but the value has been announced to the caller. */
@@ -87,13 +97,17 @@ const enum Char {
   CloseBrace = 0x7d,
 }
 
+// Literals, with an end mark.
 const TRUE = memory.data<u8>([0x74, 0x72, 0x75, 0x65, 0]);
 const FALSE = memory.data<u8>([0x66, 0x61, 0x6c, 0x73, 0x65, 0]);
 const NULL = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c, 0]);
 const NAN = memory.data<u8>([0x4e, 0x61, 0x4e, 0]);
 const INFINITY = memory.data<u8>([0x49, 0x6e, 0x66, 0x69, 0x6e, 0x69, 0x74, 0x79, 0]);
 
-/** A key byte that no watched key contains: stands for every character outside ASCII that was written as an escape. */
+/**
+ * A byte that is in no watched key, since UTF-8 has none like it. In a key it stands for each
+ * character outside ASCII that was written as an escape.
+ */
 const NOT_ASCII: u8 = 0xff;
 
 
@@ -108,23 +122,29 @@ function isDigit(c: u8): bool {
   return c - <u8>Char.Zero <= 9;
 }
 
-// A scanner's own memory:
-//   NODES   address of the node of the container at depth d, 4 bytes each (no depth 0)
+// A scanner's own memory, by offset. Depth 1 is the outermost container; there is no depth 0.
 //   0       bit d: the container at depth d is an object
-//   COUNTS  members or elements of the container at depth d so far, 4 bytes each
-//   KEY     a key that was cut or has escapes
+//   NODES   4 bytes for each depth: address of the container's node
+//   COUNTS  4 bytes for each depth: members or elements of the container so far
+//   KEY     a key that was cut by the end of a window, or has escapes
 const NODES: usize = 72;
 const COUNTS: usize = 108;
 const KEY: usize = 144;
 const KEY_BYTES: usize = 64;
 const MEMORY_BYTES: usize = KEY + KEY_BYTES;
 
-
+/**
+ * Reads one document at a time, which may come in any number of windows. It borrows the windows and
+ * owns the memory laid out above.
+ *
+ * This class is longer than 350 lines because it is one state machine, whose states share its
+ * fields.
+ */
 @final
 export class Scanner {
   /** Next byte of the window. */
   cursor: usize = 0;
-  /** Id of the watched value that the last event is about. */
+  /** Id of the watched value that the last `Value` or `ValueEnd` is about. */
   id: i32 = UNWATCHED;
   /** First byte of the value, after `Value`. */
   first: u8 = 0;
@@ -132,31 +152,42 @@ export class Scanner {
   keyStart: u64 = 0;
   /** Offset of the comma before the member or element, after `Value` with `index` > 0. */
   comma: u64 = 0;
-  /** Position of the member or element in its container, after `Value`. */
+  /** Position of the member or element in its container, from 0 on, after `Value`. */
   index: i32 = 0;
-  /** Members or elements of a container, after its `ValueEnd`. */
+  /** How many members or elements a container has, after its `ValueEnd`. */
   count: i32 = 0;
-  /** Value of a number without sign, fraction and exponent below 10^18, after its `ValueEnd`; else -1. */
+  /**
+   * After `ValueEnd`: the value of a number that has no sign, fraction or exponent and is below
+   * 10^18; -1 for every other value.
+   */
   integer: i64 = -1;
-  /** Whether the failure was the depth. */
+  /** After `Failed`: whether the document is nested deeper than `MAX_DEPTH`. */
   tooDeep: bool = false;
 
   private end: usize = 0;
   private windowStart: usize = 0;
   private windowOffset: u64 = 0;
   private state: State = State.Value;
+  /** Bytes still to be passed over because of `skip`. */
   private skipLeft: u64 = 0;
   private doneTold: bool = false;
   private depth: i32 = 0;
-  /** See the layout above. */
+  /** Address of the memory that is laid out above. */
   private memory: usize = heap.alloc(MEMORY_BYTES);
+  /** Node of the value that comes next, or that is being read. */
   private valueNode: usize;
-  /** The key that was read last: in the window, or in this scanner's own memory when it had escapes or was cut. */
+  /**
+   * Address of the key that was read last: in the window, or in the scanner's own memory when it
+   * was cut or has escapes.
+   */
   private key: usize = 0;
   private keyLen: usize = 0;
+  /** Whether the key is needed, because members of its object are watched. */
   private readKey: bool = false;
+  /** Digits of a \u escape that are still to come, and the value of those before. */
   private hexLeft: i32 = 0;
   private hex: i32 = 0;
+  /** Address of the byte of a literal that must come next. */
   private literal: usize = 0;
 
   private pooled: bool = false;
@@ -166,7 +197,7 @@ export class Scanner {
     this.valueNode = paths.root;
   }
 
-  /** A scanner for one document, as new: an exchange needs three, and they are used again. */
+  /** A scanner for one document, from the pool when it has one: an exchange needs three. */
   static take(paths: Paths): Scanner {
     if (pool.length == 0) return new Scanner(paths);
     const scanner = pool.pop();
@@ -176,14 +207,14 @@ export class Scanner {
     return scanner;
   }
 
-  /** Gives the scanner back; a second call does nothing. */
+  /** Gives the scanner back to the pool, for another `take`; a second call does nothing. */
   free(): void {
     if (this.pooled) return;
     this.pooled = true;
     pool.push(this);
   }
 
-  /** Ready for another document; offsets start at 0 again. */
+  /** Makes the scanner ready for another document; offsets begin at 0 again. */
   reset(): void {
     this.cursor = this.end = this.windowStart = 0;
     this.windowOffset = this.skipLeft = 0;
@@ -193,7 +224,7 @@ export class Scanner {
     this.valueNode = this.paths.root;
   }
 
-  /** Lends the next `len` bytes. The window before must be used up. */
+  /** Lends the next `len` bytes of the document. The window before must be used up. */
   feed(ptr: usize, len: usize): void {
     this.windowOffset += <u64>(this.cursor - this.windowStart);
     this.windowStart = this.cursor = ptr;
@@ -205,7 +236,7 @@ export class Scanner {
     return this.windowOffset + <u64>(this.cursor - this.windowStart);
   }
 
-  /** Bytes of the window not consumed yet. */
+  /** Bytes of the window that are not consumed. */
   get rest(): usize {
     return this.end - this.cursor;
   }
@@ -215,7 +246,10 @@ export class Scanner {
     return this.state == State.Ended;
   }
 
-  /** Whether the document is whole if nothing follows: needed for a number at the root, which has no end of its own. */
+  /**
+   * Whether the document is whole if nothing follows. A number at the root has no end of its own,
+   * so no event tells it.
+   */
   get complete(): bool {
     const state = this.state;
     if (this.skipLeft != 0) return false;
@@ -229,21 +263,29 @@ export class Scanner {
     );
   }
 
-  /** Consumes the opening quote of the announced string; `skip` may follow. */
+  /**
+   * Consumes the opening quote of the string that `Value` has announced, so that `skip` may follow.
+   */
   enterString(): void {
     this.cursor++;
     this.integer = -1;
     this.state = State.Text;
   }
 
-  /** Passes over `n` bytes inside the string that was entered, in this window and the next, without reading them. */
+  /**
+   * Passes over `n` bytes of the string that was entered, in this window and in those that follow,
+   * without reading them.
+   */
   skip(n: u64): void {
     const now = min<u64>(n, <u64>this.rest);
     this.cursor += <usize>now;
     this.skipLeft = n - now;
   }
 
-  /** Counts `n` bytes of the string that never come as a window: what the caller passed over outside. */
+  /**
+   * Counts `n` of the bytes to be skipped that never come in a window, because the caller has
+   * passed over them itself.
+   */
   pass(n: u64): void {
     this.skipLeft -= n;
     this.windowOffset += n;
@@ -254,12 +296,19 @@ export class Scanner {
     return this.skipLeft;
   }
 
-  /** Goes on with a `skip` in a new window; true when it is done. */
+  /** Goes on with a `skip` in a new window; true when nothing is left to be skipped. */
   resume(): bool {
     if (this.skipLeft != 0) this.skip(this.skipLeft);
     return this.skipLeft == 0;
   }
 
+  /**
+   * Reads on to the next event. After `Value` for a string the caller may first pass over bytes of
+   * it with `enterString` and `skip`.
+   *
+   * This function is longer than 50 lines because it is one loop over the bytes with a case for
+   * each state; with a call for each byte or each state the loop would be slower.
+   */
   next(): Event {
     if (!this.resume()) return Event.More;
     let p = this.cursor;
@@ -303,7 +352,7 @@ export class Scanner {
             return Event.Value;
           }
         }
-        // The value is not watched: its first byte is consumed at once.
+        // A value that is not watched is not announced: its first byte is consumed at once.
         case State.Announced: {
           p++;
           if (c == Char.Quote) {
@@ -368,7 +417,7 @@ export class Scanner {
           const stop = plain < end ? load<u8>(plain) : 0;
           if (this.readKey) {
             if (stop == Char.Quote && this.keyLen == 0) {
-              // As a rule a key lies in one piece: it is compared where it is.
+              // Most keys lie in one window without escapes, and are compared where they are.
               this.key = p;
               this.keyLen = plain - p;
             } else this.collect(p, plain - p);
@@ -462,7 +511,7 @@ export class Scanner {
             p++;
             continue;
           }
-        // An integer may go on like a zero: with a point or an exponent, or end.
+        // Like a zero, an integer may go on with a point or an exponent, or end.
         case State.Zero: {
           if (c == Char.Point) state = State.Point;
           else if (c == Char.E || c == Char.UpperE) state = State.Exponent;
@@ -530,7 +579,7 @@ export class Scanner {
         default:
           return Event.Failed;
       }
-      // A value that nobody watches has ended.
+      // A value that is not watched has ended, so there is no event.
       state = this.state;
       if (state == State.Ended) return this.tellDone();
     }
@@ -539,12 +588,14 @@ export class Scanner {
     return state == State.Failed ? Event.Failed : Event.More;
   }
 
+  /** Node of the container at a depth of at most `MAX_PATH_DEPTH`. */
   // @ts-ignore: decorator
   @inline
   private nodeAt(depth: i32): usize {
     return load<usize>(this.memory + ((<usize>depth) << 2), NODES);
   }
 
+  /** Whether the innermost container is an object. */
   // @ts-ignore: decorator
   @inline
   private get inObject(): bool {
@@ -552,7 +603,7 @@ export class Scanner {
     return ((load<u8>(this.memory + ((<usize>depth) >> 3)) >> (<u8>(depth & 7))) & 1) != 0;
   }
 
-  /** Whether the innermost container is an array of whose elements none is watched. */
+  /** Whether the innermost container is an array whose elements are not watched. */
   private get inPlainArray(): bool {
     const depth = this.depth;
     if (depth == 0 || this.inObject) return false;
@@ -561,7 +612,7 @@ export class Scanner {
     return container == NO_NODE || elementOf(container) == NO_NODE;
   }
 
-  /** Whether nothing in the innermost container is watched, nor counted. */
+  /** Whether nothing in the innermost container is watched or counted. */
   // @ts-ignore: decorator
   @inline
   private get inUnwatched(): bool {
@@ -569,7 +620,10 @@ export class Scanner {
     return depth > MAX_PATH_DEPTH || (depth > 0 && this.nodeAt(depth) == NO_NODE);
   }
 
-  /** Passes members or elements of the innermost container and what is in them, as far as that goes fast. */
+  /**
+   * Passes members or elements of the innermost container, and what is in them, as far as
+   * `plainValues` goes; returns where it has stopped.
+   */
   private skipPlain(p: usize, end: usize, first: bool): usize {
     const depth = this.depth;
     const at = plainValues(p, end, first, depth, MAX_DEPTH, this.memory);
@@ -581,17 +635,19 @@ export class Scanner {
     return at;
   }
 
-  /** The state at which `skipPlain` has left off. */
+  /** The state where the last `skipPlain` has stopped. */
   private afterPlain(): State {
     if (plainStop == Stop.After) return State.AfterValue;
     if (plainStop == Stop.First) return this.inObject ? State.FirstKey : State.FirstElement;
     return this.inObject ? State.Key : State.Value;
   }
 
-  /** A run of numbers has been passed: the state behind it, its elements counted. */
+  /**
+   * Counts the elements that the last `numbersEnd` has passed, and returns the state behind them.
+   */
   private afterNumbers(): State {
     const depth = this.depth;
-    // The element that a last comma announces is counted when it begins.
+    // The element that follows a last comma is counted when it begins.
     const elements = numbersCommas + (numbersLast == Last.Comma ? 0 : 1);
     if (depth <= MAX_PATH_DEPTH) {
       const count = this.memory + ((<usize>depth) << 2);
@@ -603,7 +659,7 @@ export class Scanner {
     return numbersLast == Last.Zero ? State.Zero : State.Integer;
   }
 
-  /** The key that was read decides the node of the value that follows. */
+  /** Finds the node of the value that follows by the key that was read. */
   private findMember(): void {
     this.valueNode =
       this.keyLen <= this.paths.longestKey
@@ -611,7 +667,7 @@ export class Scanner {
         : NO_NODE;
   }
 
-  /** Finds the node of the value that begins, counts it in its container, and returns its id. */
+  /** Counts the value that begins in its container, finds its node, and returns its id. */
   private beginValue(): i32 {
     const depth = this.depth;
     if (depth == 0) return idOf(this.valueNode);
@@ -625,6 +681,7 @@ export class Scanner {
     return idOf(this.valueNode);
   }
 
+  /** A container begins; false when it is nested too deep. */
   private open(object: bool): bool {
     const depth = this.depth + 1;
     if (depth > MAX_DEPTH) {
@@ -645,7 +702,7 @@ export class Scanner {
     return true;
   }
 
-  /** The innermost container ends before `p`. True when it is watched. */
+  /** The innermost container has ended just before `p`; true when it is watched. */
   private close(p: usize): bool {
     const depth = this.depth--;
     if (depth <= MAX_PATH_DEPTH) {
@@ -656,6 +713,7 @@ export class Scanner {
     return this.endValue(p);
   }
 
+  /** A value has ended just before `p`; true when it is watched. */
   // @ts-ignore: decorator
   @inline
   private endValue(p: usize): bool {
@@ -673,13 +731,17 @@ export class Scanner {
     return Event.Done;
   }
 
+  /** The byte at `p` can't be there. */
   private fail(p: usize): Event {
     this.cursor = p;
     this.state = State.Failed;
     return Event.Failed;
   }
 
-  /** Keeps a piece of a key that is cut or has escapes; of a long one no more than tells that it is too long. */
+  /**
+   * Adds a piece of a key that is cut or has escapes to the scanner's memory. Of a key that is
+   * longer than all watched ones the end is left out.
+   */
   private collect(ptr: usize, len: usize): void {
     this.key = this.memory + KEY;
     const take = min(len, KEY_BYTES - this.keyLen);
@@ -694,9 +756,10 @@ export class Scanner {
   }
 }
 
+/** Scanners that are not in use. */
 const pool: Scanner[] = [];
 
-/** What the one-letter escape `c` stands for; 0 when there is no such escape. */
+/** The character for which a backslash and `c` stand; 0 when there is no such escape. */
 function unescape(c: u8): u8 {
   switch (<i32>c) {
     case Char.Quote:

@@ -2,7 +2,10 @@
 
 import { lanes } from '../bytes/vector';
 
-/** First byte in [ptr, end) that is a quote, a backslash or a control character (RFC 8259, section 7); `end` if none. */
+/**
+ * Address of the first byte in [ptr, end) that is a quote, a backslash or a control character, none
+ * of which stands for itself in a string (RFC 8259, section 7); `end` when there is none.
+ */
 export function plainEnd(ptr: usize, end: usize): usize {
   const quote = lanes(0x22);
   const backslash = lanes(0x5c);

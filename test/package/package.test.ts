@@ -20,7 +20,16 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { ROOT } from '../../tools/paths.mjs';
 import { TAKEN } from '../scenarios/configuration.ts';
 
-const SOURCES = ['assembly', 'envoy', 'tools', 'asconfig.json', 'package.json', 'README.md', 'CHANGELOG.md'];
+const SOURCES = [
+  'assembly',
+  'envoy',
+  'tools',
+  'asconfig.json',
+  'package.json',
+  'README.md',
+  'CHANGELOG.md',
+  'LICENSE',
+];
 
 let folders: string[] = [];
 let dist: string;
@@ -171,7 +180,7 @@ print(json.dumps({m.name: base64.b64encode(t.extractfile(m).read()).decode() for
     const names = Object.keys(content).sort();
     const manifests = files(join(ROOT, 'envoy')).map((path) => join('dist', relative(ROOT, path)));
     const built = ['dist/config.d.ts', 'dist/filter.wasm', 'dist/filter.wasm.sha256'];
-    const documents = ['CHANGELOG.md', 'README.md', 'package.json'];
+    const documents = ['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json'];
     expect(names).toEqual([...manifests, ...built, ...documents].sort());
     for (const name of built)
       expect(content[name]!.equals(readFileSync(join(dist, relative('dist', name))))).toBe(true);

@@ -127,11 +127,11 @@ export interface ReplyOptions {
   windows?: readonly number[];
   /** First token whose row was asked for. */
   start?: number;
-  /** Rows are parked, so many in a piece. */
+  /** Rows are parked in pieces of so many quanta of base64, 4 characters each. */
   park?: number;
 }
 
-/** Reads a reply as `filter/prefill_call.ts` does, and keeps its rows. */
+/** Reads a reply as `filter/capture.ts` does, and keeps its rows. */
 export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
   const { windows = [body.length], park } = options;
   wasm['freeRows']!();

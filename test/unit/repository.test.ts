@@ -1,0 +1,27 @@
+// Files of the repository that say the same thing in different places.
+
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { ROOT } from '../../tools/paths.mjs';
+
+const read = (path: string) => readFileSync(join(ROOT, path), 'utf8');
+const project = JSON.parse(read('package.json')) as { license: string; engines: { node: string } };
+
+test('the license is the one that package.json names', () => {
+  expect(project.license).toBe('Apache-2.0');
+  expect(read('LICENSE')).toMatch(/Apache License\s+Version 2\.0, January 2004/);
+});
+
+test('the oldest Node is the same everywhere', () => {
+  const [, oldest] = /^>=(\d+)$/.exec(project.engines.node)!;
+  expect(read('.nvmrc').trim()).toBe(oldest);
+  expect(read('tools/setup.mjs')).toContain(`const NODE = ${oldest};`);
+  const [, versions] = /^ +node: \[(.+)\]$/m.exec(read('.github/workflows/ci.yml'))!;
+  expect(versions!.split(', ')[0]).toBe(oldest);
+});
+
+test('only .ci/run says what CI does', () => {
+  const commands = [...read('.github/workflows/ci.yml').matchAll(/^ +-? *run: *(.+)$/gm)];
+  expect(commands.map(([, command]) => command)).toEqual(['.ci/run']);
+});

@@ -5,6 +5,7 @@ import { log, setTick } from '../abi/host';
 import { LogLevel } from '../abi/types';
 import { Block } from '../bytes/block';
 import { Config } from './config/config';
+import { readConfig } from './config/read';
 import { Exchange } from './exchange';
 import { answerHeld } from './request/held_heads';
 import { defineMetrics } from './outcome/metrics';
@@ -18,9 +19,10 @@ class Root extends RootContext {
   private config: Config = new Config();
 
   configure(configuration: Block): bool {
-    const config = Config.parse(configuration);
-    if (config.problem.length > 0) {
-      log(LogLevel.Error, 'configuration refused: ' + config.problem);
+    const config = new Config();
+    const problem = readConfig(configuration, config);
+    if (problem.length > 0) {
+      log(LogLevel.Error, 'configuration refused: ' + problem);
       return false;
     }
     this.config = config;

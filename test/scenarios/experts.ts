@@ -190,8 +190,8 @@ const KNOWN = { model: { layers: 3, top_k: 4, experts: 30 } };
 
 const everywhere = (wire: string): Exchange[] => {
   const config = wire === 'D' ? KNOWN : {};
-  // The position of the first generated row in messages: format C with lists or base64 counts the
-  // generated rows from 0.
+  // The position of the first generated row as messages name it: format C counts the generated rows
+  // from 0.
   const g = wire.startsWith('C') && !wire.includes('objects') ? 0 : wire === 'C, objects' ? 0 : PROMPT;
   return [
     { name: 'rows that are right', wire },

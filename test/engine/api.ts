@@ -1,15 +1,15 @@
-// What an engine's HTTP API has to define: what it accepts, and how it answers.
+// The interface of an engine's HTTP API: which requests it accepts, and how it writes its replies.
 
 import type { ApiError, Call, Endpoint } from './call.ts';
 import type { Choice } from './compute.ts';
 import type { KvParams } from './fleet.ts';
 
-/** Everything that a reply is made of. */
+/** What a reply is written from. */
 export interface Answer {
   call: Call;
   choices: Choice[];
   id: string;
-  /** Seconds. */
+  /** Unix time in seconds. */
   created: number;
   kv: KvParams | null;
 }
@@ -17,15 +17,15 @@ export interface Answer {
 export interface Api {
   readonly owner: string;
   readonly endpoints: Readonly<Record<string, Endpoint>>;
-  /** Throws an `ApiError`. */
+  /** Reads and validates a request's body; throws an `ApiError` if the engine refuses it. */
   parse(endpoint: Endpoint, contentType: string, body: Buffer): Call;
-  /** The reply's id; `requestId` is the client's, from the header. */
+  /** The id of the reply. `requestId` is the value of the client's `x-request-id` header. */
   newId(call: Call, requestId: string | undefined): string;
   whole(answer: Answer): object;
-  /** Server-sent events, each with its end. */
+  /** The server-sent events of a streamed reply; each ends with its empty line. */
   events(answer: Answer): string[];
-  /** Events of a stream that has begun and has to end with this. */
+  /** The events that end a stream that has begun when the engine fails with `error`. */
   failure(error: ApiError, call: Call): string[];
-  /** Body of the reply to a request that is refused. */
+  /** The body of the reply to a request that the engine refuses. */
   refusal(error: ApiError, endpoint: Endpoint): object;
 }

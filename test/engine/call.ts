@@ -1,11 +1,12 @@
-// A request that an engine has accepted, whatever its API, and the errors it answers with otherwise.
+// A request that an engine has accepted, independent of the API it came through, and the errors
+// with which an engine answers a request that it refuses or fails.
 
-/** `generate` is vLLM's `/inference/v1/generate`, `native` SGLang's `/generate`. */
+/** `generate` is vLLM's `/inference/v1/generate`; `native` is SGLang's `/generate`. */
 export type Endpoint = 'completions' | 'chat' | 'generate' | 'native';
 
 export interface Prompt {
   tokens: readonly number[];
-  /** As the client wrote it; null where it sent token ids. */
+  /** The text that the client sent; null if the client sent token ids. */
   text: string | null;
 }
 
@@ -13,49 +14,57 @@ export interface Call {
   endpoint: Endpoint;
   prompts: Prompt[];
   n: number;
-  /** Null: until the model stops by itself. */
+  /** Null means that the model generates until it stops by itself. */
   maxTokens: number | null;
   minTokens: number;
   ignoreEos: boolean;
   stream: boolean;
   includeUsage: boolean;
   returnTokenIds: boolean;
-  /** How many alternatives beside the chosen token; null: no logprobs. */
+  /**
+   * The number of alternatives beside the chosen token; null means that no logprobs are returned.
+   */
   logprobs: number | null;
   promptLogprobs: number | null;
   echo: boolean;
   kvTransferParams: Record<string, unknown> | null;
-  /** What is part of the prefix cache's keys: nothing, one for all prompts, or one each. */
+  /**
+   * The salts that become part of the prefix cache's keys: none, one for all prompts, or one per
+   * prompt.
+   */
   cacheSalts: readonly string[];
-  /** Asked for routing; vLLM returns it unasked. */
+  /** Whether the request asks for routing. vLLM returns routing without being asked. */
   returnRoutedExperts: boolean;
-  /** The array starts with this token. */
+  /** The position of the token whose row is the first of the array. */
   routedExpertsPromptStart: number;
-  /** What only SGLang takes; null on vLLM. */
+  /** The fields that only SGLang accepts; null on vLLM. */
   sglang: SglangExtras | null;
 }
 
 export interface SglangExtras {
-  /** As the client wrote it: SGLang repeats any. */
+  /** The name that the client sent: SGLang accepts any name and repeats it in the reply. */
   model: string;
   requestId: string | null;
   bootstrap: Bootstrap | null;
-  /** A list of prompts, even of one. */
+  /** Whether the client sent a list of prompts, even a list of one. */
   batch: boolean;
-  /** Chat: `meta_info` in each choice. */
+  /** Whether each choice of a chat reply carries `meta_info`. */
   returnMetaInfo: boolean;
-  /** Computed for another engine: it ends with the first token, whatever was asked. */
+  /**
+   * The engine computes the prompt for another engine, so it stops after the first token, whatever
+   * cap the client asked for.
+   */
   prefillOnly: boolean;
 }
 
-/** Where the two engines meet, one of each per prompt. */
+/** Where the two engines of a request meet. Each list has one element per prompt. */
 export interface Bootstrap {
   hosts: string[];
   ports: number[];
   rooms: bigint[];
 }
 
-/** The salt of the `p`-th prompt; '' is none. */
+/** The salt of the `p`-th prompt; an empty string means no salt. */
 export function saltOf({ cacheSalts }: Call, p: number): string {
   return (cacheSalts.length === 1 ? cacheSalts[0] : cacheSalts[p]) ?? '';
 }
@@ -64,7 +73,7 @@ export interface Limits {
   model: string;
   vocab: number;
   maxModelLen: number;
-  /** The engine knows `routed_experts_prompt_start`. */
+  /** Whether the engine knows `routed_experts_prompt_start`. */
   promptStart: boolean;
 }
 
@@ -79,10 +88,13 @@ export class ApiError extends Error {
   }
 }
 
-/** The engine process is gone: the client whose request killed it still gets an answer. */
+/** The engine process has died. The client whose request killed it still gets an answer. */
 export class EngineDeath extends Error {}
 
-/** The engine took the request and failed later: a stream has its head by then. */
+/**
+ * The engine accepted the request and failed later; if the reply is a stream, its head has been
+ * sent by then.
+ */
 export class EngineError extends ApiError {
   constructor(message: string) {
     super(500, message, 'InternalServerError');

@@ -1,4 +1,5 @@
-// Runs the simulated model on a call: the tokens it generates, and the rows that the slots of its tokens hold in the end.
+// Runs the simulated model on a call: generates the tokens, and reads the rows that the KV slots of
+// these tokens hold at the end.
 
 import { EngineDeath, saltOf, type Call, type Prompt } from './call.ts';
 import { applyFaults } from './faults.ts';
@@ -9,32 +10,41 @@ import * as router from './router.ts';
 import type { MoeModel, Rows } from './router.ts';
 import { EOS } from './tokenizer.ts';
 
-/** KV of a prompt that this engine does not have to compute. */
+/** The KV of a prompt that this engine does not compute itself. */
 export type External =
-  /** From the engine that has forwarded these tokens, all of them. */
+  /** KV pulled from the engine that has forwarded all of these tokens. */
   | { pulled: readonly number[]; complete?: PrefillsAnswer }
-  /** From a store: that of the prompt's first `loaded` tokens. */
+  /** KV of the prompt's first `loaded` tokens, loaded from a store. */
   | { loaded: number };
 
-/** With the KV comes the first generated token: not even the last prompt token is forwarded here. */
+/**
+ * The first generated token comes with the KV, so the decode engine does not even forward the last
+ * prompt token.
+ */
 export interface PrefillsAnswer {
-  /** Tokens that prefill did not compute either. */
+  /** The number of prompt tokens that the prefill engine found in its cache and did not compute. */
   cached: number;
 }
 
-/** A prompt on its way through the engine. */
+/** A prompt while the engine works on it. */
 export interface PromptState {
   prompt: Prompt;
-  /** Prompt tokens that were not computed for this choice; null: not known. */
+  /**
+   * The number of prompt tokens that were not computed for this choice; null if the engine does not
+   * know it.
+   */
   cached: number | null;
 }
 
-/** What was captured of one sequence: the rows of all its tokens from `start` on, but of the last. */
+/**
+ * What was captured of one sequence: the rows of all its tokens from `start` on, except the last
+ * token, which is never forwarded.
+ */
 export interface Routing {
   rows: Rows;
   start: number;
   promptTokens: number;
-  /** The prompt rows are of no use: another engine has forwarded the prompt. */
+  /** The prompt rows are invalid because another engine has forwarded the prompt. */
   remote: boolean;
 }
 
@@ -47,17 +57,17 @@ export interface Choice {
   routing: Routing | null;
 }
 
-/** One choice of one prompt, which the scheduler sees as a request of its own. */
+/** One choice of one prompt; the scheduler treats each of them as a request of its own. */
 interface Sequence {
   of: PromptState;
   blocks: number[];
   hashes: BlockHashes;
   external: External | null;
-  /** The router's state behind the last prompt token. */
+  /** The router's state after the last prompt token. */
   end: number;
 }
 
-/** Tokens of an answer that no cap ends. */
+/** The number of tokens of an answer whose request sets no cap. */
 const NATURAL_LENGTH = 24;
 const UNKNOWN_EXPERT = -1;
 
@@ -79,7 +89,10 @@ export class ModelRunner {
     this.#pool = this.#newPool();
   }
 
-  /** The choices of all prompts. `external` tells where the KV of the `p`-th prompt comes from, beside the engine's own cache. */
+  /**
+   * Computes the choices of all prompts. `external` returns where the KV of the `p`-th prompt comes
+   * from, apart from the engine's own cache.
+   */
   run(call: Call, external: (p: number) => External | null): Choice[] {
     const sequences = call.prompts.flatMap((prompt, p) => {
       const salt = this.options.ignoreSalt ? '' : saltOf(call, p);
@@ -103,22 +116,29 @@ export class ModelRunner {
     });
   }
 
-  /** vLLM's engine process ends when it is asked for what only a forward pass over the prompt can tell. */
+  /**
+   * Returns the external KV that the engine reads. A request for prompt logprobs needs a forward
+   * pass over the prompt: vLLM's engine process dies if such a request gets external KV instead.
+   */
   #read(call: Call, external: External | null): External | null {
     if (!external || call.promptLogprobs === null || ('loaded' in external && external.loaded === 0)) {
       return external;
     }
-    // From 0.31 on nothing is loaded for such a request (vllm/v1/core/sched/scheduler.py, `skip_reading_prefix_cache`).
+    // From 0.31 on, vLLM loads nothing for such a request (vllm/v1/core/sched/scheduler.py,
+    // `skip_reading_prefix_cache`).
     if (versionOf(this.options) === '0.32') return null;
     throw new EngineDeath('prompt_logprobs of tokens never forwarded');
   }
 
-  /** Schedules a request: looks its prompt up, takes blocks, and forwards what is left of it. */
+  /**
+   * Schedules a request: looks its prompt up in the prefix cache, takes blocks, and forwards the
+   * remaining tokens.
+   */
   #admit(call: Call, prompt: Prompt, hashes: BlockHashes, external: External | null): Sequence {
     const pool = this.#pool;
     const { tokens } = prompt;
     const last = tokens.length - 1;
-    // The last token is always forwarded again, and blocks are hit as a whole.
+    // Only full blocks are found in the cache, and the last token is always forwarded again.
     const most = this.#caches && call.promptLogprobs === null ? Math.floor(last / this.blockSize) : 0;
     const hit = pool.hit(hashes.list, most);
     const local = hit.length * this.blockSize;
@@ -142,8 +162,10 @@ export class ModelRunner {
       state = router.step(state, tokens[i]!);
       pool.forward(slot(i), state);
     }
-    // A block is found from the moment its forward pass is scheduled, a pulled one when its transfer is done: another choice of the
-    // same request hits what is forwarded for the first one, and pulls what that one pulls (`allocate_slots`, `cache_blocks`).
+    // A block can be found in the cache from the moment its forward pass is scheduled, but a pulled
+    // block only after its transfer is done. So another choice of the same request hits the blocks
+    // that are forwarded for the first choice, and pulls again the blocks that the first choice
+    // pulls (`allocate_slots`, `cache_blocks`).
     const pulled = external !== null && 'pulled' in external;
     if (this.#caches && !pulled) pool.cache(hashes.list, blocks);
     const { lie } = this.options.cachedTokens ?? {};
@@ -160,7 +182,7 @@ export class ModelRunner {
     return remote === 'all' ? promptTokens : promptTokens - 1;
   }
 
-  /** The `choice`-th answer to a prompt, `index` of the reply. */
+  /** Generates the `choice`-th answer to a prompt, which is choice `index` of the reply. */
   #generate(call: Call, sequence: Sequence, index: number, choice: number): Choice {
     const { of, blocks, hashes } = sequence;
     const promptTokens = of.prompt.tokens.length;
@@ -177,7 +199,7 @@ export class ModelRunner {
       tokens.push(t + 1 === eosAt ? EOS : router.nextToken(state, choice));
       states[t] = state = router.step(state, tokens[t]!);
     }
-    // The last token is not forwarded.
+    // The last generated token is not forwarded.
     const forwarded = promptTokens + length - 1;
     blocks.push(...this.#pool.allocate(Math.ceil(forwarded / this.blockSize) - blocks.length));
     for (let t = 0; t < length - 1; t++) {
@@ -189,14 +211,16 @@ export class ModelRunner {
     return { index, of, tokens, states, finish: length === eosAt ? 'stop' : 'length', routing };
   }
 
-  /** Rows of the tokens that were forwarded, from where they are asked for. */
+  /** The rows of the forwarded tokens, from the position on that the call asks for. */
   #capture(call: Call, { of, blocks, external }: Sequence, forwarded: number): Routing | null {
     const promptTokens = of.prompt.tokens.length;
     const start = call.routedExpertsPromptStart;
     const complete = external !== null && 'pulled' in external && external.complete !== undefined;
-    // What prefill has generated is the whole answer: SGLang's decode returns no array at all.
+    // The token that prefill generated is the whole answer. SGLang's decode engine returns no array
+    // at all in this case.
     if (complete && forwarded === promptTokens) return null;
-    // 0.32 has rows by block, of those that it forwarded itself (vllm/distributed/aux_output_connector/worker.py).
+    // vLLM 0.32 keeps rows per block, and only those that it captured itself
+    // (vllm/distributed/aux_output_connector/worker.py).
     if (call.sglang === null && versionOf(this.options) === '0.32') {
       if (!this.#pool.captured(blocks, start, promptTokens)) {
         throw new EngineDeath('routing of tokens never forwarded');
@@ -214,5 +238,8 @@ export class ModelRunner {
   }
 }
 
-/** More than the prompts of a test need, and few enough that a long series of them comes round. */
+/**
+ * More blocks than the prompts of one test need, and few enough that a long series of tests reuses
+ * blocks.
+ */
 const DEFAULT_BLOCKS = 1 << 16;

@@ -1,4 +1,5 @@
-// A simulated engine: its API, its P/D handshake, and the routing it returns, valid or not, as the real one does.
+// A simulated engine: it answers requests through the API of the real engine, takes part in the P/D
+// handshake, and returns routing as the real engine does, including invalid prompt rows.
 
 import type { Api } from './api.ts';
 import { ApiError, EngineDeath, EngineError, type Call } from './call.ts';
@@ -31,11 +32,11 @@ export interface SimulatedEngine<Reply extends Awaitable = EngineReply> extends 
   readonly options: Readonly<EngineOptions>;
   readonly model: Readonly<MoeModel>;
   readonly fleet: Fleet;
-  /** Every request so far, in order. */
+  /** All requests so far, in order. */
   readonly requests: EngineRequest[];
-  /** The engine process has died; every further request is reset. */
+  /** Whether the engine process has died; every further request is then reset. */
   dead: boolean;
-  /** A new process takes the engine's place: it has another id, and none of the KV. */
+  /** Replaces the engine's process by a new one, which has another id and none of the KV. */
   restart(): void;
 }
 
@@ -44,7 +45,8 @@ const FIXED_NOW = Date.UTC(2026, 10, 23, 9, 42, 38);
 const APIS = { vllm: Vllm, sglang: Sglang };
 
 /**
- * An engine; engines that exchange KV share `options.fleet`. One that waits for another engine answers with a promise.
+ * Creates an engine. Engines that exchange KV share `options.fleet`. An engine that waits for
+ * another engine returns a promise.
  */
 export function createEngine(options: EngineOptions & { role: 'oracle' }): SimulatedEngine;
 export function createEngine(options: SequentialOptions): SimulatedEngine;
@@ -77,13 +79,14 @@ class Core {
     this.fleet = options.fleet ?? new Fleet();
     const { apiName, format } = dialectOf(options);
     const model = { ...DEFAULT_MODEL, ...options.model };
-    // SGLang's rows are int32 however few the experts are.
+    // SGLang's rows are int32, however few the experts are.
     if (format === 'D') model.dtype = '<i4';
     if (apiName === 'sglang') model.zeroIds = 'own';
     const decodesAlone = apiName === 'sglang' && options.role === 'decode';
     this.runner = new ModelRunner(model, options.maxModelLen ?? 131_072, blockSizeOf(options), {
       ...options,
-      // SGLang's decode mode turns its radix tree off (sglang/srt/arg_groups/pd_disaggregation_hook.py).
+      // SGLang's decode mode turns its radix tree off
+      // (sglang/srt/arg_groups/pd_disaggregation_hook.py).
       ...(decodesAlone ? { prefixCaching: options.decodeRadixCache ?? false } : {}),
     });
     this.#handshake = createHandshake(options, this.fleet);
@@ -167,7 +170,9 @@ class Core {
     }
   }
 
-  /** The answer to a request that ended with `error`; `call` is null where it was not accepted. */
+  /**
+   * The reply to a request that ended with `error`; `call` is null if the request was not accepted.
+   */
   #ended(error: unknown, call: Call | null, request: EngineRequest): EngineReply {
     if (error instanceof EngineError && call?.stream) return this.#events(this.#api.failure(error, call));
     if (error instanceof ApiError) return this.#refuse(error, request);
@@ -233,7 +238,7 @@ class Core {
   }
 }
 
-/** `call` as an engine runs it that has to find its first token only. */
+/** The call as a prefill engine runs it: it generates only the first token. */
 function firstToken(call: Call): Call {
   const sglang = call.sglang && { ...call.sglang, prefillOnly: true };
   return { ...call, maxTokens: 1, minTokens: 0, ignoreEos: true, sglang };

@@ -1,15 +1,15 @@
-// What engines have done wrong with the rows of their replies.
+// Damages the rows of a reply in the ways that real engines have done it.
 
 import type { Faults } from './options.ts';
 import type { MoeModel, Rows } from './router.ts';
 
 interface Position {
-  /** The token of the first row. */
+  /** The position of the token of the first row. */
   start: number;
   promptTokens: number;
 }
 
-/** `rows`, changed as `faults` say; their memory is written to. */
+/** Returns `rows` with the given faults. The memory of `rows` is overwritten. */
 export function applyFaults(rows: Rows, faults: Faults = {}, model: MoeModel, at: Position): Rows {
   const { layers, topK } = model;
   const rowLength = layers * topK;
@@ -20,7 +20,7 @@ export function applyFaults(rows: Rows, faults: Faults = {}, model: MoeModel, at
   if (zeros === 'prompt') zero(0, promptRows);
   if (typeof zeros === 'object') for (const row of inside(zeros, at, rows)) zero(row, row + 1);
   for (const row of inside(repeats ?? [], at, rows)) {
-    // In the last layer, which is no dense one.
+    // The last layer is never a dense layer.
     const first = (row + 1) * rowLength - topK;
     rows.data[first + topK - 1] = rows.data[first]!;
   }
@@ -35,7 +35,7 @@ export function applyFaults(rows: Rows, faults: Faults = {}, model: MoeModel, at
   return { data, count };
 }
 
-/** Where rows of these tokens are in the array, as far as it has them. */
+/** The indices of the rows of these tokens, for those tokens that the array covers. */
 function inside(tokens: readonly number[], { start }: Position, { count }: Rows): number[] {
   return tokens.map((token) => token - start).filter((row) => row >= 0 && row < count);
 }

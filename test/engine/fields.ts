@@ -1,4 +1,4 @@
-// Readers of a request's fields, as lax and as strict as Pydantic.
+// Readers of a request's fields that accept and refuse the same values as Pydantic.
 
 import { ApiError } from './call.ts';
 
@@ -32,7 +32,10 @@ export function tokenIds(value: unknown, param: string): number[] {
   return value;
 }
 
-/** Pydantic's lax integer: also `"5"` and `true`. Null where the value is null, or absent without a default. */
+/**
+ * Reads an integer as Pydantic's lax mode does, which also accepts `"5"` and `true`. Returns null
+ * if the value is null, or if it is absent and there is no default.
+ */
 export function integer(json: Json, key: string, absent: number | null = null): number | null {
   if (!(key in json)) return absent;
   const value = json[key];
@@ -48,7 +51,7 @@ const BOOLEANS: Record<string, boolean> = {
   ...{ false: false, f: false, no: false, n: false, off: false, '0': false },
 };
 
-/** Pydantic's lax boolean: also 0, 1 and a few words. */
+/** Reads a boolean as Pydantic's lax mode does, which also accepts 0, 1 and a few words. */
 export function bool(json: Json, key: string): boolean | null {
   const value = json[key] ?? null;
   if (value === null || typeof value === 'boolean') return value;
@@ -65,7 +68,7 @@ export function required<T>(value: T | null, key: string): T {
   return value;
 }
 
-/** As Python sees it: an empty dictionary is false. */
+/** Python's truth value: an empty dictionary is false. */
 export function truthy(value: unknown): boolean {
   if (typeof value === 'object' && value !== null) return Object.keys(value).length > 0;
   return Boolean(value);

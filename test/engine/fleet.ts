@@ -1,5 +1,5 @@
-// What the engines of one deployment share: the blocks that prefill engines have handed out, the KV store, and where
-// the two legs of a request meet.
+// What the engines of one deployment share: the blocks that prefill engines have handed out, the KV
+// store, and the places where the two legs of a request meet.
 
 import { toJson } from './json.ts';
 import { Meeting } from './meeting.ts';
@@ -8,29 +8,29 @@ import { derive } from './router.ts';
 
 export type KvParams = Record<string, unknown>;
 
-/** KV of one prompt, kept by a prefill engine until a decode engine pulls it. */
+/** The KV of one prompt, which a prefill engine keeps until a decode engine pulls it. */
 export interface Handout {
   params: KvParams;
   tokens: readonly number[];
   consumed: boolean;
 }
 
-/** A prefill engine as decode finds it. */
+/** A prefill engine as a decode engine sees it. */
 export interface PrefillEngine {
   readonly address: Address;
-  /** By data-parallel rank. */
+  /** The engine's ids, one per data-parallel rank. */
   readonly engineIds: readonly string[];
 }
 
 export class Fleet {
   readonly handouts = new Map<string, Handout>();
   readonly prefills = new Set<PrefillEngine>();
-  /** Keys of the KV store. */
+  /** The keys of the entries in the KV store. */
   readonly stored = new Set<string>();
   readonly #meetings = new Map<string, Meeting>();
   #serial = 0;
 
-  /** Lower-case hex digits, never the same twice in one fleet. */
+  /** Lower-case hex digits that are unique within the fleet. */
   hex(digits: number): string {
     const serial = ++this.#serial;
     let text = '';
@@ -49,14 +49,14 @@ export class Fleet {
     this.handouts.set(requestId, { params, tokens, consumed: false });
   }
 
-  /** The blocks of an engine that is no more. */
+  /** Drops the handouts of an engine that no longer exists. */
   forget(engineId: string): void {
     for (const [id, { params }] of this.handouts) {
       if (params['remote_engine_id'] === engineId) this.handouts.delete(id);
     }
   }
 
-  /** The handout that `params` name, or why decode cannot have it. */
+  /** The handout that `params` name, or the reason why the decode engine cannot have it. */
   claim(params: KvParams, tokens: readonly number[]): Handout | string {
     const id = params['remote_request_id'];
     const handout = typeof id === 'string' ? this.handouts.get(id) : undefined;
@@ -71,7 +71,7 @@ export class Fleet {
     return handout;
   }
 
-  /** Where the two legs with this key meet. */
+  /** The meeting of the two legs that share this key. */
   meeting(key: string): Meeting {
     let meeting = this.#meetings.get(key);
     if (!meeting) this.#meetings.set(key, (meeting = new Meeting()));

@@ -1,4 +1,4 @@
-// Small readers of requests, and bodies in pieces.
+// Reads the path and the headers of a request, and splits a body into pieces.
 
 import type { EngineRequest } from '../scenario.ts';
 
@@ -10,7 +10,7 @@ export function header(request: EngineRequest, name: string): string | undefined
   return request.headers.find(([key]) => key === name)?.[1];
 }
 
-/** `body` in pieces of `bytes`. */
+/** Splits `body` into pieces of at most `bytes` bytes. */
 export function split(body: Buffer, bytes: number): Buffer[] {
   const pieces: Buffer[] = [];
   for (let at = 0; at < body.length; at += bytes) pieces.push(body.subarray(at, at + bytes));

@@ -1,5 +1,5 @@
-// JSON as the engines' Python writes it: compact, UTF-8. `Map` stands for objects whose keys look like numbers, which
-// a JavaScript object would sort.
+// JSON as the engines' Python writes it: compact and in UTF-8. A `Map` stands for an object whose
+// keys look like numbers, because JavaScript would sort the keys of a plain object.
 
 /** Compact JSON of plain values, arrays, objects and Maps. */
 export function toJson(value: unknown): string {
@@ -20,8 +20,9 @@ export function toJson(value: unknown): string {
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 
 /**
- * The value of a member of the outermost object as it is written, the last one where a key is repeated: numbers keep
- * digits that `JSON.parse` rounds. Null: no such member. `text` is valid JSON.
+ * The text of a member's value in the outermost object, exactly as it is written there: this keeps
+ * the digits of numbers that `JSON.parse` rounds. If the key is repeated, the last member counts;
+ * if there is none, the result is null. `text` must be valid JSON.
  */
 export function memberText(text: string, key: string): string | null {
   let found: string | null = null;

@@ -1,16 +1,21 @@
-// The blocks of an engine's KV cache and what their slots hold. A slot is block x block size + offset. Rows are kept by slot, as
-// vLLM 0.30 keeps them (vllm/model_executor/layers/fused_moe/routed_experts_capturer.py, `RoutedExpertsManager`) and SGLang
-// 0.5.23 (sglang/srt/state_capturer/base.py): a slot is written when its token is forwarded here, and at no other time.
+// The blocks of an engine's KV cache, and what their slots hold. The number of a slot is block x
+// block size + offset. Rows are kept per slot, as vLLM 0.30
+// (vllm/model_executor/layers/fused_moe/routed_experts_capturer.py, `RoutedExpertsManager`) and
+// SGLang 0.5.23 (sglang/srt/state_capturer/base.py) keep them: the row of a slot is written when
+// its token is forwarded on this engine, and at no other time.
 
 import { PrefixCache } from './prefix_cache.ts';
 import { FOREIGN_PREFIX, derive, type RowData, type Router, type Rows } from './router.ts';
 
 export interface PoolOptions {
-  /** Tokens of a block. */
+  /** Tokens per block. */
   blockSize: number;
-  /** Blocks; a request that needs more than are free gets them nonetheless. */
+  /** Number of blocks. A request that needs more blocks than are free gets them nonetheless. */
   capacity: number;
-  /** Blocks begin with rows that look right, as if all had been used before, and not with zeros. */
+  /**
+   * New blocks hold plausible but wrong rows, as if all blocks had been used before, instead of
+   * zeros.
+   */
   stale: boolean;
 }
 
@@ -18,11 +23,11 @@ export class KvPool {
   readonly blockSize: number;
   readonly #cache = new PrefixCache();
   readonly #free = new FreeQueue();
-  /** How many requests have a block; block 0 is vLLM's null block, which nobody gets. */
+  /** By block: how many requests use it. Block 0 is vLLM's null block, which no request gets. */
   readonly #users = [1];
-  /** By slot: KV, as the router's state behind its token. */
+  /** By slot: the KV, represented by the router's state after the slot's token. */
   #kv = new Int32Array(0);
-  /** By slot: whether its token was forwarded here, since the block was given to a request. */
+  /** By slot: whether its token was forwarded on this engine since the block was last allocated. */
   #captured = new Uint8Array(0);
   #rows: Rows;
 
@@ -34,7 +39,10 @@ export class KvPool {
     this.#rows = router.allocate(0);
   }
 
-  /** Takes the cached blocks of a prefix: at most the first `most` of `hashes`, as far as they are here without a gap. */
+  /**
+   * Takes the cached blocks of a prefix: at most the first `most` of `hashes`, up to the first hash
+   * that is not cached.
+   */
   hit(hashes: readonly number[], most: number): number[] {
     const found: number[] = [];
     while (found.length < most && found.length < hashes.length) {
@@ -47,8 +55,9 @@ export class KvPool {
   }
 
   /**
-   * Takes `count` blocks: such that nobody has used yet, then those that were given back the longest time ago, which leave the
-   * cache (vllm/v1/core/kv_cache_utils.py, `FreeKVCacheBlockQueue`). They hold what they held.
+   * Takes `count` blocks: first blocks that were never used, then those that have been free for the
+   * longest time, which are evicted from the cache (vllm/v1/core/kv_cache_utils.py,
+   * `FreeKVCacheBlockQueue`). The slots keep their old content.
    */
   allocate(count: number): number[] {
     return Array.from({ length: count }, () => {
@@ -61,13 +70,19 @@ export class KvPool {
     });
   }
 
-  /** From now on `blocks` are found by `hashes`; of both there may be more than of the other. */
+  /**
+   * Enters `blocks` into the cache under `hashes`. If one list is longer than the other, its
+   * surplus is ignored.
+   */
   cache(hashes: readonly number[], blocks: readonly number[]): void {
     const full = Math.min(hashes.length, blocks.length);
     for (let i = 0; i < full; i++) this.#cache.add(hashes[i]!, blocks[i]!);
   }
 
-  /** Gives blocks back; the last one is the first to be used for something else, as its hash needs all the others. */
+  /**
+   * Gives blocks back. The last block is queued first and so reused first, because the hash of a
+   * block depends on all blocks before it.
+   */
   release(blocks: readonly number[]): void {
     for (let i = blocks.length - 1; i >= 0; i--) {
       const block = blocks[i]!;
@@ -79,25 +94,27 @@ export class KvPool {
     return this.#kv[slot]!;
   }
 
-  /** KV that another engine has computed arrives in a slot: its row stays what it was. */
+  /** KV that another engine computed arrives in a slot. The slot's row does not change. */
   load(slot: number, state: number): void {
     this.#kv[slot] = state;
   }
 
-  /** A token is forwarded into a slot. */
+  /** A token is forwarded into a slot: its KV and its row are written. */
   forward(slot: number, state: number): void {
     this.#kv[slot] = state;
     this.#captured[slot] = 1;
     this.router.fill(this.#rows, slot, state);
   }
 
-  /** Whether the tokens `from` to `to` of the sequence in `blocks` were all forwarded here. */
+  /**
+   * Whether the tokens from `from` up to but not including `to` were all forwarded on this engine.
+   */
   captured(blocks: readonly number[], from: number, to: number): boolean {
     for (let i = from; i < to; i++) if (!this.#captured[slotOf(blocks, this.blockSize, i)]) return false;
     return true;
   }
 
-  /** Rows of the tokens `from` to `to` of the sequence in `blocks`, whatever their slots hold. */
+  /** The rows of the tokens from `from` up to but not including `to`, whatever their slots hold. */
   read(blocks: readonly number[], from: number, to: number): Rows {
     const { rowLength } = this.router;
     const rows = this.router.allocate(to - from);
@@ -113,7 +130,7 @@ export class KvPool {
     return rows;
   }
 
-  /** The number of a new block. */
+  /** Adds a new block and returns its number. */
   #add(): number {
     const block = this.#users.push(0) - 1;
     const slots = (block + 1) * this.blockSize;
@@ -136,7 +153,7 @@ export class KvPool {
   }
 }
 
-/** Where the `i`-th token of a sequence is. */
+/** The slot of the `i`-th token of a sequence. */
 export function slotOf(blocks: readonly number[], blockSize: number, i: number): number {
   return blocks[Math.floor(i / blockSize)]! * blockSize + (i % blockSize);
 }
@@ -146,9 +163,12 @@ function grown<T extends Int32Array | Uint8Array>(from: T, to: T): T {
   return to;
 }
 
-/** Blocks that nobody uses, in the order in which they were given back; a linked list, as one may leave from its middle. */
+/**
+ * The free blocks in the order in which they were given back. The queue is a linked list because a
+ * block that is hit in the cache leaves it from the middle.
+ */
 class FreeQueue {
-  /** By block; block 0, which is never free, is both ends. */
+  /** By block. Block 0, which is never free, stands for both ends of the list. */
   readonly #next: number[] = [0];
   readonly #before: number[] = [0];
 

@@ -1,5 +1,8 @@
-// One engine as a process: `tsx test/engine/main.ts --role prefill [--port 0] [--connector nixl] [--version 0.30]
-// [--format A] [--http2]`. Engines in other processes share no blocks: P/D needs them in one process, see `serveEngine`.
+// Runs one engine as a process:
+//   tsx test/engine/main.ts --role prefill [--port 0] [--connector nixl] [--version 0.30]
+//       [--format A] [--http2]
+// Engines in different processes share no KV. To run P/D, serve all engines from one process with
+// `serveEngine`.
 
 import { parseArgs } from 'node:util';
 import { createEngine, type Connector, type FormatName, type Role, type Version } from './engine.ts';

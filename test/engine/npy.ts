@@ -1,9 +1,9 @@
-// The `.npy` format as `np.save` writes it: nothing about what the array means.
+// The `.npy` format as `np.save` writes it. This file knows nothing of what the array means.
 
 import type { Dtype } from './router.ts';
 
 export interface NpyOptions {
-  /** Format version; `np.save` writes 1 unless the header does not fit. */
+  /** Version of the format; `np.save` writes 1 unless the header does not fit. */
   version?: 1 | 2 | 3;
   /** Spaces beyond NumPy's own padding; they move the data to another base64 phase. */
   padding?: number;
@@ -14,17 +14,17 @@ export interface Npy {
   descr: string;
   shape: number[];
   fortranOrder: boolean;
-  /** Bytes before the data. */
+  /** Number of bytes before the data. */
   headerBytes: number;
   data: Buffer;
 }
 
 const MAGIC = Buffer.from('\x93NUMPY', 'latin1');
 const ALIGN = 64;
-/** NumPy leaves room for the first axis to grow in place to this many digits. */
+/** NumPy pads the header so that the first axis can grow in place to this many digits. */
 const GROWTH_AXIS_MAX_DIGITS = 21;
 
-/** Magic, version, length and dictionary of an array in C order. */
+/** The magic, version, length and dictionary of an array in C order. */
 export function npyHeader(descr: string, shape: readonly number[], options: NpyOptions = {}): Buffer {
   const { version = 1, padding = 0 } = options;
   const lengthBytes = version === 1 ? 2 : 4;
@@ -32,7 +32,7 @@ export function npyHeader(descr: string, shape: readonly number[], options: NpyO
   let text = `{'descr': '${descr}', 'fortran_order': False, 'shape': ${tuple}, }`;
   if (shape.length > 0) text += ' '.repeat(GROWTH_AXIS_MAX_DIGITS - String(shape[0]).length);
   const unpadded = MAGIC.length + 2 + lengthBytes + text.length + 1;
-  // An aligned header gets a whole block of spaces: NumPy does so too.
+  // If the header is already aligned, NumPy appends a whole block of 64 spaces; so does this line.
   text += ' '.repeat(ALIGN - (unpadded % ALIGN) + padding) + '\n';
   const head = Buffer.alloc(MAGIC.length + 2 + lengthBytes);
   MAGIC.copy(head);

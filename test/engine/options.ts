@@ -1,4 +1,4 @@
-// What a simulated engine can be told to be.
+// The options of a simulated engine.
 
 import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
 import type { Fleet, KvParams } from './fleet.ts';
@@ -6,33 +6,42 @@ import type { NpyOptions } from './npy.ts';
 import type { MoeModel } from './router.ts';
 
 export type Role = 'prefill' | 'decode' | 'oracle';
-/** One leg after the other. */
+/** Connectors that run one leg after the other. */
 export type SequentialConnector = 'nixl' | 'shared_storage';
-/** Both legs at once: an engine waits for the other one's request. */
+/**
+ * Connectors that run both legs at the same time: each engine waits for the other engine's request.
+ */
 export type ConcurrentConnector = 'sglang' | 'mooncake';
 export type Connector = SequentialConnector | ConcurrentConnector;
 export type Version = '0.21' | '0.30' | '0.32';
 export type ApiName = 'vllm' | 'sglang';
 /**
- * How routing is written. A: vLLM's `.npy` in base64; B: an object with shape and start; C: vLLM 0.21's prompt rows
- * apart from the generated ones; D: SGLang's raw int32.
+ * The wire format of the routing. A is vLLM's `.npy` in base64; B is an object with shape and
+ * start; C is vLLM 0.21's, with the prompt rows apart from the generated rows; D is SGLang's raw
+ * int32.
  */
 export type FormatName = 'A' | 'B' | 'C' | 'D';
 
-/** Of format B. */
+/** Options of format B. */
 export interface ObjectOptions {
-  /** The object's keys, in order. Without `dtype` it is uint8. */
+  /** The object's keys, in order. Without `dtype` the rows are uint8. */
   keys?: readonly ('data' | 'shape' | 'start' | 'dtype')[];
-  /** The first token whose row is sent, or the first generated one. */
+  /**
+   * The position of the token whose row is sent first; `generated` is that of the first generated
+   * token.
+   */
   start?: number | 'generated';
 }
 
-/** Of format C. */
+/** Options of format C. */
 export interface SplitOptions {
   encoding?: 'nested' | 'base64';
   /** Where `prompt_routed_experts` stands: beside `choices`, or in each of them. */
   place?: 'top' | 'choice';
-  /** What decode says of prompt rows it doesn't have: rows nonetheless, null, or nothing. */
+  /**
+   * What decode returns for prompt rows that it does not have: rows that are invalid, null, or no
+   * member at all.
+   */
   remotePrompt?: 'invalid' | 'null' | 'missing';
 }
 
@@ -41,110 +50,154 @@ export interface Address {
   port: number;
 }
 
-/** Milliseconds; or a function that is called when the waiting starts, and whose promise ends it. */
+/** Milliseconds; or a function that is called when the wait starts and whose promise ends it. */
 export type Patience = number | (() => Promise<unknown>);
 
-/** What one request gets instead of, or on top of, its answer. */
+/** What one request gets instead of its normal reply, or how that reply is damaged. */
 export interface Failure {
-  /** Answers with this status and the engine's error body. */
+  /** The status of the reply, which has the engine's error body. */
   status?: number;
-  /** Body of that answer, when it is not an error in the engine's shape. */
+  /** The body of that reply, if it is not an error in the engine's shape. */
   body?: string | Buffer;
   headers?: Header[];
-  /** `reset` and `stall` send nothing; the `_body` ones send `keepBytes` of what the answer would have been. */
+  /**
+   * `reset` and `stall` send nothing; `reset_body` and `stall_body` send the first `keepBytes`
+   * bytes of the normal reply's body.
+   */
   fault?: EngineReply['fault'];
   /** Default: half of the body. */
   keepBytes?: number;
 }
 
-/** Of an engine that was started to report them. */
+/** How an engine reports cached tokens if it was started to report them. */
 export interface CachedTokens {
-  /** What decode says of a prompt whose KV came from prefill. Default: all but the last token, which it forwards. */
+  /**
+   * What decode reports for a prompt whose KV came from prefill. Default: all tokens but the last,
+   * which decode forwards itself.
+   */
   remote?: 'all' | 'all but one' | 'null';
-  /** No hit is an object that says 0, as in vLLM and SGLang, or null. */
+  /**
+   * What is reported when nothing was cached: an object with 0, as vLLM and SGLang do, or null.
+   * Default: the object.
+   */
   zero?: 'object' | 'null';
-  /** Said of every prompt, whatever is true. */
+  /** The number that is reported for every prompt, whatever the true number is. */
   lie?: number;
 }
 
-/** What is wrong with the rows of every reply; rows are named by their token. */
+/** What is wrong with the rows of every reply. A row is named by the position of its token. */
 export interface Faults {
-  /** Rows of zeros. */
+  /** Rows that are all zero. */
   zeros?: 'all' | 'prompt' | readonly number[];
-  /** Rows that name an expert twice, in the last layer. */
+  /** Rows that name one expert twice, in the last layer. */
   repeats?: readonly number[];
-  /** So many rows more than the tokens counted have, the last one again; below 0, rows fewer. */
+  /**
+   * The number of rows beyond what the token counts say; they repeat the last row. A negative
+   * number removes rows.
+   */
   extraRows?: number;
 }
 
-/** vLLM's ExampleConnector, LMCache inside vLLM, and its multiprocess connector. */
+/** vLLM's ExampleConnector, LMCache inside vLLM, and LMCache's multiprocess connector. */
 export type StoreName = 'example' | 'lmcache' | 'lmcache_mp';
 
 export interface EngineOptions {
   role: Role;
   connector?: Connector;
-  /** Default: 0.21 for format C, else 0.30. */
+  /** Default: 0.21 for format C, otherwise 0.30. */
   version?: Version;
-  /** Default: SGLang's where the connector or the format is. */
+  /** Default: SGLang's if the connector or the format is SGLang's, otherwise vLLM's. */
   api?: ApiName;
-  /** Default: the API's own. */
+  /** Default: the format of the API. */
   format?: FormatName;
   object?: ObjectOptions;
   split?: SplitOptions;
-  /** Every stream carries routing, on the last event of each choice. Default: those that do in the real engine. */
+  /**
+   * Every stream carries routing, on the last event of each choice. Default: only the streams that
+   * carry it in the real engine.
+   */
   streamArrays?: boolean;
   model?: Partial<MoeModel>;
   /** Shared by the engines of one deployment. */
   fleet?: Fleet;
-  /** False: started without routed-experts capture, the field is null. */
+  /** False: the engine was started without routed-experts capture, and the field is null. */
   capture?: boolean;
-  /** What slots hold that no token was forwarded into yet: zeros, or rows that look right. Default: zeros. */
+  /**
+   * What a slot holds before a token is forwarded into it: zeros, or plausible but wrong rows.
+   * Default: zeros.
+   */
   promptRows?: 'zeros' | 'stale';
   faults?: Faults;
   /** Formats A and B choose the dtype by the largest id in each array, as prime-rl and SkyRL do. */
   dtypePerReply?: boolean;
-  /** Rows returned as all -1 (all bits set): the engine does not know them. */
+  /** Rows that are returned as all -1 (all bits set), as an engine does that does not know them. */
   unknownRows?: readonly number[];
-  /** An engine that does not look at `routed_experts_prompt_start`, as before 0.30. */
+  /** The engine ignores `routed_experts_prompt_start`, as vLLM before 0.30 does. */
   ignorePromptStart?: boolean;
-  /** 0.30 may lose a stream's array: null on the terminal event. */
+  /**
+   * The array of a stream is lost: it is null on the terminal event, which can happen in vLLM 0.30.
+   */
   loseStreamArray?: boolean;
   npy?: NpyOptions;
-  /** The model ends its answer with its `n`-th token, this one being EOS. */
+  /** The model ends its answer with its `n`-th token, which is EOS. */
   eosAfter?: number;
   maxModelLen?: number;
-  /** Tokens of a KV block. Default: 16; of SGLang 1. */
+  /** Tokens per KV block. Default: 16; for SGLang 1. */
   blockSize?: number;
-  /** KV blocks; once all were used, those that are free longest are used again. */
+  /**
+   * Number of KV blocks. When all have been used, the block that has been free for the longest time
+   * is reused.
+   */
   kvBlocks?: number;
-  /** False: no block is ever found again. */
+  /** False: the prefix cache never finds a block. */
   prefixCaching?: boolean;
-  /** The engine does not know `cache_salt`. */
+  /** The engine ignores `cache_salt`. */
   ignoreSalt?: boolean;
   /** SGLang's `--disaggregation-decode-enable-radix-cache`. */
   decodeRadixCache?: boolean;
-  /** Of the connector shared_storage. Default: example. */
+  /** The store behind the connector `shared_storage`. Default: `example`. */
   store?: StoreName;
-  /** `usage.prompt_tokens_details.cached_tokens`; without, the details are null. */
+  /**
+   * How the engine reports `usage.prompt_tokens_details.cached_tokens`; without this option the
+   * details are null.
+   */
   cachedTokens?: CachedTokens;
-  /** Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add. */
+  /**
+   * Further keys of the `kv_transfer_params` that prefill hands out, as a later version may add
+   * them.
+   */
   extraKvParams?: KvParams;
-  /** Where decode finds this prefill engine. Read when needed: a port may be set after the start. */
+  /**
+   * The address where decode finds this prefill engine. It is read at each use, so a port may be
+   * set after the start.
+   */
   bootstrap?: Address;
-  /** Data-parallel ranks of a Mooncake prefill engine. */
+  /** Number of data-parallel ranks of a Mooncake prefill engine. */
   ranks?: number;
-  /** How long one leg waits for the other. Default: the engine's own, of minutes. */
+  /**
+   * How long one leg waits for the other. Default: the real engine's time, which is several
+   * minutes.
+   */
   patience?: Patience;
-  /** An SGLang whose samples of one prompt have a transfer each. Without, they share a room, and wait forever. */
+  /**
+   * An SGLang engine that gives each sample of one prompt a transfer of its own. Without this
+   * option the samples share a room and wait until patience ends.
+   */
   parallelSampling?: boolean;
-  /** Failures by number of POST request, from 1 on; or a function of it. */
+  /**
+   * Failures by the ordinal of the POST request, from 1 on; or a function of the ordinal and the
+   * request.
+   */
   fail?: Record<number, Failure> | ((ordinal: number, request: EngineRequest) => Failure | undefined);
-  /** Size of the pieces in which a body is written. Default: whole, or one per event. */
+  /**
+   * Size of the pieces in which a body is written. Default: the body is one piece, and each event
+   * of a stream is one.
+   */
   chunkBytes?: number;
-  /** Without `content-length`, as behind a proxy that streams. */
+  /** The reply has no `content-length`, as behind a proxy that streams. */
   omitContentLength?: boolean;
   trailers?: Header[];
-  /** Milliseconds; fixed unless set. */
+  /** Returns the current time in milliseconds. Default: a fixed time. */
   now?: () => number;
 }
 
@@ -152,7 +205,7 @@ export function versionOf({ version, format }: EngineOptions): Version {
   return version ?? (format === 'C' ? '0.21' : '0.30');
 }
 
-/** What an engine speaks follows from any of what it is told. */
+/** The API and the wire format follow from whichever of these three options are set. */
 export function dialectOf({ api, connector, format }: EngineOptions): {
   apiName: ApiName;
   format: FormatName;
@@ -165,7 +218,7 @@ export function blockSizeOf(options: EngineOptions): number {
   return options.blockSize ?? (dialectOf(options).apiName === 'sglang' ? 1 : 16);
 }
 
-/** Of an engine that answers at once. */
+/** Options of an engine that replies without waiting for another engine. */
 export type SequentialOptions = EngineOptions & { connector?: SequentialConnector };
 
 export const DEFAULT_BOOTSTRAP: Address = { host: '127.0.0.1', port: 8998 };

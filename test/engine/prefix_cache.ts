@@ -1,6 +1,7 @@
-// vLLM's prefix cache: which blocks hold which tokens. A block's hash covers its tokens and, through the hash of the block
-// in front of it, all tokens before; `cache_salt` is part of the first block's hash and so of every one that follows
-// (vllm/v1/core/kv_cache_utils.py, `generate_block_hash_extra_keys`).
+// vLLM's prefix cache, which knows which blocks hold which tokens. The hash of a block covers its
+// own tokens and, through the hash of the block before it, all earlier tokens. `cache_salt` is part
+// of the first block's hash and thereby of every hash that follows (vllm/v1/core/kv_cache_utils.py,
+// `generate_block_hash_extra_keys`).
 
 /** The hashes of the full blocks of a sequence that grows. */
 export class BlockHashes {
@@ -9,7 +10,7 @@ export class BlockHashes {
   #low = 0x811c9dc5;
   #tokens = 0;
 
-  /** `salt`: what else tells one sequence from another with the same tokens. */
+  /** `salt` separates sequences with the same tokens that must not share blocks. */
   constructor(
     private readonly blockSize: number,
     salt: string,
@@ -21,7 +22,7 @@ export class BlockHashes {
     for (const token of tokens) {
       this.#mix(token);
       if (++this.#tokens % this.blockSize !== 0) continue;
-      // 53 bits: two sequences of one test do not meet by chance.
+      // A hash has 53 bits, so two sequences of one test do not collide by chance.
       this.list.push((this.#high >>> 0) * 0x20_0000 + (this.#low >>> 11));
     }
     return this;
@@ -44,17 +45,20 @@ export class BlockHashes {
   }
 }
 
-/** Blocks by hash. Several may hold the same tokens: each was filled before another was found. */
+/**
+ * The cached blocks by hash. Several blocks may hold the same tokens if each was filled before
+ * another one could be found.
+ */
 export class PrefixCache {
   readonly #blocks = new Map<number, number[]>();
   readonly #hashes = new Map<number, number>();
 
-  /** The block with this hash that came first. */
+  /** The block with this hash that was added first. */
   find(hash: number): number | undefined {
     return this.#blocks.get(hash)?.[0];
   }
 
-  /** `block` is full, and this is its hash; a block that is in the cache stays as it is. */
+  /** Adds a full block under its hash. A block that is already in the cache keeps its hash. */
   add(hash: number, block: number): void {
     if (this.#hashes.has(block)) return;
     this.#hashes.set(block, hash);
@@ -63,7 +67,7 @@ export class PrefixCache {
     else this.#blocks.set(hash, [block]);
   }
 
-  /** `block` will hold something else. */
+  /** Removes `block`, which is about to hold other tokens. */
   evict(block: number): void {
     const hash = this.#hashes.get(block);
     if (hash === undefined) return;

@@ -1,4 +1,5 @@
-// Captured traffic of real engines: raw HTTP/1 messages read from `test/captures`, and engines that repeat them.
+// Captured traffic of real engines: raw HTTP/1 messages read from `test/captures`, and engines that
+// repeat them.
 
 import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,13 +8,13 @@ import { split } from './http.ts';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
 export interface Message {
-  /** First line, without its line end. */
+  /** The first line, without its line end. */
   start: string;
-  /** Names in lower case. */
+  /** The headers, with names in lower case. */
   headers: Header[];
-  /** De-chunked. */
+  /** The body, without chunked framing. */
   body: Buffer;
-  /** The pieces of a chunked body; otherwise the body. */
+  /** The pieces of a chunked body; otherwise the body as one piece. */
   chunks: Buffer[];
 }
 
@@ -40,7 +41,7 @@ export interface Capture {
 
 const FOLDER = fileURLToPath(new URL('../captures', import.meta.url));
 
-/** Names of all captures. */
+/** The names of all captures. */
 export function captureNames(): string[] {
   return readdirSync(FOLDER, { withFileTypes: true })
     .filter((entry) => entry.isDirectory())
@@ -48,7 +49,7 @@ export function captureNames(): string[] {
     .sort();
 }
 
-/** The three exchanges of one captured case. */
+/** The exchanges of one captured case: prefill, decode and oracle. */
 export function loadCapture(name: string): Capture {
   const leg = (role: string): CapturedLeg => {
     const read = (kind: string) => parseMessage(readFileSync(join(FOLDER, name, `${role}.${kind}.http`)));
@@ -72,7 +73,10 @@ export interface ReplayEngine extends Engine {
   readonly requests: EngineRequest[];
 }
 
-/** Answers every request with the captured response, in its own pieces or in pieces of `chunkBytes`. */
+/**
+ * Creates an engine that answers every request with the captured response, in its own pieces or in
+ * pieces of `chunkBytes`.
+ */
 export function replayEngine(message: CapturedResponse, options: { chunkBytes?: number } = {}): ReplayEngine {
   const requests: EngineRequest[] = [];
   const headers = message.headers.filter(([name]) => name !== 'transfer-encoding');
@@ -85,7 +89,7 @@ export function replayEngine(message: CapturedResponse, options: { chunkBytes?: 
   return Object.assign(engine, { requests });
 }
 
-/** One HTTP/1 message with CRLF line ends. */
+/** Parses one HTTP/1 message with CRLF line ends. */
 export function parseMessage(raw: Buffer): Message {
   const end = raw.indexOf('\r\n\r\n');
   if (end < 0) throw new Error('message without a head');

@@ -1,27 +1,37 @@
-// The simulated MoE router: which experts a token visits, as a function of the tokens up to it. It knows no protocol.
+// The simulated MoE router: which experts a token visits, as a function of the tokens up to and
+// including it. It knows no protocol.
 
 export type Dtype = '|u1' | '<u2' | '<i2' | '<i4';
 
 export interface MoeModel {
-  /** Served model name. */
+  /** The name under which the model is served. */
   name: string;
   layers: number;
   topK: number;
   experts: number;
-  /** Which layers have no experts: their part of every row is zero, as the array has room for all layers. Default: none. */
+  /**
+   * Which layers are dense, that is, have no experts. The array has room for all layers, so the
+   * part of a dense layer is zero in every row. Default: none.
+   */
   dense?: (layer: number) => boolean;
-  /** LongCat's: the router chooses among these, too, and their ids are those behind the experts'. */
+  /**
+   * The number of zero experts, as LongCat has them: the router may choose them too, and their ids
+   * follow those of the real experts.
+   */
   zeroExperts?: number;
-  /** How zero experts are captured: as id 0, which vLLM makes of them, or as they are (SGLang). Default: 0. */
+  /**
+   * How a zero expert is captured: as id 0, which vLLM writes, or with its own id, as SGLang does.
+   * Default: as 0.
+   */
   zeroIds?: 'zero' | 'own';
   dtype: Dtype;
-  /** Token ids at or above are refused. */
+  /** Token ids at or above this number are refused. */
   vocab: number;
 }
 
 export type RowData = Uint8Array | Uint16Array | Int16Array | Int32Array;
 
-/** Rows of `layers * topK` expert ids each, C order. */
+/** Rows of `layers * topK` expert ids each, in C order. */
 export interface Rows {
   data: RowData;
   count: number;
@@ -30,12 +40,14 @@ export interface Rows {
 const ARRAYS = { '|u1': Uint8Array, '<u2': Uint16Array, '<i2': Int16Array, '<i4': Int32Array };
 const MAX_EXPERTS = { '|u1': 0x100, '<u2': 0x10000, '<i2': 0x8000, '<i4': 0x80000000 };
 
-/** State of a prefix without tokens. */
+/** The state of a prefix without tokens. */
 export const EMPTY_PREFIX = 0x2545f491;
-/** State of a sequence that no request has: the source of rows that look right and are not. */
+/** The state of a sequence that no request has: the source of plausible but wrong rows. */
 export const FOREIGN_PREFIX = 0x6c62272e;
 
-/** Generated ids stay below, whatever the vocabulary: every one of them has a text. */
+/**
+ * Generated ids stay below this bound, whatever the vocabulary, so that each of them has a text.
+ */
 const FIRST_GENERATED = 3;
 const GENERATED = 509;
 
@@ -54,7 +66,7 @@ export function step(state: number, token: number): number {
   return (Math.imul((h << 13) | (h >>> 19), 5) + 0xe6546b64) | 0;
 }
 
-/** The state after every token of `tokens`, in order. */
+/** The state after each token of `tokens`, in order. */
 export function prefixStates(tokens: ArrayLike<number>, from = EMPTY_PREFIX): Int32Array {
   const states = new Int32Array(tokens.length);
   let state = from;
@@ -62,19 +74,27 @@ export function prefixStates(tokens: ArrayLike<number>, from = EMPTY_PREFIX): In
   return states;
 }
 
-/** A number that depends on `state` and `salt` alone, for everything that must look random and be repeatable. */
+/**
+ * A number that depends on `state` and `salt` alone, for everything that must look random and be
+ * repeatable.
+ */
 export function derive(state: number, salt: number): number {
   return mix(state ^ Math.imul(salt + 1, 0x9e3779b1));
 }
 
-/** The token that follows; choices of one prompt differ from their first token on. */
+/**
+ * The token that follows the prefix. The choices of one prompt differ from their first token on.
+ */
 export function nextToken(state: number, choice: number): number {
   return FIRST_GENERATED + ((mix(state) + choice * 7) % GENERATED);
 }
 
 export class Router {
   readonly rowLength: number;
-  /** Ids that the router chooses among, and those below which one is captured as it is. */
+  /**
+   * `#chosen`: the number of ids that the router chooses among. `#named`: ids below it are captured
+   * as they are, the others as 0.
+   */
   readonly #chosen: number;
   readonly #named: number;
   readonly #dense: boolean[];
@@ -91,17 +111,20 @@ export class Router {
     this.#chosen = chosen;
     this.#dense = Array.from({ length: layers }, (_, layer) => dense?.(layer) ?? false);
     this.rowLength = layers * topK;
-    // A stride coprime to the number of experts visits each of them once: the top_k ids are distinct without a check.
+    // A stride that is coprime to the number of experts visits each expert once, so the top_k ids
+    // are distinct without a check.
     this.#strides = Int32Array.from(coprimes(chosen));
     this.#layerSalts = Int32Array.from({ length: layers }, (_, layer) => mix(layer + 1));
   }
 
-  /** `count` rows of zeros. */
+  /** Allocates `count` rows of zeros. */
   allocate(count: number): Rows {
     return { data: new ARRAYS[this.model.dtype](count * this.rowLength), count };
   }
 
-  /** Writes the row of the token whose prefix, itself included, has `state`. */
+  /**
+   * Writes the row of the token whose prefix, including the token itself, has the state `state`.
+   */
   fill(rows: Rows, row: number, state: number): void {
     const { topK } = this.model;
     const experts = this.#chosen;
@@ -135,7 +158,7 @@ export class Router {
     return rows;
   }
 
-  /** `rows` from row `start` on; shares their memory. */
+  /** The rows from row `start` on; they share the memory of `rows`. */
   slice(rows: Rows, start: number): Rows {
     return { data: rows.data.subarray(start * this.rowLength), count: rows.count - start };
   }

@@ -1,4 +1,5 @@
-// Serves an `Engine` on a local port and keeps the promises of `EngineReply`: pieces, trailers and faults.
+// Serves an `Engine` on a local port as its `EngineReply` describes: in these pieces, with these
+// trailers and faults.
 
 import { once } from 'node:events';
 import * as http from 'node:http';
@@ -9,27 +10,30 @@ import { setImmediate } from 'node:timers/promises';
 import type { Engine, EngineReply, EngineRequest, Header } from '../scenario.ts';
 
 export interface ServeOptions {
-  /** 0, the default: any free port. */
+  /** Default: 0, which is any free port. */
   port?: number;
   /** HTTP/2 without TLS, with prior knowledge. Default: HTTP/1.1. */
   http2?: boolean;
-  /** Resolves when the peer has read all that was written; without it nobody waits for that. */
+  /**
+   * Resolves when the peer has read all that was written. By default the server does not wait for
+   * the peer.
+   */
   read?: () => Promise<void>;
 }
 
 export interface EngineServer {
   readonly port: number;
-  /** Over all connections, also those that were closed. */
+  /** The number of bytes written on all connections, including closed ones. */
   readonly bytesWritten: number;
-  /** Ends every connection, also those of stalled replies. */
+  /** Ends every connection, including those of stalled replies. */
   close(): Promise<void>;
 }
 
 const HOST = '127.0.0.1';
-/** Connection-specific headers have no place in HTTP/2. */
+/** HTTP/2 forbids headers that belong to one connection (RFC 9113, 8.2.2). */
 const HTTP1_ONLY = new Set(['connection', 'keep-alive', 'transfer-encoding']);
 
-/** Starts a server on the loopback interface; it answers once the promise is fulfilled. */
+/** Starts a server on the loopback interface; it accepts requests once the promise is fulfilled. */
 export async function serveEngine(engine: Engine, options: ServeOptions = {}): Promise<EngineServer> {
   const { read = async () => undefined } = options;
   const written: Written = async (reply, pieces) => {
@@ -66,7 +70,7 @@ export async function serveEngine(engine: Engine, options: ServeOptions = {}): P
   };
 }
 
-/** The same engine on both protocols. */
+/** Serves the same engine on HTTP/1.1 and on HTTP/2. */
 export async function serveBoth(
   engine: Engine,
 ): Promise<{ http1Port: number; http2Port: number; close(): Promise<void> }> {
@@ -75,7 +79,10 @@ export async function serveBoth(
   return { http1Port: one.port, http2Port: two.port, close };
 }
 
-/** Told how many pieces of a reply were written; one more at its end. */
+/**
+ * Called with the number of pieces of a reply that have been written, and once more, with that
+ * number plus one, at the reply's end.
+ */
 type Written = (reply: EngineReply, pieces: number) => Promise<void>;
 
 function http1Server(engine: Engine, written: Written): Server {
@@ -94,15 +101,16 @@ function http1Server(engine: Engine, written: Written): Server {
     if (reply.fault === 'reset') return void response.socket?.resetAndDestroy();
     await writeHttp1(reply, response, written);
   });
-  // An idle client keeps its connection, as with uvicorn behind a proxy that pools.
+  // The server never closes an idle connection, so that a proxy can keep it in its pool.
   server.keepAliveTimeout = 0;
   server.requestTimeout = 0;
   return server;
 }
 
 /**
- * Waits until what was said before on the connection is over: Node gives a response its socket then. A peer that knows a
- * body's length sends its next request when it has the last byte, which may be before the body was ended here.
+ * Waits until the responses before this one on the connection are complete: Node assigns the socket
+ * to a response at that point. A peer that knows a body's length sends its next request as soon as
+ * it has the last byte, which may be before this server has ended the response.
  */
 async function itsTurn(response: http.ServerResponse): Promise<void> {
   if (!response.socket) await once(response, 'socket');
@@ -118,7 +126,7 @@ async function writeHttp1(
   if (!names.has('content-length') && !names.has('transfer-encoding')) {
     headers.push(['transfer-encoding', 'chunked']);
   }
-  // The engine's headers and no others.
+  // Node must add no headers to those of the engine.
   response.sendDate = false;
   response.removeHeader('connection');
   response.writeHead(reply.status, headers.flat());
@@ -126,7 +134,8 @@ async function writeHttp1(
   await polled();
   if (!(await writePieces(reply, response, written))) return;
   if (reply.fault === 'stall_body') return;
-  // A reset here could overtake bytes that the peer has not read yet: an early end is what it has to notice.
+  // A reset could overtake bytes that the peer has not read yet. The peer gets an early end of the
+  // connection instead, and has to notice that.
   if (reply.fault === 'reset_body') return void response.socket?.destroySoon();
   if (reply.trailers) response.addTrailers(reply.trailers);
   response.end();
@@ -143,7 +152,8 @@ function http2Server(engine: Engine, written: Written): Server {
       _flags: number,
       rawHeaders: string[],
     ) => {
-      // The peer may leave at any point; the session reports what matters.
+      // The peer may leave at any point; the code that reads and writes the stream sees that by
+      // itself.
       stream.on('error', () => undefined);
       let trailers: string[] = [];
       stream.on('trailers', (_: http2.IncomingHttpHeaders, __: number, raw: string[]) => (trailers = raw));
@@ -193,7 +203,10 @@ async function writeHttp2(
   await written(reply, reply.chunks.length + 1);
 }
 
-/** Writes one piece after the other, each given to the kernel before the next; false when the peer has left. */
+/**
+ * Writes one piece after the other and hands each to the kernel before the next. Returns false if
+ * the peer has left.
+ */
 async function writePieces(reply: EngineReply, out: Writable, written: Written): Promise<boolean> {
   const { chunks, before } = reply;
   for (const [i, piece] of chunks.entries()) {
@@ -206,7 +219,10 @@ async function writePieces(reply: EngineReply, out: Writable, written: Written):
   return !out.destroyed;
 }
 
-/** A whole turn of the event loop: from where I/O is handled, `setImmediate` alone comes before the next poll. */
+/**
+ * Waits for a whole turn of the event loop: in an I/O callback, one `setImmediate` alone would run
+ * before the next poll.
+ */
 async function polled(): Promise<void> {
   await setImmediate();
   await setImmediate();
@@ -224,7 +240,10 @@ function flushed(piece: Buffer, out: Writable): Promise<boolean> {
   });
 }
 
-/** An engine that throws is a broken test: say so where the test looks. */
+/**
+ * Calls the engine. An engine that throws is a broken test, so the error goes to the console and
+ * into the reply, where the test sees it.
+ */
 async function answer(engine: Engine, request: EngineRequest): Promise<EngineReply> {
   try {
     return await engine(request);
@@ -234,7 +253,10 @@ async function answer(engine: Engine, request: EngineRequest): Promise<EngineRep
   }
 }
 
-/** The whole body; null when the client left before its end. Node's own iterator can wait for ever for a body that has ended. */
+/**
+ * The whole body; null if the client left before its end. Node's own async iterator can wait
+ * forever for a body that has already ended.
+ */
 function collect(stream: Readable): Promise<Buffer | null> {
   const parts: Buffer[] = [];
   return new Promise((resolve) => {

@@ -1,9 +1,9 @@
-// The order in which tokens stream: one each, choices in turn.
+// The order in which tokens stream: one token per step, the choices in turn.
 
 import type { Choice } from './compute.ts';
 import { Detokenizer } from './tokenizer.ts';
 
-/** One token of one choice. */
+/** One token of one choice: its `t`-th. */
 export interface Step {
   choice: Choice;
   t: number;

@@ -1,10 +1,11 @@
-// KV stores that the engines of a deployment share. What is the key of an entry decides whether a request can be kept from it.
+// The KV stores that the engines of a deployment share. The key of an entry decides whether a
+// request can be kept from finding it.
 
 import type { Fleet, KvParams } from './fleet.ts';
 import type { StoreName } from './options.ts';
 import { BlockHashes } from './prefix_cache.ts';
 
-/** What a request brings to the store. */
+/** What a request looks up or saves. */
 export interface Stored {
   tokens: readonly number[];
   salt: string;
@@ -12,7 +13,7 @@ export interface Stored {
 }
 
 export interface Store {
-  /** How many tokens, from the first on, the store has KV of; never the whole prompt. */
+  /** The number of tokens, from the first on, whose KV the store has; never the whole prompt. */
   lookup(request: Stored): number;
   save(request: Stored): void;
 }
@@ -22,8 +23,9 @@ export function createStore(name: StoreName, fleet: Fleet, blockSize: number): S
 }
 
 /**
- * vLLM's ExampleConnector (vllm/distributed/kv_transfer/kv_connector/v1/example_connector.py): an entry is a whole prompt but for its
- * last block, found by its token ids alone. Nothing in a request keeps it from being found.
+ * vLLM's ExampleConnector (vllm/distributed/kv_transfer/kv_connector/v1/example_connector.py): an
+ * entry is a whole prompt without its last block, and its key is its token ids alone. So nothing in
+ * a request can keep it from finding an entry.
  */
 class Example implements Store {
   constructor(
@@ -40,7 +42,10 @@ class Example implements Store {
     this.fleet.stored.add(this.#key(tokens, this.#aligned(tokens)));
   }
 
-  /** `align_to_block_size(len(token_ids) - 1)` rounds down from one token less. */
+  /**
+   * `align_to_block_size(len(token_ids) - 1)` in vLLM subtracts one more token before it rounds
+   * down.
+   */
   #aligned(tokens: readonly number[]): number {
     return Math.max(Math.floor((tokens.length - 2) / this.blockSize) * this.blockSize, 0);
   }
@@ -52,8 +57,9 @@ class Example implements Store {
 }
 
 /**
- * LMCache 0.5.6: an entry is a chunk, found by its tokens, those before them, and every `lmcache.tag.` of the request's
- * `kv_transfer_params` (lmcache/utils.py, `CacheEngineKey`); with the multiprocess connector by `cache_salt` and no tags
+ * LMCache 0.5.6: an entry is a chunk. Its key is its tokens, the tokens before them, and every
+ * `lmcache.tag.` of the request's `kv_transfer_params` (lmcache/utils.py, `CacheEngineKey`). With
+ * the multiprocess connector, the key has `cache_salt` instead of the tags
  * (lmcache/v1/distributed/api.py, `ObjectKey`).
  */
 class Lmcache implements Store {

@@ -1,11 +1,12 @@
-// Text to token ids and back. One token per UTF-8 byte going in; generated ids also stand for longer pieces.
+// Converts text to token ids and back. Encoding gives one token per UTF-8 byte; generated ids also
+// stand for longer pieces of text.
 
 export const BOS = 1;
 export const EOS = 2;
 const FIRST_BYTE = 3;
 const FIRST_PIECE = FIRST_BYTE + 256;
 
-/** Texts a model may well produce and a careless scanner of JSON trips over. */
+/** Texts that a model may well produce and that would trip a careless scanner of JSON. */
 const PIECES = [
   ' the',
   ' routed_experts',
@@ -25,12 +26,12 @@ const PIECES = [
   ' layer',
 ];
 
-/** The ids of `text`. */
+/** The token ids of `text`. */
 export function encode(text: string): number[] {
   return Array.from(Buffer.from(text, 'utf8'), (byte) => byte + FIRST_BYTE);
 }
 
-/** The ids of a conversation, ending where the assistant speaks. */
+/** The token ids of a conversation, up to where the assistant's answer begins. */
 export function encodeChat(messages: readonly { role: string; content: string }[]): number[] {
   const turns = messages.flatMap(({ role, content }) => [
     BOS,
@@ -41,7 +42,10 @@ export function encodeChat(messages: readonly { role: string; content: string }[
   return [...turns, BOS, ...encode('assistant\n')];
 }
 
-/** Turns ids into text as they come; a character split over tokens appears with its last one. */
+/**
+ * Turns ids into text one by one. A character that is split over several tokens appears with its
+ * last one.
+ */
 export class Detokenizer {
   readonly #decoder = new TextDecoder('utf-8', { ignoreBOM: true });
 
@@ -57,7 +61,7 @@ export class Detokenizer {
   }
 }
 
-/** The text of `ids`. */
+/** The text of the token ids `ids`. */
 export function decode(ids: ArrayLike<number>): string {
   const detokenizer = new Detokenizer();
   const parts: string[] = [];

@@ -1,4 +1,5 @@
-// What decode serves alone, for the reference: whether its arrays may pass as they are. None is edited.
+// The reference for responses of requests that decode serves alone: whether the arrays of such a
+// response may pass. The filter never edits them.
 
 import { base64Of, DIALECTS } from './dialects.ts';
 import { faultOf, misfit, misfitOfIds, rowsOf, type RowSet, type Rules } from './examined.ts';
@@ -11,23 +12,25 @@ import { listedRows } from './split.ts';
 import { documentsOf, isNoStream, type Span } from './streams.ts';
 
 /**
- * What decode's own `cached_tokens` must say: nothing, where samples of one request share what decode has forwarded for it; no hit,
- * where the request had a salt; 0, where it had none; and of several prompts what it says is of one of them.
+ * What decode's own `cached_tokens` must say before an array may pass. `any`: anything, because the
+ * samples of one request share blocks that decode has forwarded for this very request. `no hit`:
+ * not above 0, because the request had a salt. `zero`: exactly 0, because it had none. `never`: no
+ * value is enough, because a batch has one number only and it describes one of its prompts.
  */
 export type CachedRule = 'any' | 'no hit' | 'zero' | 'never';
 
 export interface Alone {
   cached: CachedRule;
-  /** The request was read: it tells how many rows there must be. */
+  /** Whether the request could be read, so that it tells how many rows there must be. */
   counted: boolean;
-  /** First token whose row the client asks for. */
+  /** The position of the first token whose row the client asks for. */
   start: number;
   prompts: number;
   n: number;
   rules: Rules;
 }
 
-/** A whole body, or a stream: it may pass where `merged` has it. */
+/** The verdict on a whole body or a stream: the response may pass if `merged` is not empty. */
 export function aloneVerdict(text: string, events: boolean, alone: Alone): Verdict {
   const passes: Verdict = {
     merged: [{ body: text, choices: 0 }],
@@ -45,7 +48,7 @@ export function aloneVerdict(text: string, events: boolean, alone: Alone): Verdi
   }
   const documentIn = ({ start, end }: Span) => parse(text.slice(start, end));
   const broken = documentsOf(text).find((each) => !isReply(documentIn(each)));
-  // What is behind an event that is no document passes unread.
+  // The filter passes everything after an event that is not a document without reading it.
   const looked = broken ? text.slice(0, broken.start) : text;
   if (isNoStream(looked)) return refused('no stream of events');
   const sets: RowSet[] = [];
@@ -73,7 +76,9 @@ const routing = (text: string, root: Node): Place[] =>
 
 const rowsFault = ({ rules }: Alone, decode: RowSet[]) => faultOf(rules, { prefill: [], decode });
 
-/** Adds the rows of a document's arrays to `sets`. */
+/**
+ * Adds the rows of a document's arrays to `sets`. Returns why the document must not pass, or null.
+ */
 function documentFault(
   text: string,
   root: Node,
@@ -100,7 +105,10 @@ function documentFault(
   return cachedFault(text, root, found, alone) ?? (event ? null : countFault(text, root, read, alone));
 }
 
-/** Of each place one: SGLang's two are one of a reply. */
+/**
+ * Whether a place with an array occurs twice. SGLang's two places on a reply, `meta_info` and
+ * `sglext`, count as one.
+ */
 function isTwice(root: Node, found: Place[]): boolean {
   const seen = new Set<string>();
   const holders = new Set(found.map((place) => holder(place)));
@@ -122,7 +130,10 @@ function arraySet(text: string, { node }: Place): RowSet | string {
   return value ? setOf(value) : 'an array that can not be read';
 }
 
-/** An array without a header, by the counts beside it; without them it has no rows that are known. */
+/**
+ * Reads an array without a header by the counts beside it. Without counts the number of its rows is
+ * unknown, and the set is empty.
+ */
 function rawSet(text: string, root: Node, { node, choice }: Place, alone: Alone): RowSet | string {
   const bytes = base64Of(text.slice(node.start, node.end));
   if (!bytes) return 'an array that can not be read';
@@ -139,7 +150,8 @@ function rawSet(text: string, root: Node, { node, choice }: Place, alone: Alone)
 
 function cachedFault(text: string, root: Node, found: Place[], { cached }: Alone): string | null {
   if (cached === 'any') return null;
-  // Elements of a list are SGLang's, and have `meta_info`; what is called `usage` in one says nothing.
+  // The elements of a list are SGLang's and have `meta_info`. A member `usage` of such an element
+  // has no meaning.
   const said = (holder: Node) => [
     ...(root.kind === 'array' ? [] : all(holder, 'usage'))
       .flatMap((usage) => all(usage, 'prompt_tokens_details'))
@@ -157,7 +169,7 @@ function cachedFault(text: string, root: Node, found: Place[], { cached }: Alone
   return null;
 }
 
-/** Rows of a whole reply against its counts, where every choice has an array. */
+/** Checks the rows of a whole reply against its token counts, if every choice has an array. */
 function countFault(
   text: string,
   root: Node,
@@ -180,7 +192,7 @@ function countFault(
   }
   if (prompt < 0 || completion < 1) return null;
   const tokens = Math.floor(arrays.length / Math.max(prompts, 1)) * prompt + completion;
-  // An engine that does not know the field has the rows before it, too.
+  // An engine that does not know the field also returns the rows before `start`.
   const skipped = [0, Math.max(start, 0) * arrays.length];
   return skipped.some((before) => before + rows + arrays.length === tokens) ? null : wrong;
 }

@@ -1,12 +1,13 @@
-// Exchanges of which decode serves the request alone, by hand: P/D does not fit the request, or its prefill came to nothing. Decode has
-// forwarded every token, so its rows are right, unless its engine says that some came from a cache.
+// Exchanges written by hand in which decode serves the request alone, because P/D does not fit the
+// request or because prefill failed. Decode has forwarded every token, so its rows are valid unless
+// its engine reports that some came from a cache.
 
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 import type { Random } from '../unit/random.ts';
 import { modelOf, shapeOf, writerOf } from './by_hand.ts';
 import { EVENTS_TYPE, JSON_TYPE, Style, type Messages } from './messages.ts';
 
-/** A path that the filter does not look at. */
+/** A path that the filter does not serve. */
 const OTHER = '/v1/responses';
 
 const WHYS = [
@@ -45,7 +46,7 @@ export function aloneByHand(random: Random): Messages {
   const samples = prompts.flatMap((prompt) =>
     Array.from({ length: n }, () => ({ prompt, tokens: why === 'no output' ? 1 : random.between(1, 6) })),
   );
-  // Rows apart have one value for each prompt; nobody asks for some of them.
+  // In the split form, the prompt rows stand beside `choices` only if there is a single prompt.
   const apart = writer.note === 'split';
   const root = apart && prompts.length === 1 ? writer.root('alone') : {};
 
@@ -107,7 +108,8 @@ export function aloneByHand(random: Random): Messages {
 
   const shared = random.chance(0.25);
   const salted = !shared && connector !== 'shared_storage' && path !== OTHER;
-  // What decode's own count must be; of several prompts it proves nothing.
+  // Whether decode's own count proves that nothing was cached. For several prompts it proves
+  // nothing, except on a path that the filter does not serve.
   const told = withUsage && cached === 0 && !stream && (prompts.length === 1 || path === OTHER);
   const trusted = salted ? n * prompts.length > 1 || !withUsage || (cached ?? 0) === 0 : told;
   return {
@@ -128,7 +130,8 @@ export function aloneByHand(random: Random): Messages {
       writer.notes.length === 0 &&
       shape.extra === 0 &&
       !(apart && (start > 0 || prompts.length > 1)) &&
-      // Both legs at once have answered by then.
+      // With mooncake, both legs run at the same time, so decode has already answered as a decode
+      // leg.
       !(failing && connector === 'mooncake'),
     model: modelOf(shape),
     ...(why === 'fails' ? { fails: true } : {}),

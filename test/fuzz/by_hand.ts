@@ -1,4 +1,4 @@
-// Exchanges of engines whose routing stands in choices, by hand.
+// Exchanges written by hand with engines whose routing stands in the choices (formats A, B and C).
 
 import type { Dtype } from '../engine/router.ts';
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
@@ -9,39 +9,42 @@ import { bytesOf, Routers, type Slots } from './routers.ts';
 
 export interface Shape {
   dtype: Dtype;
-  /** Of decode, where it chose another one. */
+  /** The dtype of decode's arrays, which may differ from prefill's. */
   decodeDtype: Dtype;
   layers: number;
   topK: number;
-  /** Tokens of the prompt. */
+  /** Number of tokens of the prompt. */
   prompt: number;
-  /** Decode answers from this row on, where the form has them together. */
+  /**
+   * The first row of decode's arrays, in forms that have prompt rows and generated rows in one
+   * array.
+   */
   from: number;
   routers: Routers;
   slots: Slots;
-  /** The leg one of whose arrays has rows that no router gives. */
+  /** The leg one of whose arrays gets rows that no router can give. */
   spoiled: Leg | null;
-  /** Rows that decode has more than it must have, or less. */
+  /** The number of rows that decode has beyond the right number; negative if rows are missing. */
   extra: number;
 }
 
-/** `alone`: decode's, of a request that it serves alone. */
+/** `alone` is the reply of decode to a request that it serves alone. */
 export type Leg = 'prefill' | 'decode' | 'alone';
 
-/** What the routing of one exchange adds to its replies. */
+/** Writes the routing of one exchange into its replies. */
 export interface Writer {
   note: string;
-  /** Members of a choice with so many tokens, on one leg. */
+  /** The members of a choice with `tokens` generated tokens, in the reply of one leg. */
   choice(leg: Leg, tokens: number, prompt?: number): object;
-  /** Members beside `choices`. */
+  /** The members beside `choices`. */
   root(leg: Leg): object;
-  /** Whether a stream can be merged. */
+  /** Whether a stream with this routing can be merged. */
   streams: boolean;
-  /** What was done to rows. */
+  /** What was done to the rows. */
   notes: string[];
 }
 
-/** One array a choice, with rows of both legs. */
+/** Writes one array per choice, which holds the rows of both legs. */
 function arrayWriter(random: Random, shape: Shape): Writer {
   const dialect = random.pick(DIALECTS);
   const npyOf = () => ({
@@ -60,7 +63,7 @@ function arrayWriter(random: Random, shape: Shape): Writer {
       const dtype = leg === 'prefill' ? shape.dtype : shape.decodeDtype;
       const start = leg === 'prefill' ? 0 : shape.from;
       const total = prompt + tokens - 1 + (leg === 'prefill' ? 0 : shape.extra);
-      // Decode forwards the last token of the prompt again.
+      // Decode forwards the last prompt token itself, so its rows are valid from that token on.
       const foreign = leg === 'decode' ? Math.max(prompt - 1 - start, 0) : 0;
       const own = routers.rows(Math.max(total - start - foreign, 0), dtype);
       const rows = [...routers.slots(slots, foreign, dtype), ...spoil(shape, leg, own, notes)];
@@ -78,7 +81,7 @@ function spoil({ routers, spoiled }: Shape, leg: Leg, rows: number[][], notes: s
   return done[0];
 }
 
-/** The prompt's rows apart from the generated ones. */
+/** Writes the prompt rows apart from the generated rows. */
 function splitWriter(random: Random, shape: Shape): Writer {
   const { layers, topK, dtype, prompt, routers, slots } = shape;
   const nested = random.chance(0.5);
@@ -96,7 +99,8 @@ function splitWriter(random: Random, shape: Shape): Writer {
           shape: [rows.length, layers, topK],
           data: bytesOf(rows, dtype).toString('base64'),
         };
-  // One of both is spoiled.
+  // If the reply of decode alone is spoiled, only one of the two values is: the prompt rows or the
+  // generated rows.
   const apart = random.chance(0.5);
   const value = (leg: Leg, tokens = prompt): object => {
     if (leg !== 'decode') {
@@ -124,7 +128,7 @@ function splitWriter(random: Random, shape: Shape): Writer {
 export const writerOf = (random: Random, shape: Shape): Writer =>
   random.chance(0.7) ? arrayWriter(random, shape) : splitWriter(random, shape);
 
-/** A model and how its engines write, of a prompt of so many tokens. */
+/** Chooses a model for a prompt of `prompt` tokens, and how its engines write routing. */
 export function shapeOf(random: Random, prompt: number, spoilable: Leg[]): Shape {
   const dtype = random.pick(DTYPES);
   const size = { layers: random.between(1, 4), topK: random.between(1, 4) };
@@ -147,7 +151,7 @@ export const modelOf = ({ layers, topK, routers }: Shape) => ({
   experts: routers.experts,
 });
 
-/** Engines without capture. */
+/** Writes the replies of engines that capture no routing. */
 function bareWriter(random: Random): Writer {
   const value = random.chance(0.5) ? { routed_experts: null } : {};
   return { note: 'no routing', choice: () => value, root: () => ({}), streams: true, notes: [] };
@@ -163,7 +167,7 @@ export function choicesByHand(random: Random): Messages {
   const tail = connector !== 'mooncake' && random.chance(0.5);
   const last = random.chance(0.25);
   const shape = shapeOf(random, prompt, ['prefill', 'decode']);
-  // An engine that does not look at `routed_experts_prompt_start` answers in full.
+  // In the remaining cases the engine ignores `routed_experts_prompt_start` and returns all rows.
   if (tail && random.chance(0.8)) shape.from = last ? prompt - 1 : prompt;
   const bare = connector !== 'mooncake' && random.chance(0.04);
   const writer = bare ? bareWriter(random) : writerOf(random, shape);
@@ -197,7 +201,7 @@ export function choicesByHand(random: Random): Messages {
           ...(path === CHAT
             ? { messages: [{ role: 'user', content: style.words() }] }
             : { prompt: style.words() }),
-          // Not a member of completions, where it says nothing.
+          // `/v1/completions` has no such member and ignores it.
           ...(maxTokens !== null && random.chance(0.3)
             ? { max_completion_tokens: path === CHAT ? maxTokens : random.between(0, 3) }
             : {}),
@@ -221,7 +225,8 @@ export function choicesByHand(random: Random): Messages {
       total_tokens: prompt + completion,
       ...(details ? { prompt_tokens_details: { cached_tokens: random.below(prompt + 1) } } : {}),
     });
-  // Without a length, such a value can't be checked.
+  // Without `usage` nothing tells the prompt's length, and the prompt rows of the split form cannot
+  // be checked.
   const withUsage = random.chance(0.8) || writer.note === 'split' || bare;
   const withIds = random.chance(0.4) || path === GENERATE;
   const long = 'word '.repeat(bare ? random.between(50, 1000) : 0);
@@ -243,7 +248,7 @@ export function choicesByHand(random: Random): Messages {
     choices: [choice('prefill', 0, 1)],
     ...writer.root('prefill'),
     ...(withUsage || random.chance(0.8) ? { usage: usage(1) } : {}),
-    // Of an engine that runs another connector there are none.
+    // A prefill engine that runs another connector hands out no parameters.
     kv_transfer_params: handless ? random.pick([null, {}]) : params,
   });
   const events = () => [
@@ -283,9 +288,10 @@ export function choicesByHand(random: Random): Messages {
       writer.notes.length === 0 &&
       !handless &&
       (shape.extra === 0 || bare) &&
-      // A transfer is taken once.
+      // A Mooncake transfer can be taken only once, so P/D does not serve several choices.
       (connector !== 'mooncake' || n === 1) &&
-      // A value of its own has no room for a row of decode's.
+      // The prompt rows of the split form are a value of their own, into which no row of decode can
+      // go.
       !(last && writer.note === 'split'),
     ...(bare ? { ends: 'absent' as const } : {}),
     model: modelOf(shape),

@@ -1,13 +1,14 @@
-// One case of the fuzzer: everything that is sent, and how it is cut. Plain data, so that a find can be kept as JSON.
+// One case of the fuzzer: everything that is sent, and how it is cut into pieces. A case is plain
+// data, so that a find can be kept as JSON.
 
 import type { EngineReply, Header, Protocol } from '../scenario.ts';
 
 export interface Reply {
   status: number;
   headers: Header[];
-  /** latin1: an index is a byte. */
+  /** The body in latin1, so that each index is a byte offset. */
   body: string;
-  /** Lengths of the pieces. */
+  /** The lengths of the pieces. */
   pieces: number[];
   trailers?: Header[];
   fault?: NonNullable<EngineReply['fault']>;
@@ -15,7 +16,7 @@ export interface Reply {
 
 export interface FuzzCase {
   seed: number;
-  /** Nothing is wrong with it: it must end as `ends` says. */
+  /** Nothing is wrong with the case, so it must end as `ends` says. */
   clean: boolean;
   /** Default: merged. */
   ends?: 'merged' | 'local' | 'absent';
@@ -25,16 +26,19 @@ export interface FuzzCase {
   body: string;
   pieces: number[];
   trailers?: Header[];
-  /** One for each try; the last one answers all further ones. */
+  /** One reply per try of the prefill call; the last one answers all further tries. */
   prefill: (Reply | 'down')[];
   decode: Reply | 'down';
-  /** Prefill's bootstrap server. */
+  /** The reply of prefill's bootstrap server. */
   bootstrap?: Reply;
   downstream: Protocol;
   upstream: Protocol;
-  /** The client leaves when an engine is asked, or when it has seen so many bytes of the body. */
+  /**
+   * When the client leaves: when this leg's engine is asked, or when the client has received this
+   * many bytes of the body.
+   */
   leave?: 'prefill' | 'decode' | number;
-  /** What was done to it. */
+  /** What the case was made from, and what was done to it. */
   notes: string[];
 }
 

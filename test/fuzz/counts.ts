@@ -1,21 +1,25 @@
-// Rows against tokens, for the reference: an array ends with the row of the last token but one.
+// Checks rows against token counts, for the reference: an array ends with the row of the last token
+// but one.
 
 import { integer, last, type Node } from './json.ts';
 import { choicesOf, countOf } from './places.ts';
 
-/** An array: the choice that it is in, and the position behind its last row. */
+/** An array: the index of its choice, and the position after its last row. */
 export interface Ends {
   choice: number;
   end: number;
 }
 
-/** Tokens that a choice lists; -1: it does not. */
+/** The number of tokens that a choice lists in `token_ids`; -1 if it lists none. */
 export function tokensOf(choice: Node | undefined): number {
   const ids = last(choice, 'token_ids');
   return ids?.kind === 'array' ? ids.items.length : -1;
 }
 
-/** Why the arrays of a whole document do not have the rows of their tokens, of a prompt of so many; null: nothing says so. */
+/**
+ * Why the arrays of a whole document do not have the rows of their tokens, given a prompt of
+ * `prompt` tokens; null if no count contradicts them.
+ */
 export function countsFault(text: string, root: Node, arrays: Ends[], prompt: number): string | null {
   const choices = choicesOf(root);
   for (const { choice, end } of arrays) {
@@ -34,9 +38,9 @@ function sumFault(arrays: Ends[], prompt: number, completion: number): string | 
     : 'another number of rows than of tokens';
 }
 
-/** The same of a stream, whose events have some tokens each. */
+/** The same check for a stream, each of whose events has some of the tokens. */
 export class CountedStream {
-  /** Of each choice, so far; -1: an event did not tell. */
+  /** The number of tokens of each choice so far; -1 if one of its events did not tell. */
   private tokens = new Map<number, number>();
   private arrays: Ends[] = [];
 
@@ -45,7 +49,7 @@ export class CountedStream {
     private n: number,
   ) {}
 
-  /** An event, and the arrays in it. */
+  /** Takes the next event and the arrays in it. Returns what is wrong, or null. */
   fault(text: string, root: Node, arrays: Ends[]): string | null {
     const choices = choicesOf(root);
     for (const [i, choice] of choices.entries()) {
@@ -60,7 +64,7 @@ export class CountedStream {
         return 'another number of rows than of token_ids';
     }
     this.arrays.push(...arrays);
-    // An event without choices has the tokens of all.
+    // Only an event without choices reports the number of tokens of all choices.
     if (this.arrays.length !== this.n || (this.n > 1 && choices.length > 0)) return null;
     return sumFault(this.arrays, this.prompt, countOf(text, root, 'completion_tokens') ?? -1);
   }

@@ -1,22 +1,23 @@
-// Forms in which a choice's array holds rows of both legs, for the fuzzer: how one is written, and what the reference reads
-// and writes. A form is one entry of `DIALECTS`; those of other shapes are in split.ts and raw.ts.
+// The forms in which the array of a choice holds the rows of both legs: how the fuzzer writes such
+// an array, and how the reference reads and merges it. Each form is one entry of `DIALECTS`; forms
+// of other shapes are in split.ts and raw.ts.
 
 import { npyHeader, type NpyOptions } from '../engine/npy.ts';
 import type { Dtype } from '../engine/router.ts';
 import { all, integer, isNull, parse, type Node } from './json.ts';
 
-/** An array as it is found in a value. */
+/** An array that was read from a value. */
 export interface Rows {
   dtype: string;
   rows: number;
   layers: number;
   topK: number;
   data: Buffer;
-  /** Token of the first row. */
+  /** The position of the token of the first row. */
   start: number;
-  /** What stands before the data, kept by an overlay. */
+  /** The bytes before the data, which an overlay keeps. */
   head: Buffer;
-  /** The value's text. */
+  /** The JSON text of the value. */
   text: string;
 }
 
@@ -25,7 +26,7 @@ export interface Written {
   layers: number;
   topK: number;
   rows: number;
-  /** Token of the first row. */
+  /** The position of the token of the first row. */
   start: number;
   data: Buffer;
   npy: NpyOptions;
@@ -33,23 +34,27 @@ export interface Written {
 
 export interface Dialect {
   name: string;
-  /** Member of a choice that holds the array, and the first character of its value. */
+  /**
+   * `key` is the member of a choice that holds the array; `first` is the first character of its
+   * value.
+   */
   key: string;
   first: string;
-  /** An array says by itself for which tokens it has rows. */
+  /** Whether an array itself tells the position of its first token. */
   tellsStart: boolean;
-  /** JSON text of an array. */
+  /** Writes an array as JSON text. */
   write(array: Written): string;
-  /** The array in a value's text; null when it is not one that may be merged. */
+  /** Reads the array from a value's text; null if it is not an array that may be merged. */
   read(text: string): Rows | null;
   /**
-   * Of a value that begins at `at` of a decode response: from where to where a full array has what prefill's rows take the place
-   * of, whatever stands there; null when its head can't be read.
+   * The range of text that prefill's rows replace in a full array whose value begins at `at` in a
+   * decode response, whatever stands in that range; null if the array's head cannot be read.
    */
   overwritten(text: string, at: number, prefill: Rows): [from: number, to: number] | null;
   /**
-   * Text of the decode array with other data, of rows from token `start` on; `tail`: there are more rows than there were. Where
-   * their `dtype` is another than the array's, `prefill` shows how prefill writes dtypes.
+   * The text of the decode array with other data, whose first row is that of token `start`. `tail`
+   * means that there are more rows than before. If `dtype` is not the array's own, `prefill` shows
+   * how prefill writes dtypes.
    */
   merged(like: Rows, data: Buffer, tail: boolean, start: number, dtype: string, prefill: Rows): string;
 }
@@ -57,9 +62,12 @@ export interface Dialect {
 export const DTYPES: readonly Dtype[] = ['|u1', '<u2', '<i2', '<i4'];
 export const itemBytes = (dtype: string): number => Number(dtype.slice(2));
 
-/** The dictionary of a `.npy` header; null when it is not as NumPy writes it, whatever the order and the spaces. */
+/**
+ * Reads the dictionary of a `.npy` header. The order of the keys and the spaces are free; null if
+ * anything else differs from what NumPy writes.
+ */
 function readDictionary(text: string): { descr: string; shape: number[] } | null {
-  // Python's names.
+  // The dictionary has Python's names, not those of JSON.
   if (/\b(false|true|null)\b/.test(text)) return null;
   const json = text
     .replace(/'/g, '"')
@@ -95,7 +103,9 @@ function readNpy(file: Buffer): Rows | null {
   return right ? { dtype: dictionary.descr, rows, layers, topK, data, start: 0, head, text: '' } : null;
 }
 
-/** The bytes of a JSON string that is base64 (RFC 4648, section 4), padded; null for any other value. */
+/**
+ * The bytes of a JSON string that is padded base64 (RFC 4648, section 4); null for any other value.
+ */
 export function base64Of(text: string): Buffer | null {
   const inner = text.slice(1, -1);
   return /^"[A-Za-z0-9+/]*={0,2}"$/.test(text) && inner.length % 4 === 0
@@ -142,13 +152,16 @@ export const NUMPY_NAMES: Record<string, string> = {
   '<i4': 'int32',
 };
 
-/** How an object names its dtype, if it does. */
+/** The text with which an object names its dtype; null if it names none. */
 function dtypeText(text: string): string | null {
   const member = all(parse(text)!, 'dtype')[0];
   return member?.kind === 'string' ? text.slice(member.start, member.end) : null;
 }
 
-/** prime-rl's and Dynamo's: raw bytes, with shape and first token beside them. */
+/**
+ * The form of prime-rl and Dynamo: raw bytes, with the shape and the position of the first token
+ * beside them.
+ */
 const object: Dialect = {
   name: 'object',
   key: 'routed_experts',
@@ -208,7 +221,10 @@ const object: Dialect = {
 
 export const DIALECTS: readonly Dialect[] = [npy, object];
 
-/** Whether some row is all -1, of a signed type: the engine does not know it. */
+/**
+ * Whether some row has all bits set, which is -1 in a signed type: an engine writes this for a row
+ * that it does not know.
+ */
 export function hasSentinel(data: Buffer, width: number): boolean {
   for (let at = 0; at < data.length; at += width) {
     if (data.subarray(at, at + width).every((byte) => byte === 0xff)) return true;

@@ -1,28 +1,28 @@
-// Whether rows can be what routers gave, said a second time on lists of numbers: the layers of each row are named zero, repeated or
-// distinct, and counted.
+// Decides for the reference whether rows can come from a router, independently of the filter's
+// code: it names each layer of each row zero, repeated or distinct, and counts these.
 
 import { itemBytes } from './dialects.ts';
 
-/** What the configuration says of checks, by its own words. */
+/** What the configuration says about the checks, with its own keys. */
 export interface Rules {
   check: 'sampled' | 'all' | 'off';
   model: { layers: number; top_k: number; experts: number } | null;
 }
 
-/** Rows of one array that are looked at, each a list of ids, layer after layer. */
+/** The rows of one array that are to be checked; each row is a list of ids, layer after layer. */
 export interface RowSet {
   rows: number[][];
-  /** 0: the format does not tell. */
+  /** 0 means that the format does not tell. */
   layers: number;
   topK: number;
-  /** They are read one at a time, so that all are examined. */
+  /** The filter reads these rows one by one (they are nested lists), so it examines all of them. */
   every?: boolean;
 }
 
-/** Rows between the first and the last one that are examined. */
+/** The number of rows between the first and the last row that are examined. */
 const SPREAD = 64;
 
-/** Ids of rows as they stand in an array; `width` is a row's bytes. */
+/** The ids of the rows in an array's data; `width` is the number of bytes of a row. */
 export function rowsOf(data: Buffer, dtype: string, width: number): number[][] {
   const size = itemBytes(dtype);
   const signed = dtype[1] === 'i';
@@ -34,18 +34,21 @@ export function rowsOf(data: Buffer, dtype: string, width: number): number[][] {
   );
 }
 
-/** Why arrays do not have the configured model's shape; null: they do, or there is none. */
+/**
+ * Why the arrays do not have the shape of the configured model; null if they have it or no model is
+ * configured.
+ */
 export function misfit({ model }: Rules, layers: number, topK: number): string | null {
   if (!model || (layers === model.layers && topK === model.top_k)) return null;
   return "not the model's shape";
 }
 
-/** The same of a row of which no more than its number of ids is known. */
+/** The same for rows of which only the number of ids is known. */
 export function misfitOfIds({ model }: Rules, ids: number): string | null {
   return model && ids !== model.layers * model.top_k ? "not the model's number of ids" : null;
 }
 
-/** The rows that are examined for distinct ids. */
+/** The rows in which the ids are examined. */
 function examined({ rows, every }: RowSet, { check }: Rules): number[][] {
   const last = rows.length - 1;
   if (check === 'all' || every || last <= SPREAD + 1) return rows;
@@ -60,7 +63,7 @@ function kindOf(ids: number[]): Kind {
   return new Set(ids).size < ids.length ? 'repeated' : 'distinct';
 }
 
-/** Of one leg: the kinds of each layer's examined rows. */
+/** The kinds of each layer in the examined rows of one leg. */
 class Leg {
   rows = 0;
   private layers: Kind[][] = [];
@@ -85,8 +88,8 @@ class Leg {
 }
 
 /**
- * What no router gives in the rows of an exchange; null: nothing. `early`: decode's are still to come, which may show that the
- * model repeats experts where prefill's rows do.
+ * What in the rows of an exchange no router can give; null if nothing. `early` means that decode's
+ * rows are still to come: they may show that the model repeats experts where prefill's rows do.
  */
 export function faultOf(
   rules: Rules,
@@ -119,14 +122,14 @@ function look(set: RowSet, rules: Rules, leg: Leg): string | null {
 }
 
 /**
- * A layer is dense where it is zero in every row, and routed where it names different experts in every row. Any other is a fault,
- * but where the model repeats experts in it.
+ * A layer is dense if it is zero in every row, and routed if it names different experts in every
+ * row. Any other layer is a fault, unless the model repeats experts in it.
  */
 function layersFault(prefill: Leg, decode: Leg, early: boolean): string | null {
   const layers = Array.from({ length: Math.max(prefill.count, decode.count) }, (_, layer) => layer);
   const total = (layer: number, kind: Kind) => prefill.of(layer, kind) + decode.of(layer, kind);
   const usual = layers.filter((layer) => prefill.repeatsMostly(layer));
-  // Where both legs have rows, decode's own say what the model does.
+  // If both legs have rows, decode's own rows show what the model does.
   const both = prefill.rows > 0 && decode.rows > 0;
   const confirmed = usual.filter((layer) => decode.of(layer, 'repeated') > 0).length > usual.length / 2;
   const repeats = (layer: number): boolean => {

@@ -1,4 +1,5 @@
-// One exchange as the reference sees it: what was asked, what prefill brought, and who served it.
+// One exchange as the reference sees it: what the client asked for, what prefill brought, and which
+// engines served the request.
 
 import type { EngineRequest, Header, Result } from '../scenario.ts';
 import type { Alone } from './alone.ts';
@@ -33,7 +34,7 @@ export const isTail = ({ config }: FuzzCase): boolean => config['decode_rows'] =
 export const isSalted = (of: FuzzCase): boolean =>
   of.config['local_prefix_cache'] !== 'shared' && connectorOf(of) !== 'sglang';
 
-/** What the last prefill reply brought; null when that failed. */
+/** What the last prefill reply brought; null if that try failed. */
 export function broughtOf(of: FuzzCase, tries: number): Brought | null {
   const reply = of.prefill[Math.min(tries, of.prefill.length) - 1];
   if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
@@ -43,22 +44,34 @@ export function broughtOf(of: FuzzCase, tries: number): Brought | null {
   return readPrefill(Buffer.from(reply.body, 'latin1'), reading);
 }
 
-/** Of both legs at once, decode's response is there also when prefill's is not. */
+/**
+ * Like `broughtOf`; but if both legs run at the same time, decode also answers when prefill has
+ * failed.
+ */
 export const broughtAtLeast = (of: FuzzCase, tries: number): Brought | null =>
   broughtOf(of, tries) ?? (isConcurrent(connectorOf(of)) ? NOTHING : null);
 
-/** Whether prefill's engine runs another connector than the configuration says: it stopped at its cap and handed nothing over. */
+/**
+ * Whether prefill's engine runs another connector than the configuration names: it stopped at its
+ * cap and handed out no parameters.
+ */
 export const lacksHandshake = (of: FuzzCase, brought: Brought | null): boolean =>
   connectorOf(of) === 'nixl' && brought !== null && brought.params === null && brought.capped;
 
-/** Whether decode has to do without what this prefill reply brought, or did not. */
+/**
+ * Whether decode serves the request alone, because prefill failed or its reply lacks what decode
+ * needs.
+ */
 export function servesAlone(of: FuzzCase, brought: Brought | null): boolean {
   if (!brought) return true;
   const nixl = connectorOf(of) === 'nixl';
   return (nixl && brought.params === null) || (isTail(of) && brought.promptTokens === -1);
 }
 
-/** Rows that there is no room for; other values of prefill's are not parked. */
+/**
+ * Whether the filter may have no room for prefill's rows. Values of prefill other than its arrays
+ * are never parked.
+ */
 export const tooLarge = ({ config, prefill }: FuzzCase): boolean =>
   config['max_capture_bytes'] !== undefined &&
   (config['max_parked_bytes'] !== undefined ||
@@ -66,21 +79,22 @@ export const tooLarge = ({ config, prefill }: FuzzCase): boolean =>
       (reply) => reply !== 'down' && /prompt_(logprobs|tokens_details|routed_experts)/.test(reply.body),
     ));
 
-/** Who serves a request: decode alone, both legs, or nobody can tell. */
+/** Which engines serve a request: decode alone or both; `unsure` if the reference cannot tell. */
 export function servedBy(of: FuzzCase, { prefillRequests }: Result): 'decode' | 'both' | 'unsure' {
   const asked = askedOf(of);
   if (!asked?.fit || prefillRequests.length === 0) return 'decode';
   if (isConcurrent(connectorOf(of))) return 'both';
   const brought = broughtOf(of, prefillRequests.length);
   if (servesAlone(of, brought)) return 'decode';
-  // Only the array says how long the prompt is, and it is damaged: the filter may be stricter than the reference.
+  // Here only the array tells the prompt's length, and the array is damaged; the filter may refuse
+  // an array that the reference accepts.
   const damaged = () =>
     of.notes.some((note) => note.startsWith('prefill')) || prefillFault(rulesOf(of), brought!) !== null;
   const unread = brought?.usage === -1 && damaged();
   return tooLarge(of) || unread ? 'unsure' : 'both';
 }
 
-/** How a response of decode's is read that it serves alone. */
+/** How to read a response of a request that decode serves alone. */
 export function aloneOf(of: FuzzCase): Alone {
   const asked = askedOf(of);
   const rules = rulesOf(of);

@@ -1,10 +1,10 @@
-// A run of the fuzzer.
+// Runs the fuzzer for a range of seeds and counts the outcomes.
 
 import { Random } from '../unit/random.ts';
 import { caseOf } from './generate.ts';
 import { Runner, type Find } from './run.ts';
 
-/** Finds that end a run. */
+/** A run ends after this many finds. */
 const MOST_FINDS = 20;
 
 export interface Ran {
@@ -13,7 +13,10 @@ export interface Ran {
   finds: Find[];
 }
 
-/** Runs `cases` cases with the seeds from `seed` on. A case is the same whatever runs beside it. */
+/**
+ * Runs `cases` cases with the seeds from `seed` on. A case does not depend on the cases that run
+ * beside it.
+ */
 export async function fuzz(
   wasmPath: string,
   seed: number,
@@ -29,7 +32,7 @@ export async function fuzz(
     const find = await runner.run(group);
     if (find) {
       finds.push(find);
-      // Whatever it has left behind is not the next one's.
+      // What the failed group left behind must not affect the next one.
       runner = await Runner.create(wasmPath, counts);
     }
     for (const { notes } of group) origins[notes[0]!] = (origins[notes[0]!] ?? 0) + 1;
@@ -38,7 +41,7 @@ export async function fuzz(
   return ran;
 }
 
-/** Cases by what became of them, or by what they were made from. */
+/** The number of cases by outcome, or by what they were made from. */
 export type Counts = Record<string, number>;
 
 export const sorted = (counts: Counts): [string, number][] =>

@@ -1,4 +1,5 @@
-// Cases from a seed: messages as engines write them (by hand, by the simulated engine, from captures), then damage.
+// Creates a case from a seed: messages as engines write them (by hand, by the simulated engine, or
+// from captures), then damage.
 
 import { createEngine, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
@@ -34,7 +35,7 @@ function ask(engine: SimulatedEngine, path: string, value: unknown) {
     headers: JSON_TYPE,
     body: Buffer.from(JSON.stringify(value)),
   });
-  // These roles answer at once.
+  // The roles used here reply without waiting for another engine.
   if (reply instanceof Promise) throw new Error('the simulated engine waits');
   const headers = reply.headers.filter(([name]) => name !== 'content-length');
   return { headers, body: Buffer.concat(reply.chunks).toString('latin1') };
@@ -81,7 +82,7 @@ function bySimulation(random: Random): Messages {
   const asked = readRequest(path, Buffer.from(text), connector)!;
   const own = connector === 'nixl' ? { kv_transfer_params: REMOTE_DECODE } : {};
   const prefill = ask(createEngine({ ...shared, role: 'prefill' }), path, prefillLeg(asked, own));
-  // The engine dies of a tail that does not begin with the first generated row.
+  // vLLM 0.32 dies of a request for a tail that begins before the first generated row.
   const last = !tail && random.chance(0.2);
   const rules = { check: 'off' as const, model: null };
   const brought = readPrefill(Buffer.from(prefill.body, 'latin1'), { rules, last })!;
@@ -99,13 +100,17 @@ function bySimulation(random: Random): Messages {
       ...(last ? { last_prompt_row: 'decode' } : {}),
     },
     model: { layers: shared.model.layers, top_k: shared.model.topK, experts },
-    // Streams of the other endpoints have no routing; one without a place for it has none.
+    // Streams of the OpenAI endpoints carry no routing unless `streamArrays` is set, and a stream
+    // of format C may have no place for the prompt rows.
     merges: (!stream || (format !== 'C' && (path === GENERATE || streamArrays))) && !(last && format === 'C'),
     note: `simulated ${format}${stream ? ' stream' : ''}`,
   };
 }
 
-/** SGLang's roles wait for each other: here one engine says what each would, of prompts of the same length. */
+/**
+ * SGLang's prefill and decode wait for each other. So one oracle engine writes what each of them
+ * would, for prompts of the same length.
+ */
 function bySglang(random: Random): Messages {
   const path = random.pick([NATIVE, COMPLETIONS]);
   const stream = random.chance(0.25);
@@ -117,7 +122,7 @@ function bySglang(random: Random): Messages {
       ? { input_ids: prompt, sampling_params: { max_new_tokens: tokens }, ...more }
       : { prompt, max_tokens: tokens, ...more };
   };
-  // A row of a single expert is not told from one of zeros.
+  // With a single expert per layer, a row of expert 0 could not be told from a row of zeros.
   const model = { layers: random.between(1, 3), topK: random.between(2, 3) };
   const engine = createEngine({ role: 'oracle', api: 'sglang', model });
   const tokens = random.between(1, 5);
@@ -161,7 +166,7 @@ const FAULTS = ['reset', 'reset_body', 'stall', 'stall_body'] as const;
 
 export function caseOf(seed: number): FuzzCase {
   const random = new Random(seed);
-  // Neighbouring seeds begin alike.
+  // Neighbouring seeds give similar first numbers, so these are skipped.
   for (let i = 0; i < 3; i++) random.next();
   const from = random.pick([
     ...[choicesByHand, choicesByHand, choicesByHand, choicesByHand, sglangByHand, sglangByHand],
@@ -236,12 +241,13 @@ export function caseOf(seed: number): FuzzCase {
     !notes.includes(RANKS) &&
     (messages.fails || (prefill[0] as Reply).fault === undefined);
   const hold_bytes = random.pick([0, 0, 1, 64, 300, 1000, 1 << 20]);
-  // Heads that are not held: what can't be merged is reset.
+  // With `headers: pass` the head is not held, so a response that cannot be merged is reset.
   const pass = !isConcurrent(connector) && random.chance(0.15);
   const prefillConfig = {
     retries: random.below(2),
     timeout_ms: 1000,
-    // What a VM remembers of a bootstrap server is of this case alone.
+    // The filter remembers what a bootstrap server answered, so each case gets an address of its
+    // own.
     ...(isConcurrent(connector)
       ? { bootstrap_host: `p${seed}`, bootstrap_port: random.between(1, 65_535) }
       : {}),
@@ -285,7 +291,10 @@ export function caseOf(seed: number): FuzzCase {
   };
 }
 
-/** What the configuration says of rows; `fits`: nothing in it is wrong for the model. */
+/**
+ * The part of the configuration that is about rows. `fits` means that all of it is right for the
+ * model.
+ */
 function rowsConfig(random: Random, { model }: Messages): { config: Record<string, unknown>; fits: boolean } {
   const config: Record<string, unknown> = {};
   if (random.chance(0.5)) config['check_rows'] = random.pick(['sampled', 'all', 'off']);
@@ -304,7 +313,7 @@ function rowsConfig(random: Random, { model }: Messages): { config: Record<strin
 
 const RANKS = 'bootstrap: damaged';
 
-/** What a bootstrap server answers, now and then a wrong one. */
+/** The reply of a bootstrap server, which is damaged now and then. */
 function bootstrapOf(random: Random, notes: string[]): Reply {
   const damaged = random.chance(0.05);
   const ranks = ranksOf(random);

@@ -1,5 +1,6 @@
-// JSON with positions, for the reference: every member in order, also one whose key occurs twice. Text is latin1, so that
-// an index is an offset in the body. Grammar: Python's `json.loads`, which takes NaN and Infinity besides RFC 8259.
+// Parses JSON with positions, for the reference. It keeps every member in order, including repeated
+// keys. Texts are latin1, so that an index is an offset in the body. The grammar is that of
+// Python's `json.loads`, which accepts NaN and Infinity besides RFC 8259.
 
 export interface Node {
   kind: 'object' | 'array' | 'string' | 'number' | 'literal';
@@ -9,7 +10,7 @@ export interface Node {
   items: Node[];
 }
 
-/** The document, or null when the text is not one. */
+/** Parses a document; null if the text is not one. */
 export function parse(text: string): Node | null {
   const at = space(text, 0);
   const root = value(text, at, 0);
@@ -20,7 +21,7 @@ const SPACE = /[ \t\n\r]*/y;
 const STRING = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"/y;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y;
 const LITERAL = /true|false|null|NaN|-?Infinity/y;
-/** Containers in containers: nothing deeper is read. */
+/** Documents with deeper nesting of containers are not read. */
 const MAX_DEPTH = 512;
 
 function match(pattern: RegExp, text: string, at: number): number {
@@ -74,30 +75,31 @@ function value(text: string, start: number, depth: number): Node | null {
 export const all = (node: Node | undefined, key: string): Node[] =>
   node?.kind === 'object' ? node.members.flatMap(([name, child]) => (name === key ? [child] : [])) : [];
 
-/** The value that counts. */
+/** The value of a key that counts: the last one. */
 export const last = (node: Node | undefined, key: string): Node | undefined => all(node, key).at(-1);
 
 export const isNull = (text: string, node: Node | undefined): boolean =>
   node === undefined || text.slice(node.start, node.end) === 'null';
 
-/** A whole number without sign, fraction and exponent; else -1. */
+/** A whole number without sign, fraction and exponent; -1 for anything else. */
 export function integer(text: string, node: Node | undefined): number {
   if (node?.kind !== 'number') return -1;
   const digits = text.slice(node.start, node.end);
   return /^\d{1,18}$/.test(digits) ? Number(digits) : -1;
 }
 
-/** As `JSON.parse`, with Python's NaN and Infinity; undefined when the text is not JSON. */
+/** Like `JSON.parse`, but accepts Python's NaN and Infinity; undefined if the text is not JSON. */
 export function read(text: string): unknown {
   const root = parse(text);
   return root === null ? undefined : build(text, root);
 }
 
-/** The value of a node. */
+/** Builds the JavaScript value of a node. */
 export function build(text: string, node: Node): unknown {
   if (node.kind === 'array') return node.items.map((item) => build(text, item));
   if (node.kind === 'object') {
-    // As own members, `__proto__` too; of a key that occurs twice the last counts.
+    // All keys become own members, including `__proto__`. If a key is repeated, its last value
+    // counts.
     return Object.fromEntries(node.members.map(([key, item]) => [key, build(text, item)]));
   }
   const own = text.slice(node.start, node.end);

@@ -1,4 +1,5 @@
-// Whether a result is what the reference allows: its outcome, or a refusal; never anything else.
+// Judges a result: it must have the outcome that the reference allows, or be a refusal; anything
+// else is a find.
 
 import { isDeepStrictEqual } from 'node:util';
 import type { Result } from '../scenario.ts';
@@ -29,10 +30,13 @@ import { sentWrong } from './sent.ts';
 import { documentsOf, streamVerdict } from './streams.ts';
 
 const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
-/** What the filter may say of a case without damage: bounds of the configuration, and forms that nothing tells apart. */
+/**
+ * Outcomes that are right even for a clean case: a bound of the configuration was reached, or
+ * nothing tells two forms apart.
+ */
 const BOUNDS = /^(unmerged|rejected); reason=(hold|ambiguous)$/;
 
-/** What is wrong with a result; null: nothing. */
+/** What is wrong with a result; null if nothing is. */
 export function judge(of: FuzzCase, result: Result): string | null {
   const logged = result.logged ?? '';
   const outcome = logged.split(';', 1)[0]!;
@@ -47,7 +51,7 @@ export function judge(of: FuzzCase, result: Result): string | null {
   );
 }
 
-/** The outcome header is the filter's, whatever an engine says. */
+/** The outcome header must come from the filter, whatever an engine sends under its name. */
 function headOf(of: FuzzCase, { headers, status, complete }: Result, logged: string): string | null {
   const said = headers.filter(([name]) => name === 'x-routed-experts');
   if (said.length > 1) return 'two outcome headers';
@@ -73,13 +77,14 @@ const parses = (text: string): boolean => {
   }
 };
 
-/** Valid JSON stays valid JSON, also in events. */
+/** A response that was valid JSON must still be valid JSON, and so must each event of a stream. */
 function validity(of: FuzzCase, { status, complete, body, decodeRequests }: Result): string | null {
   if (decodeRequests.length === 0) return null;
   if (of.decode === 'down' || of.decode.fault || status !== of.decode.status || !complete) return null;
-  // Of an error either leg's may be it.
+  // An error response may be that of either leg, so it is not compared.
   if (encoded(of.decode) || !good(of.decode)) return null;
-  // Values of prefill's may be in it; where its reply has NaN, which Python writes, so has the body.
+  // The body may hold values of prefill's reply. If that reply has NaN, which Python writes, so has
+  // the body.
   if (!of.prefill.every((reply) => reply === 'down' || !/NaN|Infinity/.test(reply.body))) return null;
   const text = body.toString('latin1');
   if (!events(of.decode))
@@ -121,7 +126,7 @@ function bodyOf(of: FuzzCase, result: Result, logged: string, outcome: string): 
   const brought = broughtAtLeast(of, prefillRequests.length);
   if (!brought) return `${outcome} although prefill failed`;
   if (outcome === 'merged') return merged(of, decode, brought, logged, body);
-  // unmerged
+  // The outcome is `unmerged`.
   if (!complete || status !== decode.status) return 'a response that was let go is not whole';
   if (of.config['on_unmergeable'] === 'forward')
     return body === decode.body || (brought.values && events(decode) && isSameButValues(body, decode.body))
@@ -131,11 +136,11 @@ function bodyOf(of: FuzzCase, result: Result, logged: string, outcome: string): 
   return nulled(of, decode, brought, body);
 }
 
-/** Nothing is wrong with a clean case: its outcome is known. */
+/** Nothing is wrong with a clean case, so its outcome is known. */
 function cleanWrong(of: FuzzCase, logged: string, outcome: string): string | null {
   const ends = of.ends ?? 'merged';
   if (!of.clean || outcome === ends || BOUNDS.test(logged) || tooLarge(of)) return null;
-  // What is behind the most that is held may have said that nothing was cached.
+  // The report that nothing was cached may stand beyond the most bytes that the filter holds.
   if (ends === 'local' && of.config['max_hold_bytes'] !== undefined && logged.endsWith('reason=cached'))
     return null;
   return `a clean case: ${logged}, not ${ends}`;
@@ -143,9 +148,9 @@ function cleanWrong(of: FuzzCase, logged: string, outcome: string): string | nul
 
 // ---- what decode served alone
 
-/** Whether the arrays of a response may pass that decode served alone. */
+/** Why the arrays of a response that decode served alone may not pass; null if they may. */
 function localWrong(of: FuzzCase, decode: Reply): string | null {
-  // Without a body there is no request, and no engine has an answer to it.
+  // An empty body is no request, and no engine replies to it with arrays.
   if (!good(decode) || of.body === '') return null;
   const alone = aloneOf(of);
   const type = value(decode.headers, 'content-type') ?? '';
@@ -194,7 +199,7 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   const reply = of.prefill[Math.min(tried, of.prefill.length) - 1];
   const answers = tried > 0 && reply && reply !== 'down' && !reply.fault;
   const refused = answers && reply.status >= 400 && reply.status < 500;
-  // Of both legs at once, decode's error may have come first.
+  // If both legs run at the same time, decode's error may have come first.
   const first = isConcurrent(connectorOf(of)) && decode !== 'down' && !good(decode);
   if (refused && result.status === reply.status && body === reply.body) return null;
   if (refused && !first) return "prefill's answer was changed";
@@ -204,7 +209,8 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   if (result.status !== decode.status || !same || !result.complete) return 'an absent response was changed';
   if (!good(decode) || body === '') return null;
   if (!brought) return 'absent although prefill failed';
-  // The filter may be stricter about a value than the reference, which would put it where decode has nothing.
+  // The filter may refuse a value of prefill that the reference accepts and would insert where
+  // decode has none.
   const bare = brought.split !== null && verdict(of, decode, NOTHING).absent;
   return bare || verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
 }
@@ -224,7 +230,7 @@ function verdict(of: FuzzCase, decode: Reply, brought: Brought): reference.Verdi
   return events(decode) ? streamVerdict(body, expected) : reference.verdictOf(body, expected);
 }
 
-/** Base64 with zeros in the bits that no byte needs. */
+/** Rewrites base64 so that the bits that encode no byte are zero. */
 const canonical = (text: string) =>
   text.replace(
     /"([A-Za-z0-9+/]{16,}={0,2})"|(?<="(?:routed_experts|data)"\s*:\s*)"([A-Za-z0-9+/]+={0,2})"/g,
@@ -248,7 +254,10 @@ function merged(of: FuzzCase, decode: Reply, brought: Brought, logged: string, b
   return logged === says || says.startsWith(`${logged};`) ? null : `logged ${logged}, not ${says}`;
 }
 
-/** The same but for values that are prefill's: in documents of a stream, or a whole body. */
+/**
+ * Whether two bodies, each a whole document or a stream, differ only in values that are taken from
+ * prefill.
+ */
 function isSameButValues(a: string, b: string): boolean {
   const documents = (text: string) =>
     parse(text) ? [text] : documentsOf(text).map(({ start, end }) => text.slice(start, end));
@@ -265,7 +274,10 @@ function nulled(of: FuzzCase, decode: Reply, brought: Brought, body: string): st
   return nulledEvents(decode.body, body, brought, false);
 }
 
-/** Each array of an event is null, or merged as if it were alone; `alone`: or as it was. */
+/**
+ * Each array of an event must be null, or merged as if it were the only one. With `alone` it must
+ * be null or unchanged.
+ */
 function nulledEvents(sent: string, got: string, brought: Brought, alone: boolean): string | null {
   const [was, is] = [documentsOf(sent), documentsOf(got)];
   if (was.length !== is.length) return 'events are lost';

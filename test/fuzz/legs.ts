@@ -1,4 +1,5 @@
-// What each leg must be sent, said a second time on JSON.parse: which requests P/D may serve, and what the engines get.
+// What each leg must be sent, derived from `JSON.parse` independently of the filter's code: which
+// requests P/D may serve, and which requests the engines get.
 
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
 import { integer, last as lastOf, parse, read } from './json.ts';
@@ -23,14 +24,14 @@ export const REMOTE_DECODE = {
   remote_port: null,
 };
 
-/** Members of SGLang's requests that choose the other engine. */
+/** The members of SGLang's requests that choose the other engine. */
 export const BOOTSTRAP = ['bootstrap_host', 'bootstrap_port', 'bootstrap_room'] as const;
 const SGLANG_OWN = [...BOOTSTRAP, 'bootstrap_pair_key', 'disagg_prefill_dp_rank'];
 
 const VLLM_PATHS = [COMPLETIONS, CHAT, GENERATE];
 const SGLANG_PATHS = [COMPLETIONS, CHAT, NATIVE];
 
-/** As pydantic reads an integer. */
+/** Whether a value is zero as Pydantic reads an integer. */
 const isZero = (value: unknown) =>
   value === 0 || value === false || (typeof value === 'string' && /^-?0+(\.0*)?$/.test(value.trim()));
 
@@ -41,26 +42,29 @@ export interface Asked {
   connector: ConnectorName;
   /** Whether P/D may serve it. */
   fit: boolean;
-  /** Prompts in a list of them; 0: it has one, in no list. */
+  /** The number of prompts if they are in a list; 0 if there is one prompt outside a list. */
   batch: number;
-  /** Choices, of all prompts. */
+  /** The number of choices of all prompts together. */
   n: number;
-  /** -1: not known. */
+  /** The cap on generated tokens; -1 if it is not known. */
   maxTokens: number;
-  /** First token whose row is asked for, of SGLang. */
+  /** The position of the first token whose row the client asks for through SGLang's member. */
   start: number;
-  /** The same where decode serves it alone; -1: the first one. */
+  /**
+   * The same for a request that decode serves alone, through any engine's member; -1 if the request
+   * has neither.
+   */
   aloneStart: number;
 }
 
-/** Whether P/D looks at requests to a path. */
+/** Whether the filter serves requests to this path. */
 export const isServed = (path: string, connector: ConnectorName): boolean =>
   (connector === 'sglang' ? SGLANG_PATHS : VLLM_PATHS).includes(path);
 
 const listed = (prompt: unknown): number =>
   Array.isArray(prompt) && (typeof prompt[0] === 'string' || Array.isArray(prompt[0])) ? prompt.length : 0;
 
-/** Null: not a request that P/D looks at. */
+/** Reads a request; null if it is not one that P/D looks at. */
 export function readRequest(path: string, body: Buffer, connector: ConnectorName): Asked | null {
   const sglang = connector === 'sglang';
   const text = body.toString('latin1');
@@ -68,14 +72,14 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   if (!isObject(value)) return null;
   const within = path === GENERATE || path === NATIVE;
   const params = value['sampling_params'];
-  // SGLang takes one a prompt.
+  // SGLang accepts one `sampling_params` per prompt.
   const last: unknown = Array.isArray(params) ? params.at(-1) : params;
   const sampling = within ? (isObject(last) ? last : {}) : value;
   const prompts = path === NATIVE ? [value['text'], value['input_ids']] : [value['prompt']];
   const batch = path === GENERATE ? 0 : Math.max(...prompts.map(listed));
   const samples = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
   const root = parse(text)!;
-  // An engine takes 5.0 for 5: to the filter it is no plain number.
+  // An engine reads 5.0 as 5, but the filter does not count it as a plain number.
   const start = integer(text, lastOf(root, 'routed_experts_start_len'));
   const owner = path === GENERATE ? lastOf(root, 'sampling_params') : root;
   const promptStart = path === NATIVE ? -1 : integer(text, lastOf(owner, 'routed_experts_prompt_start'));
@@ -98,12 +102,12 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   const fit = !(
     batch > 1 ||
     (!within && !absent(value['prompt_embeds'])) ||
-    // Prefill's take the place of decode's, but in a stream.
+    // Prefill's prompt logprobs replace decode's in a whole reply, but not in a stream.
     (!absent(sampling['prompt_logprobs']) && ![undefined, null, false].includes(value['stream'] as never)) ||
     !(absent(echo) || echo === false) ||
     caps.some(isZero) ||
     (!absent(sampling['routed_experts_prompt_start']) && sampling['routed_experts_prompt_start'] !== 0) ||
-    // A transfer is taken once.
+    // A Mooncake transfer can be taken only once, so there may be only one choice.
     (connector === 'mooncake' && !absent(sampling['n']) && !(plain(sampling['n']) && samples === 1))
   );
   const known = caps.filter((cap) => !absent(cap));
@@ -129,7 +133,7 @@ function withoutParams({ path, value, connector }: Asked): Json {
 /** The request for an engine that serves it alone. */
 export const localLeg = (asked: Asked): Json => withoutParams(asked);
 
-/** `own`: members that only the connector sets. */
+/** The request of the prefill leg. `own` are the members that only the connector sets. */
 export function prefillLeg(asked: Asked, own: Json): Json {
   const { path, connector } = asked;
   const out = withoutParams(asked);
@@ -143,16 +147,19 @@ export function prefillLeg(asked: Asked, own: Json): Json {
   if (path === CHAT && 'max_completion_tokens' in holder) holder['max_completion_tokens'] = 1;
   for (const key of ['min_tokens', 'n']) {
     const had = holder[key];
-    // `1.0` and `1` are one number to JSON.parse.
+    // `JSON.parse` does not tell `1.0` from `1`.
     if (!absent(had) && !(plain(had) && (had as number) <= 1)) holder[key] = 1;
   }
-  // It must end with its cap.
+  // Mooncake's prefill must end at its cap of one token, so it must not stop earlier.
   if (connector === 'mooncake') holder['min_tokens'] = 1;
   if (generate) out['sampling_params'] = holder;
   return { ...out, ...threshold(asked), ...own };
 }
 
-/** `own`: members that only the connector sets; `promptStart` null: all rows. */
+/**
+ * The request of the decode leg. `own` are the members that only the connector sets; `promptStart`
+ * null asks for all rows.
+ */
 export function decodeLeg(asked: Asked, own: Json, promptStart: number | null): Json {
   const { path, connector } = asked;
   const out = withoutParams(asked);
@@ -172,6 +179,9 @@ export function decodeLeg(asked: Asked, own: Json, promptStart: number | null): 
   return { ...out, ...threshold(asked), ...own };
 }
 
-/** Where the client asks for a share of cached blocks, none is asked of engines that share a store. */
+/**
+ * If the client asks that a share of the blocks be cached, engines that share a store get 0
+ * instead.
+ */
 const threshold = ({ connector, value }: Asked): Json =>
   connector === 'shared_storage' && 'cache_hit_threshold' in value ? { cache_hit_threshold: 0 } : {};

@@ -1,5 +1,7 @@
-// `npm run fuzz`: CASES cases (default 100,000) from SEED on (default: random). A find is printed and written to
-// build/find-<n>.json; to keep it, move it to test/fuzz/finds/. Long runs are shared out to a process a core. With `-- --report` a run is written to bench/results/fuzz.md.
+// `npm run fuzz` runs CASES cases (default 100,000) from SEED on (default: random). A find is
+// printed and written to build/find-<n>.json; to keep it, move it to test/fuzz/finds/. A long run
+// is split into one process per core. With `-- --report` the result of a run is written to
+// bench/results/fuzz.md.
 
 import { fork } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -30,9 +32,9 @@ const started = performance.now();
 if (process.send) await part();
 else await all();
 
-/** A part of a run, in a process of its own. */
+/** Runs a part of the cases in a child process. */
 async function part(): Promise<void> {
-  // What was told has left when it is over.
+  // Resolves when the message has been sent, so that the process can end after it.
   const tell = (told: Told) => new Promise((resolve) => process.send!(told, resolve));
   const result = await fuzz(FILTER_WASM, seed, cases, (done) => {
     if (done % 10_000 === 0) void tell({ done });
@@ -43,7 +45,7 @@ async function part(): Promise<void> {
 
 async function all(): Promise<void> {
   console.log(`SEED=${seed} CASES=${cases}`);
-  // Of few cases the order matters more than the time.
+  // A short run uses one process, because its order matters more than its time.
   const processes = cases < 10_000 ? 1 : availableParallelism();
   const each = Math.ceil(cases / processes);
   const runs = Array.from({ length: processes }, (_, i): Run => {

@@ -1,27 +1,28 @@
-// Messages of one exchange, and how their JSON is written: in any order, with any white space.
+// The messages of one exchange, and how their JSON is written: with members in any order and any
+// white space.
 
 import type { Header } from '../scenario.ts';
 import type { Random } from '../unit/random.ts';
 
-/** What the legs of an exchange say, without anything wrong in it. */
+/** What the legs of an exchange send, before any damage. */
 export interface Messages {
   path: string;
   request: string;
   prefill: { headers: Header[]; body: string };
   decode: { headers: Header[]; body: string };
   config: Record<string, unknown>;
-  /** False: nothing is known of how it ends. */
+  /** False means that it is not known how the exchange ends. */
   merges: boolean;
-  /** How it ends. Default: merged. */
+  /** How the exchange ends. Default: merged. */
   ends?: 'merged' | 'local' | 'absent';
-  /** The model, where it is known. */
+  /** The model, if it is known. */
   model?: { layers: number; top_k: number; experts: number };
-  /** Prefill fails. */
+  /** The prefill leg fails. */
   fails?: boolean;
   note: string;
 }
 
-/** Text that is put into a document as it is. */
+/** Text that is written into a document as it is. */
 export class Raw {
   constructor(readonly text: string) {}
 }
@@ -53,7 +54,7 @@ const TEXTS = [
   ...['\u0000\u001f\u007f', 'a\nb\tc\r', '\\', '"', 'data: {"x":1}\n\n', 'x'.repeat(300), ']}', '\ud800'],
 ];
 
-/** How one exchange is written. */
+/** The style in which all messages of one exchange are written. */
 export class Style {
   readonly #space: Space;
   readonly #ordered: boolean;
@@ -77,7 +78,7 @@ export class Style {
     return render(value, this.#space);
   }
 
-  /** Documents as events: each is on one line. */
+  /** Writes documents as events, each on one line. */
   events(documents: unknown[]): string {
     const texts = documents.map((each) => render(each, () => ''));
     const end = this.#lineEnd;
@@ -88,7 +89,7 @@ export class Style {
 export const JSON_TYPE: Header[] = [['content-type', 'application/json']];
 export const EVENTS_TYPE: Header[] = [['content-type', 'text/event-stream; charset=utf-8']];
 
-/** The ranks that a Mooncake bootstrap server tells. */
+/** The reply of a Mooncake bootstrap server: its data-parallel ranks. */
 export function ranksOf(random: Random): string {
   const ranks = Array.from({ length: random.between(1, 3) }, (_, rank) => [
     String(rank),

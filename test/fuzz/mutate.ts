@@ -1,9 +1,9 @@
-// Damage: to the structure of a JSON text, to the arrays in it, to its bytes. Texts are latin1.
+// Damages the structure of a JSON text, the arrays in it, or its bytes. Texts are latin1.
 
 import type { Random } from '../unit/random.ts';
 import { parse, type Node } from './json.ts';
 
-/** Values that a member may get instead of its own. */
+/** Values that may replace the value of a member. */
 const VALUES = [
   ...['null', 'true', 'false', '0', '-1', '1', '2', '5', '7', '1e3', '1.0', '-0', '3.5', 'NaN', '-Infinity'],
   ...[
@@ -71,7 +71,7 @@ const splice = (text: string, start: number, end: number, by: string) =>
 type Edit = (random: Random, text: string, root: Node) => string | null;
 
 const randomValue = (random: Random, text: string, root: Node): string => {
-  // Now and then something that the document already has.
+  // Sometimes the value is one that the document already contains.
   if (random.chance(0.2)) {
     const node = random.pick(nodesOf(root));
     return text.slice(node.start, node.end);
@@ -128,11 +128,11 @@ const STRUCTURE: Record<string, Edit> = {
   },
 };
 
-/** Base64 at the places that have it. */
+/** Base64 strings in the members that hold arrays. */
 const ARRAY = /(?<="(?:routed_experts|data)"\s*:\s*)"[A-Za-z0-9+/=]*"/g;
 const FILE = 'k05VTVBZ';
 
-/** Rows without a header, damaged. */
+/** Damages rows that have no header. */
 function damagedRows(random: Random, data: Buffer): Buffer {
   switch (random.below(4)) {
     case 0:
@@ -146,7 +146,9 @@ function damagedRows(random: Random, data: Buffer): Buffer {
   }
 }
 
-/** Rows that an engine does not know, from `from` on. */
+/**
+ * Replaces some bytes from `from` on by those of a row that the engine does not know: all bits set.
+ */
 function unknownRows(random: Random, bytes: Buffer, from: number): Buffer {
   const copy = Buffer.from(bytes);
   const at = from + random.below(copy.length - from + 1);
@@ -154,7 +156,7 @@ function unknownRows(random: Random, bytes: Buffer, from: number): Buffer {
   return copy;
 }
 
-/** The `.npy` file in an array's text, damaged. */
+/** Damages the `.npy` file that an array's text encodes. */
 function damagedFile(random: Random, file: Buffer): Buffer {
   const version = file[6]!;
   const start = version === 1 ? 10 : 12;
@@ -250,7 +252,7 @@ function damagedText(random: Random, text: string): string {
       return `${text}=`;
     case 5:
       return splice(text, at, at + random.between(1, 8), '');
-    // The bits that no byte needs.
+    // Damages the bits of the base64 that encode no byte.
     default:
       return text.replace(/.(?==*$)/, () => random.pick([...'ABCDEFGHQgwx/'])).replace(/$/, '');
   }
@@ -298,7 +300,7 @@ function mutateBytes(random: Random, text: string): string {
   }
 }
 
-/** A damaged JSON text, and what was done. */
+/** Returns the damaged JSON text, and a note of what was done. */
 export function mutate(random: Random, text: string): [text: string, note: string] {
   const kind = random.next();
   if (kind < 0.4) {
@@ -316,7 +318,7 @@ export function mutate(random: Random, text: string): [text: string, note: strin
   return [mutateBytes(random, text), 'bytes'];
 }
 
-/** The same for a stream: one of its documents, its lines, or its bytes. */
+/** The same for a stream: damages one of its documents, its lines, or its bytes. */
 export function mutateStream(random: Random, text: string): [text: string, note: string] {
   const kind = random.next();
   const lines = text.split('\n');

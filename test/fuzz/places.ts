@@ -1,4 +1,4 @@
-// Where replies hold routing, in any form, and the counts of tokens beside it.
+// The places where replies hold routing, in any form, and the token counts beside it.
 
 import { all, integer, isNull, last, type Node } from './json.ts';
 
@@ -11,9 +11,11 @@ const OF_ROOT = [['prompt_routed_experts'], ...OF_ELEMENT];
 
 export interface Place {
   node: Node;
-  /** The choice, or the element of a list, that it is in; -1: none. */
+  /**
+   * The index of the choice, or of the element of a list, that holds the value; -1 if neither does.
+   */
   choice: number;
-  /** As `meta_info.routed_experts`, of the choice or the element. */
+  /** The path of the value inside the choice or the element, such as `meta_info.routed_experts`. */
   key: string;
 }
 
@@ -23,12 +25,12 @@ const follow = (node: Node, path: string[]): Node[] =>
 /** The choices of a document. */
 export const choicesOf = (root: Node): Node[] => all(root, 'choices').flatMap(({ items }) => items);
 
-/** Every value in a document that is not null and is, or could be, routing; in order. */
+/** Every value of a document at a place for routing that is not null, in order. */
 export function places(text: string, root: Node): Place[] {
   return everyPlace(root).filter(({ node }) => !isNull(text, node));
 }
 
-/** With those that are null. */
+/** The same, including values that are null. */
 export function everyPlace(root: Node): Place[] {
   const found: Place[] = [];
   const add = (node: Node, path: string[], choice: number) => {
@@ -40,10 +42,13 @@ export function everyPlace(root: Node): Place[] {
   return found.sort((a, b) => a.node.start - b.node.start);
 }
 
-/** Whether a value is SGLang's. */
+/** Whether a value is in SGLang's format. */
 export const isRaw = ({ key }: Place): boolean => key.includes('.');
 
-/** A count of tokens in a reply, or an `element` of a list; -1: it does not say; null: it says several. */
+/**
+ * A token count of a reply, or of an `element` of a list. -1 means that no count is given; null
+ * means that two different counts are.
+ */
 export function countOf(text: string, holder: Node, key: string, element = false): number | null {
   const said = (element ? ['meta_info'] : ['usage', 'meta_info']).map((of) =>
     integer(text, last(last(holder, of), key)),

@@ -1,4 +1,5 @@
-// What a prefill reply brings, said a second time on JSON.parse and Buffer. Calls nothing of the filter's.
+// What a prefill reply brings, read with `JSON.parse` and `Buffer` independently of the filter's
+// code.
 
 import { DIALECTS, hasSentinel, itemBytes, type Dialect, type Rows } from './dialects.ts';
 import { faultOf, misfit, rowsOf, type RowSet, type Rules } from './examined.ts';
@@ -8,47 +9,52 @@ import { choicesOf, countOf, places, type Place } from './places.ts';
 import { readRaw, type RawRows } from './raw.ts';
 import { readSplit, type Split } from './split.ts';
 
-/** Which rows of a merged array are prefill's, [start, seam); those behind are decode's. */
+/**
+ * Which rows of a merged array are prefill's: those in [start, seam). The rows from `seam` on are
+ * decode's.
+ */
 export interface Plan {
   start: number;
   seam: number;
-  /** Tokens of the prompt. */
+  /** The number of tokens of the prompt. */
   end: number;
 }
 
-/** `last`: the row of the last prompt token is decode's. */
+/** `last` means that the row of the last prompt token is decode's. */
 export function planOf(start: number, rows: number, end: number, last: boolean): Plan {
   const seam = last && end > 0 ? end - 1 : end;
   return { start, seam: Math.max(Math.min(seam, start + rows), start), end };
 }
 
 export interface Brought {
-  /** Rows for every choice, and their form. */
+  /** The rows for every choice, and their form. */
   rows: Rows | null;
   dialect: Dialect | null;
-  /** Rows of SGLang's, one for each element. */
+  /** The rows in SGLang's format, one entry per element. */
   raw: RawRows[] | null;
-  /** The prompt's rows as a value. */
+  /** The prompt rows as a value of their own. */
   split: Split | null;
-  /** All rows that came, of whatever form. */
+  /** All rows that the reply brought, in whatever form. */
   sets: RowSet[];
-  /** Of `rows`, or of each element of `raw`. */
+  /** The row plan of `rows`, or one plan per element of `raw`. */
   plans: Plan[];
-  /** Text of `kv_transfer_params`, when it is an object with something in it. */
+  /** The text of `kv_transfer_params` if it is an object that is not empty. */
   params: string | null;
-  /** The engine stopped at its cap of one token. */
+  /** Whether the engine stopped at its cap of one token. */
   capped: boolean;
-  /** As its counts say; -1: they do not. */
+  /** The prompt's length according to the reply's counts; -1 if they do not tell. */
   usage: number;
-  /** As `usage`, else the rows say. */
+  /** The prompt's length according to `usage`, or otherwise to the rows; -1 if neither tells. */
   promptTokens: number;
-  /** First row that decode is asked for, of its own only; -1: not known. */
+  /**
+   * The first row that decode is asked for when it must return only its own; -1 if it is not known.
+   */
   seam: number;
-  /** Other values that take the place of decode's. */
+  /** Whether the reply has other values that replace decode's. */
   values: boolean;
 }
 
-/** Of a leg that failed. */
+/** What a failed prefill leg brings. */
 export const NOTHING: Brought = {
   rows: null,
   dialect: null,
@@ -67,15 +73,15 @@ export const NOTHING: Brought = {
 /** How a reply is to be read. */
 export interface Reading {
   rules: Rules;
-  /** It may be a list of elements. */
+  /** The reply may be a list of elements. */
   lists?: boolean;
-  /** The first token whose row was asked for. */
+  /** The position of the first token whose row was asked for. */
   start?: number;
   /** The row of the last prompt token is decode's. */
   last?: boolean;
 }
 
-/** Rows of prefill's that are in each merge, of all prompts; 0: none that can be used. */
+/** The number of prefill's rows in each merge, summed over all prompts; 0 if none can be used. */
 export function rowCount({ split, plans }: Brought): number {
   return split?.tokens ?? plans.reduce((sum, { start, seam }) => sum + seam - start, 0);
 }
@@ -83,7 +89,7 @@ export function rowCount({ split, plans }: Brought): number {
 export const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
   DIALECTS.find((each) => key === each.key && text[node.start] === each.first) ?? null;
 
-/** Null: no reply. */
+/** Reads a prefill reply; null if the body is not one. */
 export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   const text = body.toString('latin1');
   const root = parse(text);
@@ -93,7 +99,7 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' && kv.members.length > 0 ? text.slice(kv.start, kv.end) : null;
   const usage = countOf(text, root, 'prompt_tokens') ?? -1;
-  // Prefill has one choice; of further ones such a value is nobody's.
+  // Prefill was asked for one choice, so the prompt rows in any further choice belong to nobody.
   const nobodys = ({ key, choice }: Place) => key === 'prompt_routed_experts' && choice > 0;
   const found = places(text, root).filter((place) => !nobodys(place));
   const asked = (tokens: number) => (lastOfDecode && tokens > 0 ? tokens - 1 : tokens);
@@ -121,7 +127,7 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   const right =
     value !== null &&
     found.length === 1 &&
-    // The one choice that was asked for.
+    // The rows must stand in the one choice that was asked for.
     place!.choice === 0 &&
     all(root, 'choices').length === 1 &&
     all(choicesOf(root)[0], dialect!.key).length === 1 &&
@@ -144,7 +150,7 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   };
 }
 
-/** The rows of an array, from its `from`-th on. */
+/** The rows of an array from row `from` on. */
 export function setOf({ data, dtype, layers, topK }: Rows, from = 0): RowSet {
   const width = layers * topK * itemBytes(dtype);
   return { rows: rowsOf(data.subarray(from * width), dtype, width), layers, topK };
@@ -156,17 +162,19 @@ function withRaw(common: Brought, raw: RawRows[], last: boolean): Brought {
   return { ...common, raw, plans, sets, seam: plans.length === 1 ? plans[0]!.seam : common.seam };
 }
 
-/** vLLM's chat says `tool_calls` where its parser has found a call, whatever ended the text. */
+/**
+ * vLLM's chat reports `tool_calls` whenever its parser has found a call, whatever ended the text.
+ */
 function isCapped(text: string, root: Node): boolean {
   const reason = last(choicesOf(root)[0], 'finish_reason');
   return reason !== undefined && /^"(length|tool_calls)"$/.test(text.slice(reason.start, reason.end));
 }
 
-/** What no router gives in the rows that prefill brought, whatever decode's will be. */
+/** What in prefill's rows no router can give, whatever decode's rows will be. */
 export const prefillFault = (rules: Rules, { sets }: Brought): string | null =>
   faultOf(rules, { prefill: sets, decode: [] }, true);
 
-/** Of elements as SGLang has them: none has choices. */
+/** Whether a list has elements as SGLang writes them, which have no `choices`. */
 export const isList = ({ items }: Node): boolean => items.every((item) => all(item, 'choices').length === 0);
 
 function readList(text: string, root: Node, { rules, start = 0, last = false }: Reading): Brought {
@@ -177,7 +185,7 @@ function readList(text: string, root: Node, { rules, start = 0, last = false }: 
   return raw ? withRaw(common, raw, last) : common;
 }
 
-/** Members besides routing whose value in prefill's reply takes the place of decode's. */
+/** The members besides routing whose value in prefill's reply replaces decode's. */
 const VALUES = ['prompt_logprobs', 'prompt_tokens_details'];
 
 function hasValues(text: string, root: Node): boolean {
@@ -185,7 +193,7 @@ function hasValues(text: string, root: Node): boolean {
   return holders.some((holder) => VALUES.some((key) => all(holder, key).some((node) => !isNull(text, node))));
 }
 
-/** A document without the members of `VALUES`. */
+/** The document without the members `VALUES`. */
 export function withoutValues(value: unknown): unknown {
   if (!isObject(value)) return value;
   const strip = (of: unknown): unknown =>

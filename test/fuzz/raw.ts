@@ -1,4 +1,5 @@
-// Format D, SGLang's, for the reference: base64 of little-endian int32 without a header, for each element of a reply.
+// Format D, SGLang's, for the reference: base64 of little-endian int32 without a header, one array
+// per element of a reply.
 
 import { base64Of, hasSentinel } from './dialects.ts';
 import { misfitOfIds, rowsOf, type RowSet, type Rules } from './examined.ts';
@@ -8,17 +9,20 @@ import type { Plan } from './prefill.ts';
 
 /** Prefill's rows of one prompt. */
 export interface RawRows {
-  /** First token, and the one behind the last. */
+  /** The position of the first token, and the position after the last one. */
   start: number;
   end: number;
-  /** Bytes of a row; 0: nothing came that tells. */
+  /** The number of bytes of a row; 0 if the reply has no rows from which it could be computed. */
   width: number;
-  /** Rows of the prompt, and what they are. */
+  /** The number of prompt rows, and their bytes. */
   rows: number;
   data: Buffer;
 }
 
-/** Prefill's rows, one for each element; null when they can't be used. `start`: the first token whose row was asked for. */
+/**
+ * Reads prefill's rows, one entry per element; null if they cannot be used. `start` is the first
+ * token whose row was asked for.
+ */
 export function readRaw(
   text: string,
   root: Node,
@@ -31,7 +35,7 @@ export function readRaw(
   const out: RawRows[] = [];
   for (const [i, element] of elements.entries()) {
     const own = found.filter(({ choice }) => (root.kind === 'object' ? choice <= 0 : choice === i));
-    // Of a reply's array and its first choice's, which are the same, the first one counts.
+    // The array of a reply and that of its first choice are the same; the first one counts.
     const [place] = own;
     if (!place || tooMany(own, root)) return null;
     const rows = readOne(text, element, place, start, root.kind === 'array');
@@ -41,7 +45,7 @@ export function readRaw(
   return out;
 }
 
-/** One array each for a reply or an element, and for a choice. */
+/** Whether there is more than one array for a reply, for an element, or for a choice. */
 const tooMany = (own: Place[], root: Node): boolean =>
   root.kind === 'array'
     ? own.length > 1
@@ -60,7 +64,7 @@ function readOne(
   const prompt = countOf(text, element, 'prompt_tokens', listed);
   const completion = countOf(text, element, 'completion_tokens', listed);
   if (!bytes || prompt === null || prompt < 0 || completion === null) return null;
-  // A sum of several choices, each of which has the one token of a prefill.
+  // With several choices the count is their sum, and each has the one token of a prefill.
   const choices = choicesOf(element).length;
   if (choices > 1 && completion >= 0 && completion !== choices) return null;
   const generated = choices > 1 ? 0 : Math.max(completion, 1) - 1;
@@ -87,7 +91,7 @@ export interface RawEdits {
   sets: RowSet[];
 }
 
-/** What each array of a document becomes, or why it can't be merged. */
+/** What each array of a document becomes, or why the document cannot be merged. */
 export function mergeRaw(
   text: string,
   root: Node,
@@ -117,7 +121,7 @@ export function mergeRaw(
 
 interface MergedRaw {
   data: Buffer;
-  /** Decode's rows in it, and the bytes of one; 0: nothing tells. */
+  /** Decode's rows in `data`, and the bytes of one row; 0 if nothing tells. */
   own: Buffer;
   width: number;
 }
@@ -144,7 +148,10 @@ function mergeOne(
   return { data, own: data.subarray((plan.seam - plan.start) * rows.width), width: rows.width };
 }
 
-/** An array of which only its own counts tell how many rows it has; -1: they do not. */
+/**
+ * Reads an array whose number of rows is known only from the counts beside it; `counted` is -1 if
+ * there are none.
+ */
 export function wholeRaw(data: Buffer, counted: number): MergedRaw | string {
   if (counted < 0) return { data, own: Buffer.alloc(0), width: 0 };
   if ((counted === 0) !== (data.length === 0)) return 'another number of rows';
@@ -153,7 +160,7 @@ export function wholeRaw(data: Buffer, counted: number): MergedRaw | string {
   return { data, own: data, width };
 }
 
-/** Prefill's rows over decode's; null when there is no room for them. */
+/** Writes prefill's rows over decode's; null if the array is too short for them. */
 export function mergedRaw(text: string, { data, width }: RawRows, { start, seam }: Plan): Buffer | null {
   const bytes = base64Of(text);
   const taken = (seam - start) * width;

@@ -1,5 +1,6 @@
-// Which bodies are right merges of a decode response, said a second time on JSON.parse and Buffer: whole documents. Streams are in
-// streams.ts, what decode serves alone in alone.ts. Calls nothing of the filter's.
+// The reference for whole documents: which bodies are right merges of a decode response, computed
+// with `JSON.parse` and `Buffer` independently of the filter's code. Streams are in streams.ts, and
+// what decode serves alone is in alone.ts.
 
 import type { Dtype } from '../engine/router.ts';
 import { promoted, widened } from '../unit/arrays.ts';
@@ -14,7 +15,7 @@ import { mergeSplit } from './split.ts';
 
 export interface Expected {
   brought: Brought;
-  /** Prompts and choices that were asked for. */
+  /** The number of prompts and of choices that were asked for. */
   prompts: number;
   n: number;
   maxTokens: number;
@@ -24,15 +25,21 @@ export interface Expected {
   rules: Rules;
 }
 
-/** What may come of a decode response. */
+/** What a decode response may become. */
 export interface Verdict {
-  /** Bodies that are right merges, and how many arrays are in them; none: it can only be refused. */
+  /**
+   * The bodies that are right merges, each with the number of arrays in it. If there are none, the
+   * response can only be refused.
+   */
   merged: { body: string; choices: number }[];
-  /** The response has no routing at all. */
+  /** Whether the response has no routing at all. */
   absent: boolean;
-  /** The body with every value that holds routing replaced by `null`; null when it can't be read. */
+  /**
+   * The body with every value that holds routing replaced by `null`; null if the body cannot be
+   * read.
+   */
   nulled: string | null;
-  /** Why there is no merge, for messages. */
+  /** Why there is no merge, for error messages. */
   why: string;
 }
 
@@ -44,9 +51,10 @@ export const refused = (why: string, nulled: string | null = null): Verdict => (
 });
 
 /**
- * A decode response with prefill's place in full arrays filled: the filter writes there without reading, so what engines
- * send there decides nothing. What is an array can't be told while it is damaged: all that look like one are filled, and
- * each alone.
+ * Copies of a decode response in which the place of prefill's rows in full arrays is filled. The
+ * filter writes there without reading, so what the engine sent there must not matter. While an
+ * array is damaged, nothing tells that it is one; so the result has one copy in which everything
+ * that looks like an array is filled, and one copy for each of them alone.
  */
 export function filled(text: string, { rows, dialect, plans }: Brought): string[] {
   if (!rows || !dialect) return [];
@@ -65,7 +73,7 @@ export function filled(text: string, { rows, dialect, plans }: Brought): string[
   return [ranges.reduce(fill, text), ...ranges.map((range) => fill(text, range))];
 }
 
-/** A pattern of a key, each of whose characters may be an escape. */
+/** A pattern for a key any of whose characters may be written as an escape. */
 function escapable(key: string): string {
   const hex = (c: string) => c.charCodeAt(0).toString(16);
   return [...key].map((c) => `(?:${c}|\\\\u00(?:${hex(c)}|${hex(c).toUpperCase()}))`).join('');
@@ -89,7 +97,7 @@ export function edited(text: string, edits: Edit[]): string {
 export const nullsOf = (text: string, found: Place[]) =>
   edited(
     text,
-    // A value inside one that goes is gone with it.
+    // A value inside another value that is replaced disappears with it.
     found
       .filter((p, i) => i === 0 || p.node.start >= found[i - 1]!.node.end)
       .map(({ node }) => ({ node, text: 'null' })),
@@ -113,7 +121,7 @@ function verdictOfText(text: string, expected: Expected): Verdict {
   const absent: Verdict = { merged: [], absent: true, nulled, why: 'no routing' };
   const { raw, split } = expected.brought;
   const wrong = prefillFault(expected.rules, expected.brought);
-  // Rows that are not used leave nothing behind.
+  // Rows that are not used leave the response as it is.
   if (wrong) return found.length === 0 ? absent : refused(wrong, nulled);
   if (split && root.kind === 'object') {
     const merged = splitMerge(text, root, found, expected, false);
@@ -166,7 +174,7 @@ function verdictOfText(text: string, expected: Expected): Verdict {
   return { merged, absent: false, nulled, why };
 }
 
-/** First row of an array, and whether it has some of prefill's. */
+/** The position of the first row of an array. */
 const firstRow = ({ dialect, value }: Array_, form: Form, plan: Plan): number =>
   dialect.tellsStart ? value.start : form === 'tail' ? plan.seam : plan.start;
 
@@ -176,15 +184,15 @@ export const endsOf = (arrays: Array_[], form: Form, plan: Plan): Ends[] =>
     end: firstRow(array, form, plan) + array.value.rows,
   }));
 
-/** Rows of decode's that stay. */
+/** The rows of decode that stay in the arrays. */
 export const ownSets = (arrays: Array_[], form: Form, plan: Plan): RowSet[] =>
   arrays.map((array) => setOf(array.value, plan.seam - firstRow(array, form, plan)));
 
-/** A document with all that can be merged in it. */
+/** A document in which everything that can be merged is merged. */
 export interface Merged {
   body: string;
   choices: number;
-  /** Prefill's value is in it. */
+  /** Whether prefill's value of the prompt rows was put into the document. */
   placed: boolean;
 }
 
@@ -228,7 +236,7 @@ export interface Array_ {
   value: Rows;
 }
 
-/** The arrays of a document, or why they can't be merged whatever their form. */
+/** The arrays of a document, or why they cannot be merged in any form. */
 export function arraysOf(
   text: string,
   root: Node,
@@ -253,8 +261,8 @@ export function arraysOf(
 }
 
 /**
- * Whether `out` is the document with each value that holds routing null, or merged as far as it could be alone; `keeps`: or as it
- * was.
+ * Whether `out` is the document in which each value that holds routing is null, or merged as if it
+ * were the only one. With `keeps` it must be null or unchanged.
  */
 export function nullsOrMerges(text: string, out: string, brought: Brought, keeps = false): boolean {
   const root = parse(text);
@@ -263,7 +271,7 @@ export function nullsOrMerges(text: string, out: string, brought: Brought, keeps
   let to = 0;
   for (const place of everyPlace(root)) {
     const { node } = place;
-    // A value inside one that goes is gone with it.
+    // A value inside another value that is replaced disappears with it.
     if (node.start < at) continue;
     const before = text.slice(at, node.start);
     if (!out.startsWith(before, to)) return false;
@@ -278,11 +286,11 @@ export function nullsOrMerges(text: string, out: string, brought: Brought, keeps
   return out.slice(to) === text.slice(at);
 }
 
-/** What a value may become. */
+/** The texts that a value may become. */
 function mergesOf(place: Place, was: string, { rows, dialect, raw, split, plans }: Brought): string[] {
   if (split && place.key === 'prompt_routed_experts') return [split.text];
   if (was === 'null') return [];
-  // Generated rows stay as they are.
+  // The generated rows stay as they are.
   if (split && place.key === 'routed_experts') return [was];
   if (raw && isRaw(place)) {
     const merged = raw.map((each, i) => mergedRaw(was, each, plans[i]!)).filter((each) => each !== null);
@@ -296,7 +304,10 @@ function mergesOf(place: Place, was: string, { rows, dialect, raw, split, plans 
 
 export type Form = 'full' | 'tail';
 
-/** The forms that nothing speaks against. `tokens`: of each choice, -1 when not known. */
+/**
+ * The forms that no count contradicts. `tokens` are the token counts of the choices, each -1 if it
+ * is not known.
+ */
 export function formsOf(arrays: Array_[], tokens: number[], completion: number, expected: Expected): Form[] {
   const { start, seam, end } = expected.brought.plans[0]!;
   if (arrays[0]?.dialect.tellsStart) {
@@ -307,21 +318,23 @@ export function formsOf(arrays: Array_[], tokens: number[], completion: number, 
   const counts = arrays.map(({ value }) => value.rows);
   const full = counts.every((rows) => rows >= end);
   if (!expected.tail) return full ? ['full'] : [];
-  // Rows of decode's before the first generated one.
+  // The number of decode's own rows before the first generated row.
   const more = end - seam;
   const sum = counts.reduce((a, b) => a + b, 0) + counts.length;
   const says = { full: false, tail: false };
   if (completion >= 1) {
     if (sum === completion + counts.length * more) says.tail = true;
     if (sum === completion + counts.length * end) says.full = true;
-    // A number that fits neither: no tail starts where it was asked to.
+    // If the sum fits neither form, the array is full: the engine cannot have started a tail where
+    // it was asked to.
     if (!says.tail && !says.full) says.full = true;
   }
   counts.forEach((rows, i) => {
     const t = tokens[i]!;
     if (t > 0 && rows === more + t - 1) says.tail = true;
     if (t > 0 && rows === end + t - 1) says.full = true;
-    // More than the answer may be long: but for an engine that writes more than it may, or where another array is shorter.
+    // The array has at least as many rows as a tail of the longest allowed answer plus one, so it
+    // is full; unless an engine exceeds the cap, or another array is shorter than the prompt.
     if (full && expected.maxTokens >= 0 && rows >= Math.max(expected.maxTokens + more, end)) says.full = true;
   });
   const unclear = says.full === says.tail;
@@ -336,12 +349,13 @@ export function edit({ place, dialect, value }: Array_, rows: Rows, plan: Plan, 
 }
 
 function mergeOf(dialect: Dialect, value: Rows, rows: Rows, plan: Plan, form: Form): string {
-  // Without rows of prefill's the array is decode's as it is.
+  // If the merge needs no rows of prefill, the array stays decode's.
   if (plan.seam === plan.start) return value.text;
   const ids = rows.layers * rows.topK;
   const dtype = promoted(rows.dtype as Dtype, value.dtype as Dtype);
   const tail = dialect.tellsStart ? value.start === plan.seam : form === 'tail';
-  // Rows of both, from the first token of the decode array on where that has some of the prompt.
+  // The rows of both legs. If the decode array has some prompt rows, the merge begins with the
+  // array's first token.
   const from = tail ? plan.start : Math.max(value.start, plan.start);
   const kept = tail ? value.data : value.data.subarray((plan.seam - from) * ids * itemBytes(value.dtype));
   const taken = rows.data.subarray(

@@ -1,5 +1,5 @@
-// Rows as engines have them, for messages by hand: what a model's routers give, what an engine's slots hold of earlier requests, and
-// rows that no router gives.
+// Rows as engines have them, for messages written by hand: rows that a model's routers give, rows
+// that an engine's slots hold from earlier requests, and rows that no router can give.
 
 import type { Dtype } from '../engine/router.ts';
 import type { Random } from '../unit/random.ts';
@@ -10,10 +10,13 @@ export interface ModelShape {
   topK: number;
 }
 
-/** What an engine has for tokens that it never forwarded. */
+/** What an engine's slots hold for tokens that it never forwarded. */
 export type Slots = 'zeros' | 'earlier' | 'garbage';
 
-/** Numbers of experts for which an engine would take a dtype, and how many a dtype has ids for. */
+/**
+ * `EXPERTS`: numbers of experts for which an engine would choose a dtype. `IDS`: the number of ids
+ * that a dtype can hold.
+ */
 const EXPERTS: Record<Dtype, number[]> = {
   '|u1': [16, 64, 256],
   '<u2': [16, 300, 60_000],
@@ -24,9 +27,9 @@ const IDS: Record<Dtype, number> = { '|u1': 256, '<u2': 65_536, '<i2': 32_768, '
 
 export class Routers {
   readonly experts: number;
-  /** Layers without a router: engines fill them with zeros. */
+  /** Which layers have no router; engines fill them with zeros. */
   private readonly dense: boolean[];
-  /** LongCat's zero experts: every row names one several times. */
+  /** LongCat's zero experts: every row names one of them several times. */
   private readonly repeats: boolean;
 
   constructor(
@@ -36,7 +39,7 @@ export class Routers {
   ) {
     const { layers, topK } = shape;
     this.experts = random.pick(EXPERTS[dtype]);
-    // The first ones, or every second; never all.
+    // The first layers or every second layer are dense, but never all.
     const first = random.chance(0.15) ? random.below(layers) : 0;
     const second = random.chance(0.1);
     this.dense = Array.from({ length: layers }, (_, layer) => layer < first || (second && layer % 2 === 0));
@@ -44,7 +47,7 @@ export class Routers {
     this.repeats = topK > 1 && random.chance(0.08);
   }
 
-  /** Ids of one row, of a leg that chose `dtype` for all of its own. */
+  /** The ids of one row, for a leg that writes all its rows in `dtype`. */
   private row(dtype: Dtype): number[] {
     const { topK } = this.shape;
     const below = Math.min(this.experts, IDS[dtype]);
@@ -52,7 +55,7 @@ export class Routers {
       if (dense) return Array<number>(topK).fill(0);
       const ids = distinct(this.random, topK, below);
       const id = Math.max(ids.at(-1)!, 1);
-      // Where the format does not tell top_k, a row of zeros is one that no router gave.
+      // Where the format does not tell top_k, a row of zeros counts as one that no router can give.
       if (topK === 1) return [id];
       return this.repeats ? [...ids.slice(0, -2), id, id] : ids;
     });
@@ -62,7 +65,7 @@ export class Routers {
     return Array.from({ length: n }, () => this.row(dtype));
   }
 
-  /** Rows of tokens whose KV another engine has made. */
+  /** Rows of tokens whose KV another engine computed. */
   slots(kind: Slots, n: number, dtype: Dtype): number[][] {
     if (kind === 'earlier') return this.rows(n, dtype);
     const width = this.shape.layers * this.shape.topK;
@@ -70,7 +73,7 @@ export class Routers {
     return Array.from({ length: n }, () => Array.from({ length: width }, id));
   }
 
-  /** Does to one of the rows what no router does; null where it can't be done. */
+  /** Changes one or several of the rows to what no router can give; null if there is no row. */
   spoil(rows: number[][]): [rows: number[][], note: string] | null {
     if (rows.length === 0) return null;
     const { random } = this;
@@ -117,7 +120,7 @@ function distinct(random: Random, n: number, below: number): number[] {
   return [...ids];
 }
 
-/** Ids in a dtype, little-endian. */
+/** The bytes of the ids in a dtype, little-endian. */
 export function bytesOf(rows: number[][], dtype: string): Buffer {
   const size = itemBytes(dtype);
   const ids = rows.flat();

@@ -1,4 +1,4 @@
-// Runs cases on the emulator, several at a time in one VM, and looks at what each leaves behind.
+// Runs cases on the emulator, several at a time in one VM, and checks what they leave behind.
 
 import { createEmulator, type Emulator } from '../host/index.ts';
 import type { Engine, Result, Scenario } from '../scenario.ts';
@@ -6,7 +6,7 @@ import { cutAt, type FuzzCase, type Reply } from './case.ts';
 import { judge } from './judge.ts';
 
 export interface Find {
-  /** The case, and those that ran beside it. */
+  /** The case that is wrong, followed by those that ran beside it. */
   cases: FuzzCase[];
   what: string;
 }
@@ -24,7 +24,7 @@ export function scenarioOf(of: FuzzCase): Scenario {
       const reply = replies[Math.min(asked++, replies.length - 1)]!;
       if (reply === 'down') return { status: 503, headers: [], chunks: [], fault: 'reset' };
       const { status, headers, body, pieces, trailers, fault } = reply;
-      // Whoever waits for nothing more leaves.
+      // The engine stalls, so the client has nothing more to wait for and leaves.
       if (fault?.startsWith('stall')) reach();
       const chunks = cutAt(latin1(body), pieces);
       return { status, headers, chunks, ...(trailers ? { trailers } : {}), ...(fault ? { fault } : {}) };
@@ -58,9 +58,9 @@ export class Runner {
     private readonly counts: Record<string, number>,
   ) {}
 
-  /** `counts`: cases by what became of them, to which it adds. */
+  /** Adds the number of cases by outcome to `counts`. */
   static async create(wasmPath: string, counts: Record<string, number> = {}): Promise<Runner> {
-    // The end of a body comes with its last bytes, or alone.
+    // On one host the end of a body comes with its last bytes, on the other host alone.
     const start = () =>
       Promise.all(
         [false, true].map((mergeEndOfStream) =>
@@ -72,11 +72,12 @@ export class Runner {
     return runner;
   }
 
-  /** Runs cases side by side; the first that is wrong. */
+  /** Runs cases side by side and returns the first one that is wrong. */
   async run(cases: FuzzCase[]): Promise<Find | null> {
     const host = this.#hosts[cases[0]!.seed & 1]!;
     const find = (what: string): Find => ({ cases, what });
-    // What lies in memory behind a body must not matter.
+    // The bytes that lie in memory after a body must not matter, so they are filled with this
+    // value.
     const poison = cases[0]!.seed & 2 ? 0x41 : 0x22;
     let results: Result[];
     try {

@@ -1,4 +1,4 @@
-// Whether the engines were sent what they must be, for the judge.
+// Checks for the judge that the engines were sent what they must be sent.
 
 import { isDeepStrictEqual } from 'node:util';
 import type { EngineRequest, Result } from '../scenario.ts';
@@ -31,7 +31,7 @@ import {
   type Json,
 } from './legs.ts';
 
-/** What is wrong with what the engines were sent; null: nothing. */
+/** What is wrong with what the engines were sent; null if nothing is. */
 export function sentWrong(of: FuzzCase, result: Result, outcome: string): string | null {
   const body = Buffer.from(of.body, 'latin1');
   const asked = askedOf(of);
@@ -39,12 +39,12 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   const connector = connectorOf(of);
   const readable = parse(of.body)?.kind === 'object';
   if (decoded.length > 1) return 'decode was asked twice';
-  // Without a body there is nothing in it to unpack.
+  // An empty body has nothing that a content-encoding could hide, so the filter does not refuse it.
   if (isServed(of.path, connector) && encoded(of) && of.body !== '') {
     if (prefilled.length + decoded.length > 0) return 'an engine was sent a request with a content-encoding';
     return of.leave !== undefined || result.status === 415 ? null : `answered ${result.status}, not 415`;
   }
-  // Envoy tries a call again, and the filter makes another.
+  // Envoy retries each call, and the filter makes further calls itself.
   const { retries } = of.config['prefill'] as { retries: number };
   if (prefilled.length > (1 + retries) ** 2) return 'too many tries';
   const own = ownOf(of, prefilled, decoded);
@@ -90,7 +90,7 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   if (!brought) return 'decode was asked after a prefill that failed';
   if (connector === 'nixl' ? sent.length !== 1 || sent[0] !== brought.params : sent.length > 0)
     return `decode was sent ${sent.join()}`;
-  // What prefill says is not what a double can say: this side does not know the seam.
+  // The seam does not fit into a JavaScript number, so the reference does not know it.
   if (isTail(of) && !Number.isSafeInteger(brought.seam + 1)) return null;
   const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : {};
   const leg = decodeLeg(asked, params, isTail(of) ? brought.seam : null);
@@ -99,17 +99,17 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
     : `decode was sent ${request.body.toString('latin1')}`;
 }
 
-/** Salts of all cases of this process: none may come again. */
+/** The salts of all cases in this process; each must be unique. */
 const salts = new Set<unknown>();
 
-/** What is wrong with a request that decode serves alone. */
+/** What is wrong with a request that decode serves alone; null if nothing is. */
 function aloneWrong(of: FuzzCase, asked: Asked, request: EngineRequest): string | null {
   const sent = jsonOf(request) as Json;
   const wrong = `decode alone was sent ${request.body.toString('latin1')}`;
   const added: Json = {};
   if (isSalted(of)) {
     const salt = sent['cache_salt'];
-    // vLLM's validate_cache_salt, and enough of it to be nobody else's.
+    // vLLM's `validate_cache_salt` must accept the salt, and it must be long enough to be unique.
     if (typeof salt !== 'string' || !/^[\w.-]{32,128}$/.test(salt)) return wrong;
     if (salts.has(salt)) return `the salt ${salt} was sent before`;
     salts.add(salt);
@@ -122,19 +122,22 @@ function aloneWrong(of: FuzzCase, asked: Asked, request: EngineRequest): string 
     }
   }
   if (!isDeepStrictEqual(sent, { ...localLeg(asked), ...added })) return wrong;
-  // Where nothing had to go, every byte of the client's stays where it was.
+  // If no member had to be removed, every byte of the client's body stays where it was.
   if (ownIn(Buffer.from(of.body, 'latin1'), of.path, connectorOf(of)).length > 0) return null;
   if (asked.connector === 'sglang' && Object.keys(localLeg(asked)).length < Object.keys(asked.value).length)
     return null;
   return keepsBytes(of.body, request.body.toString('latin1'), added) ? null : wrong;
 }
 
-/** Whether a document is another with members added right behind its brace, or with a value in the place of its own. */
+/**
+ * Whether `is` is the document `was` with members inserted right after its opening brace, or with
+ * the salt in the place of the client's.
+ */
 function keepsBytes(was: string, is: string, added: Json): boolean {
   if (Object.keys(added).length === 0) return was === is;
   const root = parse(was)!;
   const salted = all(root, 'cache_salt');
-  // Of several, all but the last go.
+  // If the salt is given several times, all but the last are removed.
   if (salted.length > 1) return true;
   const [own] = salted;
   const { cache_salt: salt, ...others } = added;
@@ -154,7 +157,10 @@ function keepsBytes(was: string, is: string, added: Json): boolean {
 const paramsOf = (request: EngineRequest | undefined): Json | undefined =>
   request && ((jsonOf(request) as Json | undefined)?.['kv_transfer_params'] as Json | undefined);
 
-/** Members that only the connector sets: they follow from what prefill was sent. A text says what is wrong with them. */
+/**
+ * The members that only the connector sets, which follow from what prefill was sent. A string says
+ * what is wrong with them.
+ */
 function ownOf(
   of: FuzzCase,
   prefilled: EngineRequest[],
@@ -185,7 +191,7 @@ function ownOf(
   const { transfer_id } = paramsOf(first)!;
   if (!/^xfer-[0-9a-f-]{36}$/.test(String(transfer_id))) return `transfer ${String(transfer_id)}`;
   const rank = value(first.headers, 'x-data-parallel-rank') ?? '';
-  // Of a rank that is named twice, either id.
+  // If the bootstrap server names a rank twice, either id is right.
   const told = all(parse(of.bootstrap!.body)!, rank).map(
     (node) => (build(of.bootstrap!.body, node) as Json)?.['engine_id'],
   );
@@ -201,7 +207,10 @@ function ownOf(
   return { prefill: { kv_transfer_params: prefill }, decode: { kv_transfer_params: decode } };
 }
 
-/** A zero may become 1 where it was written in another way, such as 0.0. */
+/**
+ * Compares the request of the prefill leg with `leg`. A zero that is written in another way, such
+ * as 0.0, may have become 1.
+ */
 function isPrefillLeg(sent: unknown, leg: Json, path: string): boolean {
   const small = (value: unknown) => value === 0 || value === 1;
   const strip = (of: Json): Json =>
@@ -213,7 +222,7 @@ function isPrefillLeg(sent: unknown, leg: Json, path: string): boolean {
   return isDeepStrictEqual(comparable(sent as Json), comparable(leg));
 }
 
-/** The text of every member that an engine could find and that only the connector may set. */
+/** The text of every member that an engine could read and that only the connector may set. */
 function ownIn(body: Buffer, path: string, connector: ConnectorName): string[] {
   const text = body.toString('latin1');
   const root = parse(text)!;

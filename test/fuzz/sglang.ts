@@ -1,4 +1,5 @@
-// Exchanges of SGLang's engines, by hand: its own endpoint with one element or a list, and the OpenAI endpoints.
+// Exchanges with SGLang's engines, written by hand: its own endpoint with one element or a list,
+// and the OpenAI endpoints.
 
 import type { Random } from '../unit/random.ts';
 import { CHAT, COMPLETIONS, NATIVE } from '../scenarios/messages.ts';
@@ -23,7 +24,8 @@ export function sglangByHand(random: Random): Messages {
   const prompts = Array.from({ length: Math.max(batch, 1) }, () =>
     random.between(1, random.pick([3, 12, 300])),
   );
-  // An engine has no room for a request that does not say plainly from where on it wants rows.
+  // P/D does not serve a request that does not plainly say where its rows start, such as one with
+  // `0.0`.
   const alone = random.chance(0.12);
   const start = alone || random.chance(0.75) ? 0 : random.below(Math.min(...prompts) + 1);
   const last = random.chance(0.2);
@@ -40,7 +42,7 @@ export function sglangByHand(random: Random): Messages {
     Array.from({ length: n }, (_, i): Sample => ({ prompt, tokens: random.between(1, 6), index: p * n + i })),
   );
   const array = ({ prompt }: Sample, tokens: number, leg: 'prefill' | 'decode') => {
-    // Decode forwards the last token of the prompt again.
+    // Decode forwards the last prompt token itself, so its rows are valid from that token on.
     const foreign = leg === 'decode' && !alone ? Math.max(prompt - 1 - start, 0) : 0;
     const more = leg === 'decode' ? extra : 0;
     let own = routers.rows(Math.max(prompt - start + tokens - 1 - foreign + more, 0), '<i4');
@@ -89,7 +91,7 @@ export function sglangByHand(random: Random): Messages {
       id: style.words(),
       choices,
       usage: usage(tokens),
-      // An empty array is left out.
+      // SGLang leaves out an empty array.
       ...(rows[0]!.text === '""' ? {} : { sglext: { routed_experts: rows[0] } }),
     });
   };
@@ -158,11 +160,11 @@ export function sglangByHand(random: Random): Messages {
       extra === 0 &&
       spoils.length === 0 &&
       (alone
-        ? // An event with an array does not say that nothing was cached.
+        ? // An event with an array does not tell that nothing was cached.
           !hit && (path === NATIVE || !stream)
-        : // One array says nothing of several prompts, and an event nothing of which element it is of.
+        : // One array cannot serve several prompts; an event does not tell its element.
           (path === NATIVE ? !stream || samples.length === 1 : prompts.length === 1) &&
-          // Without rows there may be no array.
+          // If there are no rows, there may be no array.
           !(behind && tokens.includes(1))),
     ...(alone ? { ends: 'local' as const } : {}),
     model: { layers: size.layers, top_k: size.topK, experts: routers.experts },

@@ -1,4 +1,5 @@
-// Format C, vLLM 0.21's, for the reference: the prompt's rows are a value of their own, which becomes prefill's.
+// Format C, vLLM 0.21's, for the reference: the prompt rows are a value of their own, which
+// prefill's value replaces.
 
 import { base64Of, DIALECTS, DTYPES, hasSentinel, itemBytes, NUMPY_NAMES } from './dialects.ts';
 import { misfit, rowsOf, type RowSet, type Rules } from './examined.ts';
@@ -7,32 +8,32 @@ import { choicesOf, countOf, everyPlace, type Place } from './places.ts';
 
 const KEY = 'prompt_routed_experts';
 
-/** Prefill's value. */
+/** Prefill's value of the prompt rows. */
 export interface Split {
   text: string;
   inChoice: boolean;
   tokens: number;
   layers: number;
   topK: number;
-  /** Its rows. */
+  /** The rows of the value. */
   set: RowSet;
 }
 
-/** Prefill's value; null when it can't be used. */
+/** Reads prefill's value of the prompt rows; null if it cannot be used. */
 export function readSplit(text: string, root: Node, found: Place[], rules: Rules): Split | null {
   const [value, ...others] = found.filter(({ key }) => key === KEY);
   const tokens = countOf(text, root, 'prompt_tokens');
   if (!value || others.length > 0 || value.choice > 0 || tokens === null) return null;
   if (all(root, 'choices').length > 1) return null;
   if (choicesOf(root).some((choice) => all(choice, 'routed_experts').length > 1)) return null;
-  // What is beside it are generated rows.
+  // The other values must be generated rows.
   const generated = found.filter((place) => place !== value);
   if (!generated.every(({ key, node }) => key === 'routed_experts' && /[[{]/.test(text[node.start]!)))
     return null;
   const own = text.slice(value.node.start, value.node.end);
   const set = own.startsWith('[') ? prefillLists(text, value.node) : prefillObject(own);
   if (!set || set.rows.length !== tokens || tokens < 1 || misfit(rules, set.layers, set.topK)) return null;
-  // An event is on one line.
+  // An event is on one line, so the text must have no line breaks.
   return {
     text: own.replace(/[\r\n]/g, ' '),
     inChoice: value.choice === 0,
@@ -43,7 +44,10 @@ export function readSplit(text: string, root: Node, found: Place[], rules: Rules
   };
 }
 
-/** Rows as nested lists, of one shape; null when they are not. A number that is none of an expert is -1. */
+/**
+ * Reads rows that are nested lists of one shape; null if they are not. A value that is not a valid
+ * id becomes -1.
+ */
 export function listedRows(text: string, { kind, items }: Node): RowSet | null {
   const rows = items.map((row) => row.items);
   const [layers, topK] = [rows[0]?.length ?? 0, rows[0]?.[0]?.items.length ?? 0];
@@ -59,7 +63,7 @@ export function listedRows(text: string, { kind, items }: Node): RowSet | null {
   return { rows: ids, layers, topK, every: true };
 }
 
-/** The same of prefill's, which has nothing but numbers. */
+/** The same for prefill's lists, which may contain nothing but numbers. */
 function prefillLists(text: string, node: Node): RowSet | null {
   const set = listedRows(text, node);
   const plain = /^[\d,[\]\s]*$/.test(text.slice(node.start, node.end));
@@ -83,7 +87,7 @@ function prefillObject(text: string): RowSet | null {
   return { rows: rowsOf(bytes, code, width), layers, topK };
 }
 
-/** Rows in lists or in an object; null when they are of another form, or damaged. */
+/** Reads rows in lists or in an object; null if they have another form or are damaged. */
 export function readRows(text: string, node: Node): RowSet | null {
   if (node.kind === 'array') return listedRows(text, node);
   const value = node.kind === 'object' ? OBJECT.read(text.slice(node.start, node.end)) : null;
@@ -94,7 +98,7 @@ export function readRows(text: string, node: Node): RowSet | null {
 
 const OBJECT = DIALECTS.find(({ first }) => first === '{')!;
 
-/** An edit of a document: what stands from `start` to `end` goes for `text`. */
+/** An edit of a document: `text` replaces what stands at `node`. */
 export interface SplitEdit {
   node: Pick<Node, 'start' | 'end'>;
   text: string;
@@ -102,7 +106,7 @@ export interface SplitEdit {
 
 export interface SplitMerge {
   edits: SplitEdit[];
-  /** Generated rows: of which choice, and what they are. */
+  /** The generated rows of each choice. */
   generated: { choice: number; set: RowSet }[];
   placed: boolean;
 }
@@ -115,7 +119,7 @@ export interface SplitExpectation {
   last: boolean;
 }
 
-/** The edits of a document, or why it can't be merged. */
+/** The edits of a document, or why it cannot be merged. */
 export function mergeSplit(
   text: string,
   root: Node,
@@ -126,7 +130,7 @@ export function mergeSplit(
   if (all(root, 'choices').length > 1) return 'choices twice';
   const own = found.filter(({ key }) => key !== KEY);
   if (own.length > n) return 'more arrays than choices';
-  // A value of its own has no room for it.
+  // The prompt rows are a value of their own, into which no row of decode can go.
   if (own.length > 0 && last) return 'the last row of the prompt is decode’s';
   const generated: SplitMerge['generated'] = [];
   for (const { key, node, choice } of own) {
@@ -146,7 +150,7 @@ export function mergeSplit(
   const edits = holders.flatMap((holder): SplitEdit[] => {
     const [value] = all(holder, KEY);
     if (value) return [{ node: value, text: split.text }];
-    // An event need not be the one that has it.
+    // The value may stand in another event of the stream.
     if (event) return [];
     const at = holder.end - 1;
     const comma = holder.members.length > 0 ? ',' : '';

@@ -1,4 +1,4 @@
-// Event streams, for the reference: every event is a document of its own.
+// The reference for event streams, in which every event is a document of its own.
 
 import { CountedStream } from './counts.ts';
 import { faultOf, type RowSet } from './examined.ts';
@@ -22,18 +22,21 @@ import {
   type Verdict,
 } from './reference.ts';
 
-/** Where a document is in the text of a stream. */
+/** The range of a document in the text of a stream. */
 export interface Span {
   start: number;
   end: number;
 }
 
-/** Whether a body that is said to be a stream of events is none: a line begins with a JSON document. */
+/**
+ * Whether a body that is announced as an event stream is none: one of its lines begins with a JSON
+ * document.
+ */
 export const isNoStream = (text: string): boolean => /(^|[\r\n])[ \t]*[[{]/.test(withoutMark(text));
 
 const withoutMark = (text: string): string => (text.startsWith('\xef\xbb\xbf') ? text.slice(3) : text);
 
-/** The document of each event: an object, or a list. */
+/** The document of each event that has one: an object or a list. */
 export function documentsOf(text: string): Span[] {
   const out: Span[] = [];
   const line = /[^\r\n]*/g;
@@ -46,7 +49,7 @@ export function documentsOf(text: string): Span[] {
   return out;
 }
 
-/** As `verdictOf`, of a stream. */
+/** Like `verdictOf`, for a stream. */
 export function streamVerdict(body: Buffer, expected: Expected): Verdict {
   const text = body.toString('latin1');
   const verdict = streamVerdictOfText(text, expected);
@@ -63,7 +66,7 @@ function streamVerdictOfText(text: string, expected: Expected): Verdict {
   return arrayEvents(text, wrong ? { ...expected, brought: { ...expected.brought, rows: null } } : expected);
 }
 
-/** Of forms whose events are merged each alone. */
+/** The verdict for forms in which each event is merged on its own. */
 function wholeEvents(text: string, expected: Expected): Verdict {
   const { split, sets } = expected.brought;
   const counted = new CountedStream(split?.tokens ?? 0, expected.n);

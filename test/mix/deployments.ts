@@ -1,4 +1,5 @@
-// The listeners of the mix: one Envoy, one VM a worker, and a configuration and a pair of engines for each.
+// The listeners of the mix: one Envoy with one VM per worker, and for each listener a configuration
+// and its own engines.
 
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
@@ -9,20 +10,26 @@ export const NATIVE = '/generate';
 
 export interface Deployment {
   name: string;
-  /** Plugin configuration. */
+  /** The plugin's configuration. */
   config: Record<string, unknown>;
   engine: Partial<EngineOptions>;
-  /** Paths that requests go to. */
+  /** The paths that requests go to. */
   paths: string[];
-  /** Most choices of a request. */
+  /** The largest number of choices of a request. */
   choices: number;
-  /** Not every exchange without a fault can be merged: prefill's rows find no room. */
+  /** Prefill's rows may find no room, so not every exchange without a fault can be merged. */
   lacksRoom?: boolean;
 }
 
-/** Longer than what counts as stalled: a prefill leg that nobody answers must show. */
+/**
+ * Longer than the time after which an exchange counts as stalled, so that an unanswered prefill leg
+ * is reported as stalled.
+ */
 const PREFILL_TIMEOUT_MS = 120_000;
-/** Of an engine that waits for the other leg: longer than a busy machine takes to send it, less than what counts as stalled. */
+/**
+ * How long an engine waits for the other leg: longer than a busy machine takes to send it, and
+ * shorter than the time after which an exchange counts as stalled.
+ */
 const PATIENCE_MS = 15_000;
 
 const prefill = { timeout_ms: PREFILL_TIMEOUT_MS, retries: 1 };
@@ -88,7 +95,7 @@ export const DEPLOYMENTS: Deployment[] = [
 export interface Engines {
   prefill: Engine;
   decode: Engine;
-  /** The engine that does both. */
+  /** The engine that serves prefill and decode itself; its answer is the right one. */
   oracle: Engine;
 }
 

@@ -1,4 +1,5 @@
-// One exchange of the mix: what is asked, which faults it meets, what it may come to, and a journal of what was seen.
+// One exchange of the mix: the request, the faults that it meets, and a journal of what happened to
+// it.
 
 import type { Failure } from '../engine/engine.ts';
 import type { Header } from '../scenario.ts';
@@ -7,10 +8,16 @@ import { Random } from '../unit/random.ts';
 import { DEPLOYMENTS, NATIVE, type Deployment } from './deployments.ts';
 
 export type Leg = 'prefill' | 'decode';
-/** How the client connects: by a pool of connections that stay, or by one of its own. */
+/**
+ * How the client connects: through a pool of connections that are kept, or over a connection of its
+ * own.
+ */
 export type Client = 'pool' | 'http1' | 'http2';
 
-/** How it hangs up: by closing the connection, by a reset, or by ending its side of it. */
+/**
+ * How the client hangs up: by closing the connection, by resetting it, or by ending its own side
+ * only.
+ */
 export type HangUp = 'close' | 'reset' | 'half-close';
 
 /** When the client hangs up. */
@@ -20,9 +27,9 @@ export type Leaving =
   | { at: 'bytes'; bytes: number };
 
 export interface Rates {
-  /** Of legs, that abort. */
+  /** The share of the legs that abort, from 0 to 1. */
   aborts: number;
-  /** Of clients, that leave. */
+  /** The share of the clients that leave, from 0 to 1. */
   leavers: number;
 }
 
@@ -34,11 +41,14 @@ export interface Reply {
   complete: boolean;
 }
 
-/** Between the streams of random numbers of two seeds. */
+/**
+ * The distance between the random seeds of two runs, so that no exchange of one run repeats one of
+ * another.
+ */
 const EXCHANGES_OF_A_SEED = 1_000_003;
 const SIZES = [1, 5, 60, 60, 300, 300, 2000];
 const LONG = SIZES.filter((size) => size > 30);
-/** Less than any reply has. */
+/** Fewer bytes than any reply has. */
 const FEW_BYTES = 90;
 
 export class Exchange {
@@ -50,22 +60,22 @@ export class Exchange {
   readonly leaving: Leaving | undefined;
   readonly hangsUpBy: HangUp;
   readonly started = performance.now();
-  /** Set when the client has its answer, or has given up. */
+  /** The time at which the client had its answer or gave up. */
   ended: number | undefined;
-  /** An engine has aborted. */
+  /** Whether an engine has aborted. */
   faulty = false;
-  /** What decode sent last, where it aborted: it may be damaged. */
+  /** What decode sent last, if an engine has aborted; it may be damaged. */
   damaged: Buffer | undefined;
-  /** How far each engine has come with it, by its own word. */
+  /** The last thing that each engine did with its leg. */
   readonly legs: Partial<Record<Leg, string>> = {};
-  /** It was told about as one that stalls. */
+  /** Whether the exchange was already reported as stalled. */
   told = false;
   readonly journal: string[] = [];
   readonly #aborts: Record<Leg, (Failure | undefined)[]>;
   #leave!: () => void;
   readonly leave = new Promise<void>((resolve) => (this.#leave = resolve));
 
-  /** What it asks and meets is a matter of seed and serial, whatever came before it. */
+  /** The request and the faults follow from seed and serial alone, not from earlier exchanges. */
   constructor(
     readonly serial: number,
     seed: number,
@@ -76,12 +86,13 @@ export class Exchange {
     this.deployment = random.pick(DEPLOYMENTS);
     this.path = random.pick(this.deployment.paths);
     const tail = this.deployment.config['decode_rows'] === 'tail';
-    // Of a short prompt a stream's tail can't be told from a full array.
+    // For a short prompt, the tail of a stream cannot be told from a full array.
     const prompt = random.pick(tail ? LONG : SIZES);
     this.body = Buffer.from(JSON.stringify(this.#request(random, prompt)));
     this.client = random.pick<Client>(['pool', 'pool', 'http1', 'http2']);
     const abort = () => (random.chance(rates.aborts) ? abortOf(random) : undefined);
-    // Of prefill the first two tries, the filter's own and Envoy's.
+    // The faults of prefill's first two tries, because Envoy retries the filter's call, and of
+    // decode's only try.
     this.#aborts = { prefill: [abort(), abort()], decode: [abort()] };
     this.leaving = random.chance(rates.leavers) ? leavingOf(random) : undefined;
     this.hangsUpBy =
@@ -90,7 +101,7 @@ export class Exchange {
     if (this.leaving) this.note(`leaves by ${this.hangsUpBy}: ${JSON.stringify(this.leaving)}`);
   }
 
-  /** No two prompts are alike: a store must have nothing of another exchange. */
+  /** All prompts differ, so that a KV store never has anything of another exchange. */
   #request(random: Random, prompt: number): object {
     const ids = Array.from({ length: prompt }, () => 3 + random.below(500));
     ids[0] = 1000 + this.serial;
@@ -117,7 +128,7 @@ export class Exchange {
     this.journal.push(`${(performance.now() - this.started).toFixed(0)} ms: ${what}`);
   }
 
-  /** An engine is asked; what it does instead of answering. */
+  /** Called when an engine is asked. Returns how it aborts instead of answering, if it does. */
   asked(leg: Leg): Failure | undefined {
     if (this.leaving?.at === `${leg} asked`) this.hangUp();
     const abort = this.#aborts[leg].shift();
@@ -126,13 +137,13 @@ export class Exchange {
     return abort;
   }
 
-  /** What an engine does with its leg. */
+  /** Records what an engine does with its leg. */
   goes(leg: Leg, how: string): void {
     this.legs[leg] = how;
     this.note(`${leg} ${how}`);
   }
 
-  /** Whom the client waits for, as the engines have seen it. */
+  /** What the client is waiting for, according to the engines. */
   get waitsFor(): string {
     const { prefill = 'was not asked', decode = 'was not asked' } = this.legs;
     return `prefill ${prefill}; decode ${decode}`;
@@ -151,7 +162,7 @@ function abortOf(random: Random): Failure {
   return random.pick<Failure>([
     { fault: 'reset' },
     { fault: 'reset' },
-    // Some bytes of the body, or none.
+    // The engine sends some bytes of the body or none.
     { fault: 'reset_body', keepBytes: random.below(2) * random.below(FEW_BYTES) },
     { fault: 'reset_body' },
     { status: 500 },

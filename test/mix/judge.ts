@@ -1,19 +1,22 @@
-// Whether what came of an exchange is what may come of it.
+// Judges whether an exchange ended in a way that it may end.
 
 import type { Header } from '../scenario.ts';
 import type { Engines } from './deployments.ts';
 import type { Exchange, Reply } from './exchange.ts';
 
 export interface Judged {
-  /** In a few words, to be counted. */
+  /** How the exchange ended, in a few words that are counted in the report. */
   came: string;
-  /** It is what the engine that does both answers. */
+  /** Whether the answer equals the oracle's. */
   compared?: boolean;
-  /** What is wrong with it. */
+  /** What is wrong with the answer. */
   wrong?: string;
 }
 
-/** What two right answers to one request may differ in: names, times, and what engines say of their caches. */
+/**
+ * The members in which two right answers to one request may differ: names, times, and what engines
+ * report about their caches.
+ */
 const OWN = new Set([
   ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint', 'prompt_tokens_details'],
   ...['e2e_latency', 'cached_tokens', 'cached_tokens_details'],
@@ -49,7 +52,7 @@ export async function judge(exchange: Exchange, reply: Reply, { oracle }: Engine
     const refused = deployment.lacksRoom && status === 502;
     return excused || refused ? { came } : { came, wrong: reply.body.toString().slice(0, 300) };
   }
-  // The filter says of none of these that it has merged it.
+  // The filter may pass on what a damaged decode sent, but it must not say that it has merged it.
   const own = exchange.damaged?.equals(reply.body) ?? false;
   if (own && !outcome.startsWith('merged')) return { came: `${came}, as a damaged decode sent it` };
   const headers: Header[] = [['content-type', 'application/json']];
@@ -57,7 +60,7 @@ export async function judge(exchange: Exchange, reply: Reply, { oracle }: Engine
   const right = textOf(Buffer.concat((await oracle(request)).chunks));
   const text = textOf(reply.body);
   if (text === right) return { came, compared: true };
-  // An error in a stream that has begun.
+  // A stream that had begun may end with an error.
   if (faulty && /"error"|"abort"/.test(text)) return { came: `${came}, an error` };
   let at = 0;
   while (text[at] === right[at]) at++;

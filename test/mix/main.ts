@@ -1,11 +1,14 @@
-// `npm run test:mix`: many clients at once, some of which leave, through one Envoy with several workers, before engines of every
-// kind, some of which abort. Whatever is complete is compared with the engine that does both; an exchange that nothing
-// comes of for `--stall` seconds fails the run, with all that Envoy, the engines and the client have seen of it.
+// `npm run test:mix` sends requests of many clients at once, some of which leave, through one Envoy
+// with several workers to engines of every kind, some of which abort. Every complete answer is
+// compared with the oracle's. An exchange without an end after `--stall` seconds fails the run and
+// is reported with everything that Envoy, the engines and the client have seen of it.
 //
-//     npm run test:mix -- --requests 3000 --clients 64 --workers 4 --seed 1 --aborts 6 --leavers 5 --runs 7 --report
+//     npm run test:mix -- --requests 3000 --clients 64 --workers 4 --seed 1 --aborts 6 --leavers 5
+//         --runs 7 --report
 //
-// Rates are percent: of legs that abort, of clients that leave. Each run has the next seed. What stands behind a further
-// `--` goes to Envoy: `--component-log-level connection:trace,pool:debug` shows what was sent to whom.
+// The rates `--aborts` (of legs) and `--leavers` (of clients) are percentages. Each run has the
+// next seed. Arguments after a further `--` go to Envoy; for example, `--component-log-level
+// connection:trace,pool:debug` shows what was sent where.
 
 import { writeFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
@@ -43,7 +46,7 @@ await runMain(import.meta.url, async () => {
       aborts: numberOf('aborts', values.aborts, 6, 0) / 100,
       leavers: numberOf('leavers', values.leavers, 5, 0) / 100,
     },
-    // Behind `--`.
+    // The arguments after `--`.
     args: positionals,
   };
   const before = load();

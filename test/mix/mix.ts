@@ -1,4 +1,5 @@
-// One run of the mix: engines, an Envoy, clients, and what each exchange came to.
+// One run of the mix: starts the engines and Envoy, sends the requests, and judges how each
+// exchange ended.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -19,10 +20,10 @@ import { Exchange, type HangUp, type Leg, type Rates, type Reply } from './excha
 import { judge, type Judged } from './judge.ts';
 
 const ID = 'x-mix';
-/** Of a client; what stalls is told about long before. */
+/** How long a client waits for its answer. A stalled exchange is reported long before that. */
 const PATIENCE_MS = 60_000;
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed/;
-/** What is 0 when nobody is served. */
+/** The gauges that are 0 while no request is being served. */
 const GAUGES = '(ingress\\.downstream|upstream)_rq_(active|pending_active)$|held_bytes$';
 
 const HANG_UPS: Record<HangUp, SendOptions['hangUp']> = {
@@ -36,26 +37,29 @@ export interface Options {
   clients: number;
   workers: number;
   seed: number;
-  /** Seconds until an exchange without an end is one that stalls. */
+  /** The number of seconds after which an exchange without an end counts as stalled. */
   stall: number;
   rates: Rates;
-  /** Arguments for Envoy. */
+  /** Further arguments for Envoy. */
   args: string[];
 }
 
 export interface Ended extends Judged {
   exchange: Exchange;
   reply: Reply;
-  /** By Envoy's access log; undefined where the client left before Envoy had its head. */
+  /** The outcome in Envoy's access log; undefined if the client left before Envoy had its head. */
   outcome?: string | undefined;
 }
 
 export class Mix {
   readonly exchanges = new Map<string, Exchange>();
   readonly ended: Ended[] = [];
-  /** Told about with evidence. */
+  /** The stalled exchanges; each was reported with evidence. */
   readonly stalled: string[] = [];
-  /** What else must not be: something left behind, a trap, a request without one outcome. */
+  /**
+   * Everything else that must not happen: something left behind, a trap, or a request without
+   * exactly one outcome.
+   */
   readonly faults: string[] = [];
   readonly #engines: Engines[];
   readonly #random: Random;
@@ -107,7 +111,10 @@ export class Mix {
     return this.exchanges.get(headers.find(([name]) => name === ID)?.[1] ?? '');
   }
 
-  /** The engines of all deployments behind one port: a request's id says whose it is. */
+  /**
+   * Serves one leg of all deployments behind one port; the id in a request tells whose engine must
+   * answer.
+   */
   #leg(leg: Leg): Engine {
     return async (request) => {
       const exchange = this.#of(request);
@@ -119,7 +126,7 @@ export class Mix {
       if (leg === 'decode' && exchange.faulty) exchange.damaged = whole;
       const lengths = this.#random.cuts(whole.length, this.#random.pick([whole.length + 1, 5000, 1500]));
       let at = 0;
-      // A piece after the other, so that a client can leave between them.
+      // The reply is sent piece by piece, so that a client can leave between two pieces.
       const chunks = lengths.length > 20 ? [whole] : lengths.map((len) => whole.subarray(at, (at += len)));
       return {
         ...reply,
@@ -172,7 +179,7 @@ export class Mix {
       ...{ port: this.#plant.ports[listener]!, request, timeoutMs: PATIENCE_MS, leave },
       hangUp: HANG_UPS[exchange.hangsUpBy],
       onBody: (bytes) => exchange.received(bytes),
-      // Between its halves.
+      // Called between the two halves of the request.
       arrived: async () => exchange.hangUp(),
     });
   }
@@ -191,7 +198,10 @@ export class Mix {
     }
   }
 
-  /** What the client, the engines and Envoy have seen of exchanges: in short to the terminal, Envoy's pages to `build/mix`. */
+  /**
+   * Reports what the client, the engines and Envoy have seen of the exchanges: a summary on the
+   * terminal, and Envoy's admin pages in `build/mix`.
+   */
   async #tell(what: string, late: Exchange[]): Promise<void> {
     for (const each of late) each.told = true;
     const open = [...this.exchanges.values()].filter(({ ended }) => ended === undefined).length;
@@ -217,7 +227,7 @@ export class Mix {
 
   // ---- what is left behind
 
-  /** Waits until nothing is left in Envoy, and looks at what is. */
+  /** Waits until Envoy serves no request and holds no bytes any more, and checks what is left. */
   async #settle(): Promise<void> {
     let left = '';
     const quiet = async () => {
@@ -230,7 +240,7 @@ export class Mix {
     for (const each of this.ended) {
       each.outcome = logged.get(each.exchange.id)?.routed_experts?.split(';')[0];
     }
-    // A client that left before Envoy had its head never was one.
+    // If the client left before Envoy had its head, no line in the access log is expected.
     const late = [...this.exchanges.values()].filter(
       ({ id, legs, journal }) =>
         !logged.has(id) &&
@@ -238,7 +248,8 @@ export class Mix {
     );
     if (late.length > 0) await this.#tell('no end in the access log', late);
     if (!settled) {
-      // The leg of a client that has left: Envoy can't cancel a call.
+      // What is left may be the prefill call of a client that has left, because Envoy cannot cancel
+      // a call.
       const alone = [...this.exchanges.values()].filter(
         ({ leaving, legs }) => leaving && legs.prefill && legs.prefill !== 'has answered',
       );
@@ -254,7 +265,7 @@ export class Mix {
     await this.#countOutcomes();
   }
 
-  /** Every request that Envoy had has one outcome. */
+  /** Checks that every request that reached Envoy has one outcome. */
   async #countOutcomes(): Promise<void> {
     const total = await this.#plant.stats('^http\\.ingress\\.downstream_rq_total$');
     const counted = Object.values(await this.#plant.outcomes()).reduce((a, b) => a + b, 0);

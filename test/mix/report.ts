@@ -1,4 +1,4 @@
-// What runs of the mix came to, as Markdown.
+// Writes the results of the runs of the mix as Markdown.
 
 import { describeMachine, load } from '../../bench/machine.ts';
 import { table } from '../../bench/report.ts';
@@ -12,7 +12,10 @@ import type { Ended, Mix, Options } from './mix.ts';
 export interface Run {
   mix: Mix;
   seconds: number;
-  /** The longest time that this process, which is clients and engines, was busy at once. */
+  /**
+   * The longest time for which the event loop of this process, which runs the clients and the
+   * engines, was blocked.
+   */
   busyMs: number;
 }
 
@@ -58,7 +61,7 @@ export const summary = (run: Run) => table(HEAD, [figures(run)]).join('\n');
 
 const NEVER = 'never there';
 
-/** A row for each listener, over all runs. */
+/** One row per listener, summed over all runs. */
 function outcomes(runs: Run[]): string[] {
   const ended = runs.flatMap(({ mix }) => mix.ended);
   const names = [...OUTCOMES, NEVER];
@@ -70,7 +73,7 @@ function outcomes(runs: Run[]): string[] {
   return table(['listener', 'requests', ...names, 'equal to the oracle'], rows);
 }
 
-/** `load`: average before the runs. */
+/** Writes the report. `before` is the machine's load average before the runs. */
 export async function report(runs: Run[], options: Omit<Options, 'seed'>, before: string): Promise<string> {
   const { requests, clients, workers, rates, stall } = options;
   const { output } = await runProgram(await requireEnvoy(), ['--version']);

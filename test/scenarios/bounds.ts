@@ -1,4 +1,5 @@
-// Input without measure: deep, wide, long. Each has a clear answer in bounded time and memory, and the VM lives on.
+// Inputs without bounds: deep, wide or long. The filter gives each a clear answer in bounded time
+// and memory, and the VM survives.
 
 import { expect } from 'vitest';
 import type { Result, Scenario } from '../scenario.ts';
@@ -28,7 +29,10 @@ import {
 
 const MANY = 100_000;
 const MIB = 1 << 20;
-/** Of one exchange, on a machine that others use too: what is quadratic takes minutes. */
+/**
+ * The time limit of one exchange on a machine that also does other work. Work that is quadratic in
+ * the input would take minutes.
+ */
 const SECONDS = 20;
 
 interface Bound {
@@ -58,7 +62,8 @@ const bad = (text: string) => (result: Result) => {
   expectOutcome(result, 'rejected');
 };
 const refused = (reason: string) => (result: Result) => {
-  // One by one: what does not match is printed, whatever its size.
+  // The values are compared one by one, because a failed match prints the whole result, whatever
+  // its size.
   expect([result.status, result.complete]).toEqual([502, true]);
   expectOutcome(result, `rejected; reason=${reason}`);
 };
@@ -112,7 +117,10 @@ const n = (choices: number) => post(`{"prompt":"x","max_tokens":3,"n":${choices}
 const tailDecode = (choices: number) =>
   decodeBody(Array.from({ length: choices }, () => quoted(encoded(TAIL))));
 const tailMerged = quoted(encoded({ rows: 7 }, Buffer.concat([rowBytes(PROMPT), rowBytes(TAIL)])));
-/** Of SGLang: elements with the rows of 20 tokens, of 2 layers and 3 experts each. */
+/**
+ * A reply of SGLang for several prompts. `rows` are those of 20 tokens, with 2 layers and 3 experts
+ * each.
+ */
 const batch = (prompts: number, rows: string) =>
   `[${Array(prompts).fill(`{"meta_info":{"prompt_tokens":20,"completion_tokens":1,"routed_experts":"${rows}"}}`).join(',')}]`;
 const ROWS = Buffer.alloc(480, 9).toString('base64');
@@ -121,10 +129,10 @@ const sglang = (prompts: number): Partial<Scenario> => ({
   config: { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } },
   client: post(`{"text":[${Array(prompts).fill('"a"').join(',')}]}`, { path: '/generate' }),
 });
-/** As many as one request may have. */
+/** The largest number of prompts that one request may have. */
 const MOST_PROMPTS = 4096;
 
-/** As many as one vLLM request may have. */
+/** The largest number of choices that one vLLM request may have. */
 const MOST_CHOICES = 16_384;
 
 const responses: Bound[] = [

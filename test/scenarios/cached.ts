@@ -1,5 +1,6 @@
-// What decode serves alone: salted so that it forwards the whole prompt, and refused where its own count of cached tokens
-// says, or leaves open, that rows of its array are those of an earlier request.
+// Requests that decode serves alone. The filter salts them so that decode forwards the whole
+// prompt, and refuses a response if decode's own count of cached tokens shows, or leaves open, that
+// rows of its array are those of an earlier request.
 
 import { expect } from 'vitest';
 import type { ClientRequest, Result, Scenario } from '../scenario.ts';
@@ -20,7 +21,9 @@ const PROMPT = 9;
 const ROWS = rowsOf(0, PROMPT + 3);
 const SALT = /"cache_salt"\s*:\s*"([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})"/g;
 
-/** Decode's own word: a number, an object without it (`none`), or `null`. */
+/**
+ * What decode reports about its cache: a number, an object without the number (`none`), or `null`.
+ */
 type Cached = number | 'none' | null;
 
 const details = (cached: Cached) =>
@@ -31,7 +34,7 @@ interface Body {
   write?: Write;
   cached?: Cached;
   prompt?: number;
-  /** Of all choices; the right one unless said. */
+  /** The number of generated tokens of all choices. Default: the right one. */
   completion?: number;
 }
 
@@ -57,13 +60,13 @@ interface Spec {
   body: string;
   events?: boolean;
   outcome: string;
-  /** Arrives as the client sent it. */
+  /** The request reaches decode without a salt, as the client sent it. */
   unsalted?: boolean;
-  /** Members that must not, or must, be in decode's request besides. */
+  /** Checks the other members of decode's request. */
   more?: (request: Record<string, unknown>) => void;
   type?: string;
   text?: string;
-  /** Its head is out before anything is known. */
+  /** The head of the response leaves before the filter knows the outcome. */
   headless?: boolean;
 }
 
@@ -252,7 +255,8 @@ const tagged = (request: Record<string, unknown>) =>
     'lmcache.skip_save': true,
   });
 
-// A store may hand KV over for a prompt that prefill has forwarded once, whatever decode's own cache does.
+// Whatever decode's own cache does, a store may hand over the KV of a prompt that prefill has
+// forwarded once.
 const stored: Spec[] = [
   { name: 'a store, nothing is said', client: completion(), body: bodyOf({}), outcome: CACHED },
   { name: 'a store, 0', client: completion(), body: bodyOf({ cached: 0 }), outcome: LOCAL },
@@ -413,7 +417,8 @@ const streams: Spec[] = [
   },
 ].map((of) => ({ ...of, client: streaming, events: true }));
 
-// SGLang's engines are not salted; each element of a reply says its own count.
+// Requests to SGLang's engines are not salted. Each element of a reply has its own count of cached
+// tokens.
 const native = (cached: string) =>
   `{"text":"x","meta_info":{"prompt_tokens":9,"completion_tokens":4${cached},"routed_experts":${inInt32(ROWS)}}}`;
 const sglang: Spec[] = [
@@ -446,7 +451,7 @@ const sglang: Spec[] = [
   client: post(JSON.stringify({ text: 'x', return_routed_experts: true, routed_experts_start_len: 0 }), {
     path: NATIVE,
   }),
-  // Without an endpoint in the request there is no P/D.
+  // P/D does not serve the request, because the request names no endpoint.
   config: {
     connector: 'sglang',
     prefill: { retries: 0, endpoint_header: 'x-prefiller', allowed_endpoints: ['{prefill:0}'] },

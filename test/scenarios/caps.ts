@@ -1,5 +1,5 @@
-// What caps the output is a member of the request, and each API has its own: `/v1/completions` knows no
-// `max_completion_tokens`, and its engines ignore one.
+// The members of a request that cap its output. Each API has its own: `/v1/completions` has no
+// `max_completion_tokens`, and its engines ignore that member.
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
@@ -11,20 +11,21 @@ import { usedDeployment } from './used.ts';
 interface Spec {
   name: string;
   path: string;
-  /** Members that cap the output. */
+  /** The members that cap the output. */
   caps: Record<string, unknown>;
-  /** Tokens that the engine generates. */
+  /** The number of tokens that the engine generates. */
   tokens: number;
-  /** The caps that prefill is sent; decode gets the client's. */
+  /** The caps that prefill is sent. Decode gets those of the client. */
   prefill: Record<string, unknown>;
 }
 
 const PROMPT_TOKENS = [5, 40];
-/** vLLM's own cap of a completion that says nothing. */
+/** vLLM's cap for a completion whose request sets none. */
 const DEFAULT = 16;
 
 const SPECS: Spec[] = [
-  // Too low a cap takes a tail for a full array, too high a one leaves open which of both it is.
+  // If the filter heeded this member, a low value would make it take a tail for a full array, and a
+  // high value would leave open which of the two the array is.
   ...[1, 3, 0, 1000, '2', null].map((cap): Spec => ({
     name: `a completion with max_completion_tokens ${JSON.stringify(cap)}`,
     path: COMPLETIONS,
@@ -102,7 +103,7 @@ function caseOf(spec: Spec, form: 'full' | 'tail', tokens: number): Case {
     expect(usage['completion_tokens']).toBe(spec.tokens);
     const rows = usage['prompt_tokens']!;
     expectOutcome(result, `merged; rows=${rows}; choices=1`, { 'routed_experts.spliced_bytes': rows * 4 });
-    // As the client wrote it, where it is no member that the engine knows.
+    // A member that the engine does not know stays as the client wrote it.
     expect(capsOf(jsonOf(result.prefillRequests[0]!))).toEqual(capsOf(spec.prefill));
     expect(capsOf(jsonOf(result.decodeRequests[0]!))).toEqual(capsOf(caps));
   };

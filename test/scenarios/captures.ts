@@ -1,4 +1,5 @@
-// Real traffic: engines answer with what vLLM answered, and the client gets what the non-disaggregated engine gave.
+// Replays real traffic: the engines answer with what vLLM answered, and the client must get the
+// rows of the non-disaggregated engine.
 
 import { expect } from 'vitest';
 import { captureNames, loadCapture, replayEngine, type Capture } from '../engine/replay.ts';
@@ -7,11 +8,14 @@ import { header, type Case, type Suite } from './case.ts';
 import { decodeNpy } from '../engine/npy.ts';
 import { expectError, expectSalted } from './messages.ts';
 
-/** Requests that decode serves alone. */
+/** Captures of requests that decode serves alone. */
 const LOCAL = ['v030.nixl.completions.batch2'];
-/** Its decode engine was asked for them too, and died: what it would have said follows from the oracle. */
+/**
+ * The decode engine was asked for prompt logprobs, too, and died. What it would have answered is
+ * derived from the oracle's answer.
+ */
 const LOGPROBS = 'v030.nixl.x.prompt_logprobs';
-/** Their prefill leg was made by a script that leaves `stream` away. */
+/** The prefill legs of these captures were sent by a script that leaves `stream` out. */
 const NO_STREAM = /^v030\.nixl\.x\./;
 
 const ARRAY = /"routed_experts":("[^"]*"|null)/g;
@@ -29,7 +33,10 @@ export const captures: Suite = {
   ],
 };
 
-/** What vLLM's decode answered when it had pulled the KV of these prompts: rows of zeros, however it came to serve them. */
+/**
+ * Replays what vLLM's decode answered after it had pulled the KV of these prompts. Its prompt rows
+ * are zeros, so the response must be refused although decode served the request alone.
+ */
 function pulledCase(captured: Capture): Case {
   const of = caseOf(captured, 'http1', undefined);
   return {
@@ -66,7 +73,7 @@ function caseOf(captured: Capture, protocol: Protocol, chunkBytes: number | unde
         chunks: [oracle.request.body],
       },
       prefill: replayEngine(prefill.response),
-      // A decode engine that serves a request alone says what one that does both says.
+      // A decode engine that serves a request alone answers what the oracle answers.
       decode: replayEngine(
         alone ? oracle.response : decode.response,
         chunkBytes === undefined ? {} : { chunkBytes },
@@ -85,7 +92,9 @@ function caseOf(captured: Capture, protocol: Protocol, chunkBytes: number | unde
   };
 }
 
-/** Decode without the logprobs of the prompt, with prompt rows of zeros. */
+/**
+ * The capture with a decode response that has no prompt logprobs and whose prompt rows are zeros.
+ */
 function withDecode(captured: Capture): Capture {
   const { prefill, decode, oracle } = captured;
   const answer = JSON.parse(oracle.response.body.toString('utf8'));
@@ -148,7 +157,7 @@ function checkMerged({ name, prefill, decode, oracle }: Capture, result: Result)
   const filled = arrays.filter((array) => !array.endsWith('null')).length;
   const outcome = expect.stringMatching(new RegExp(`^merged; rows=\\d+; choices=${filled}$`));
   expect(result.logged).toEqual(outcome);
-  // A stream's head is out before its array has come.
+  // The head of a stream leaves before its array has come.
   if (stream) expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
   else expect(header(result.headers, 'x-routed-experts')).toBe(result.logged);
   expect(result.counters).toEqual({
@@ -157,11 +166,11 @@ function checkMerged({ name, prefill, decode, oracle }: Capture, result: Result)
   });
 }
 
-/** Of prefill, as it is written. */
+/** The text of prefill's prompt logprobs, as it is written. */
 const logprobsOf = (body: Buffer) =>
   body.toString('utf8').match(/"prompt_logprobs":(null|\[.*?\](?=,"prompt_token))/)![0];
 
-/** The members as they are written, in order. */
+/** The array members as they are written, in order. */
 function arraysOf(body: Buffer): string[] {
   return body.toString('utf8').match(ARRAY) ?? [];
 }

@@ -1,10 +1,10 @@
-// What a suite of scenarios is, and when two hosts agree on a result.
+// Defines a suite of scenarios, and when two hosts agree on a result.
 
 import type { EngineRequest, Header, Result, Scenario } from '../scenario.ts';
 
-/** Limits of the host that a suite needs; Envoy's defaults otherwise. */
+/** Limits of the host that a suite needs. Default: Envoy's. */
 export interface Limits {
-  /** Of the listener, for requests that are held. */
+  /** The listener's buffer limit, which bounds requests that are held. */
   bufferLimit?: number;
   /** The largest reply of the prefill leg. */
   asyncResponseLimit?: number;
@@ -14,19 +14,23 @@ export interface Limits {
 
 export interface Case {
   name: string;
-  /** Engines have state: a new scenario for every run. */
+  /** Creates a new scenario for every run, because engines have state. */
   scenario(): Scenario;
-  /** Fails when the result is not as it should be. */
+  /** Fails if the result is not as it should be. */
   check(result: Result): void;
-  /** The host gives the client's request its own id: ids differ between runs. */
+  /** The host generates the id of the client's request, so ids differ between runs. */
   ownId?: boolean;
-  /** What is made up anew: rooms by the filter, ids by engines that draw them as the legs arrive. Lengths differ, too. */
+  /**
+   * Matches text that differs between runs: rooms, which the filter generates, and ids, which the
+   * engines draw in the order in which the legs arrive. The lengths differ, too.
+   */
   random?: RegExp;
-  /** How the network cuts the body decides what the head can say: whether `choices` and a length are in it, and whether its end is
-   * told apart from bytes that were held, for a trailer.
+  /**
+   * How the network cuts the body into pieces decides what the head can tell: whether it has a
+   * length, whether its outcome has `choices`, and whether the outcome comes again in a trailer.
    */
   cutDecidesHead?: boolean;
-  /** Runs on one host alone, and why. */
+  /** The case runs on this host only, for this reason. */
   only?: { host: 'envoy' | 'emulator'; because: string };
 }
 
@@ -36,10 +40,13 @@ export interface Suite {
   cases: Case[];
 }
 
-/** Headers that real Envoy adds on its own, or that are about a connection and not about an exchange. */
+/** Headers that Envoy adds on its own, or that are about a connection and not about an exchange. */
 const ENVOYS_OWN = /^(date|server|x-envoy-.*|x-forwarded-.*|connection|keep-alive)$/;
 
-/** What keeps a request that decode serves alone from what others have left in caches. Of a fixed length. */
+/**
+ * The salts that keep a request that decode serves alone from entries that other requests have left
+ * in caches. They have a fixed length.
+ */
 const SALTS =
   /(?<="cache(?:_|\\u005f)salt"\s*:\s*")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=")|(?<="lmcache\.tag\.routed_experts":")[0-9a-f]{32}(?=")/g;
 
@@ -90,7 +97,7 @@ const unsalted = (request: EngineRequest): EngineRequest => ({
   body: Buffer.from(request.body.toString('latin1').replace(SALTS, '<salt>'), 'latin1'),
 });
 
-/** What two hosts see differently; empty when they agree. */
+/** The differences between the results of two hosts; empty if they agree. */
 export function differences(of: Case, envoy: Result, emulator: Result): object[] {
   const [a, b] = [comparable(of, envoy), comparable(of, emulator)];
   // How much of a body leaves before its stream is reset depends on timing.
@@ -130,7 +137,7 @@ function ownIdOf({ prefillRequests, decodeRequests }: Result): string | undefine
     .find(([name]) => name === 'x-request-id')?.[1];
 }
 
-/** First value of a header. */
+/** The first value of a header. */
 export function header(headers: Header[], wanted: string): string | undefined {
   return headers.find(([name]) => name === wanted)?.[1];
 }

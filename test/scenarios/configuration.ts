@@ -1,4 +1,5 @@
-// Configurations: what is refused and how it is said, what is taken, and that several in one VM do not mix.
+// Configurations: which ones are refused and with which message, which ones are accepted, and that
+// several configurations in one VM do not affect each other.
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Scenario } from '../scenario.ts';
@@ -33,10 +34,16 @@ const ENDPOINT =
 
 const BY_REQUEST = { endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.1:80'] };
 
-/** A rule that JSON Schema can't say: `envoy/config.schema.json` takes these. */
+/**
+ * Marks a rule that JSON Schema cannot express, so that `envoy/config.schema.json` accepts the
+ * configuration.
+ */
 export const BEYOND_SCHEMA = 'beyond the schema';
 
-/** `prefill.cluster` is filled in. Also run through the JSON Schema, which must refuse and take the same. */
+/**
+ * Configurations that are refused, with the message. The hosts fill in `prefill.cluster`. They are
+ * also run through the JSON Schema, which must refuse and accept the same ones.
+ */
 export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ no_such_key: 1 }, `no_such_key: expected no such key; known are ${KNOWN}`],
   [{ Connector: 'nixl' }, `Connector: expected no such key; known are ${KNOWN}`],
@@ -200,7 +207,7 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
 ];
 
-/** Refused for a key that the hosts fill in. */
+/** Configurations that are refused because of a key that the hosts otherwise fill in. */
 export const REFUSED_UNFILLED: [Config, string][] = [
   [
     { connector: 'mooncake', prefill: { bootstrap_host: 'prefill' } },
@@ -208,7 +215,10 @@ export const REFUSED_UNFILLED: [Config, string][] = [
   ],
 ];
 
-/** Taken, and then no request without more is served by P/D. */
+/**
+ * Configurations that are accepted. They are compared with the JSON Schema only, because the plain
+ * exchange with which `TAKEN` is run does not suit their connectors.
+ */
 export const TAKEN_CONCURRENT: Config[] = [
   { connector: 'sglang', prefill: { bootstrap_host: 'prefill-0.models' } },
   { connector: 'sglang', prefill: { bootstrap_host: '10.0.0.1', bootstrap_port: 1 }, decode_rows: 'full' },
@@ -247,7 +257,7 @@ const scenarioOf = (config: Config, more: Partial<Scenario> = {}): Scenario => (
   ...more,
 });
 
-/** What the filter said when it refused the configuration; fails when it did not. */
+/** The message with which the filter refused the configuration; fails if the filter accepted it. */
 async function refusal(host: TestHost, config: Config): Promise<string> {
   const error = await host.run(scenarioOf(config)).then(
     () => new Error('the configuration was taken'),

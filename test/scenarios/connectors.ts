@@ -1,5 +1,6 @@
-// The connectors of both legs at once, between simulated engines that insist on their handshake: rooms and transfers must
-// be the same on both sides, or an engine waits in vain. The answer is the oracle's.
+// The connectors that run both legs at once, between simulated engines that insist on their
+// handshake: rooms and transfers must be the same on both legs, or an engine waits in vain. The
+// answer must be the oracle's.
 
 import { expect } from 'vitest';
 import { createEngine, type Address, type EngineOptions } from '../engine/engine.ts';
@@ -36,14 +37,23 @@ interface Spec {
   engine?: Partial<EngineOptions>;
 }
 
-/** Bootstrap servers that no exchange has asked before: what a VM remembers is by their ports. */
+/**
+ * A VM remembers a bootstrap server by its port, so each exchange gets a server that none has asked
+ * before.
+ */
 let lastPort = 10_000;
 
-/** What the filter makes up, the ports, and ids: engines draw them in the order in which the legs arrive. */
+/**
+ * Matches what differs between runs: what the filter generates, the ports, and the ids, which
+ * engines draw in the order in which the legs arrive.
+ */
 const RANDOM =
   /(?<="(?:request_)?id":)"[^"]*"|"bootstrap_room":(\d+|\[[\d,]+\])|xfer-[0-9a-f-]{36}|(?<=http:\/\/127\.0\.0\.1:)\d+|(?<="bootstrap_port":)[\d,[\]]+/g;
 
-/** A reply without what differs between engines: ids, and what only prefill counts. */
+/**
+ * A reply without what differs between engines: ids, and the count of cached tokens, which only
+ * prefill knows.
+ */
 function rest(text: string): unknown {
   return JSON.parse(text, (key, value: unknown) => (OF_AN_ENGINE.has(key) ? undefined : value));
 }
@@ -57,7 +67,8 @@ const bodies = (text: string, events: boolean): string[] =>
 
 function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
   const { name, path, body, protocol, config, engine } = spec;
-  // The one token is prefill's: SGLang's decode returns no array, and none is made of prefill's.
+  // The one generated token is prefill's. SGLang's decode returns no array then, and the filter
+  // does not make one from prefill's rows.
   const unanswered = connector === 'sglang' && body['sampling_params']?.max_new_tokens === 1;
   const request = JSON.stringify(body);
   const options = (address: Address) =>
@@ -65,7 +76,7 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
       connector,
       ...(connector === 'mooncake' ? { ranks: 3 } : {}),
       bootstrap: address,
-      // Long enough for a loaded machine; a leg that nobody joins fails the test.
+      // Long enough for a loaded machine. A leg that no other leg joins fails the test.
       patience: 5000,
       model: { layers: 3, topK: 2, experts: 9 },
       ...engine,
@@ -153,7 +164,10 @@ const SGLANG: [string, string, Json][] = [
   ['a chat', CHAT, routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 })],
 ];
 
-/** Of an engine that has a transfer for each: one array, of the first, beside counts of all. */
+/**
+ * Several samples on an engine that has a transfer for each: the reply has one array, that of the
+ * first sample, beside counts of all samples.
+ */
 const sglangSamples: Case[] = (
   [
     ['a completion', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 })],
@@ -177,11 +191,11 @@ const sglangSamples: Case[] = (
   }),
 );
 
-/** Which of them its one array is of, and how long that prompt is, nothing says. */
+/** Nothing in the reply tells which prompt its one array belongs to, or how long that prompt is. */
 const severalPrompts: Case = {
   name: 'sglang, /v1/completions: two prompts in one reply are refused',
   scenario: () => {
-    // By the counts of both, the first one's array has 14 rows that are half as wide.
+    // By the counts of both prompts, prefill's first array would have 14 rows of half the width.
     const prompt = [7, 6].map((length) => Array.from({ length }, (_, i) => 3 + i));
     const body = routed({ prompt, max_tokens: 7 });
     const address = { host: HOST, port: ++lastPort };
@@ -268,7 +282,9 @@ const mooncakeCases: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
   ),
 );
 
-/** A model whose first token ends the text: prefill must not stop there, or there is no transfer. */
+/**
+ * A model whose first token ends the text. Prefill must not stop there, or there is no transfer.
+ */
 const firstIsEnd: Case[] = [COMPLETIONS, GENERATE].map((path) =>
   caseOf('mooncake', {
     name: `mooncake, ${path}: the first token ends the text`,
@@ -284,7 +300,7 @@ const firstIsEnd: Case[] = [COMPLETIONS, GENERATE].map((path) =>
 
 // ---- what one transfer can't serve, and servers that fail
 
-/** What decode says of several prompts, or of one. */
+/** Decode's reply to a request with several prompts, or with one. */
 const several = ({ prompt }: Json) =>
   Array.isArray(prompt) && prompt.length > 1 ? BATCH_DECODE : GOOD_DECODE;
 
@@ -381,7 +397,9 @@ const rankless: Case[] = RANKLESS.flatMap(([name, bootstrap, text, type = 'BadGa
   ),
 );
 
-/** With the endpoint in the request the bootstrap server is on its host. */
+/**
+ * If the request names the prefill endpoint, the bootstrap server is on the host of that endpoint.
+ */
 const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
   ['original_dst', 'dynamic_forward_proxy'].map((cluster_type): Case => {
     const address = { host: HOST, port: 0 };
@@ -419,7 +437,8 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
             return prefill(query);
           },
           decode: (received) => {
-            // An HTTP/2 engine is not told its own name: the port is what decode was told.
+            // A request over HTTP/2 has no `host` header, so the port is taken from what decode was
+            // told.
             if (address.port === 0)
               address.port = Number(/127\.0\.0\.1:(\d+)/.exec(received.body.toString())![1]);
             return createEngine({ ...shared, role: 'decode' })(received);

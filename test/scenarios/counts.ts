@@ -1,5 +1,5 @@
-// Arrays that do not have the rows of their tokens, in every place where a reply counts them; and handshakes that did not
-// happen, which only prefill's counts show.
+// Arrays that do not have the rows of their tokens, in every place where a reply counts tokens; and
+// handshakes that did not take place, which only prefill's counts show.
 
 import { expect } from 'vitest';
 import type { ClientRequest, Result, Scenario } from '../scenario.ts';
@@ -26,11 +26,11 @@ const usageOf = (prompt: number, completion: number | string) =>
   `{"prompt_tokens":${prompt},"completion_tokens":${completion}}`;
 
 interface Choice {
-  /** Rows behind the prompt. */
+  /** The generated rows. */
   rows: Rows;
-  /** Elements of `token_ids`, where the reply has them. */
+  /** The number of elements of `token_ids`, if the reply has them. */
   ids?: number;
-  /** They stand behind the array. */
+  /** Whether `token_ids` stand behind the array. */
   late?: boolean;
 }
 
@@ -46,13 +46,13 @@ const choiceOf = ({ rows, ids: n, late }: Choice, i: number, write: Write, promp
 interface Spec {
   name: string;
   choices: Choice[];
-  /** In `usage`; absent: no usage. */
+  /** `completion_tokens` in `usage`; without it the reply has no `usage`. */
   completion?: number;
   write?: Write;
-  /** Decode answers with the generated rows only. */
+  /** Whether decode returns the generated rows only. */
   tail?: boolean;
   config?: Record<string, unknown>;
-  /** More rows before the generated ones than the prompt has. */
+  /** The prompt rows of decode's array, if there are more than the prompt has tokens. */
   prompt?: Rows;
   wrong?: boolean;
   large?: boolean;
@@ -92,7 +92,7 @@ function caseOf(of: Spec): Case[] {
       Object.fromEntries(Object.entries(result.counters).filter(([key]) => /spliced/.test(key))),
     );
   };
-  // Of a body that is past hold_bytes some has left when the counts come.
+  // If a body is larger than hold_bytes, a part of it has left when the counts come.
   const watch = () => new Watch();
   const late: Case = {
     name: `${name}, when some has left`,
@@ -169,7 +169,8 @@ const SPECS: Spec[] = [
   { name: 'a tail: too few', tail: true, choices: one(5), completion: 9, wrong: true },
 ];
 
-// Of a stream the tokens are in all its events, and the array in the last one of its choice.
+// In a stream, the tokens are spread over all events, and the array is in the last event of its
+// choice.
 const event = (data: string) => `data: ${data}\n\n`;
 const piece = (n: number, index = 0) => event(`{"choices":[{"index":${index},"token_ids":${ids(n)}}]}`);
 const last = (n: number, rows: Rows, index = 0) =>
@@ -254,7 +255,7 @@ const streamCase = ({ name, events, choices = 1, wrong }: Stream): Case => ({
   },
 });
 
-// Format C counts the generated rows by themselves.
+// Format C counts the generated rows apart from the prompt rows.
 const splitBody = (prompt: Rows, rows: number, tokens: number) =>
   `{"prompt_routed_experts":${inLists(prompt)},"choices":[{"index":0,"routed_experts":${inLists(generated(rows))}}],"usage":${usageOf(PROMPT, tokens)}}`;
 const splitCase = (rows: number, tokens: number): Case => ({

@@ -1,5 +1,5 @@
-// Legs that chose different dtypes, as engines do that take the narrowest one for the ids of each reply: the array that leaves
-// has the wider one, and a length that is true.
+// Legs with different dtypes, as engines return them that choose the narrowest dtype for the ids of
+// each reply: the merged array must have the wider dtype, and the length must be right.
 
 import { expect } from 'vitest';
 import type { Protocol, Result, Scenario } from '../scenario.ts';
@@ -30,7 +30,7 @@ import {
   type ReplyOptions,
 } from './messages.ts';
 
-/** Of prefill, of decode, and of what is made of both. */
+/** The dtypes of prefill's array, of decode's array, and of the merged array. */
 type Three = [prefill: string, decode: string, merged: string];
 
 const TRIPLES: Three[] = [
@@ -52,10 +52,10 @@ const CUTS = [undefined, 1, 40];
 
 interface Spec {
   name: string;
-  /** Dtype of prefill's rows. */
+  /** The dtype of prefill's rows. */
   dtype: string;
   decode: string;
-  /** The body that must come. */
+  /** The body that the client must get. */
   out: string;
   choices?: number;
   config?: Record<string, unknown>;
@@ -65,9 +65,14 @@ interface Spec {
   options?: ReplyOptions;
   taken?: number;
   cuts?: (number | undefined)[];
-  /** Whether the head that comes tells a length; null: how the body was cut decides. Default: true. */
+  /**
+   * Whether the head tells a length; null if that depends on how the body was cut. Default: true.
+   */
   announced?: boolean | null;
-  /** The body goes on when its beginning has come to the client. */
+  /**
+   * The number of bytes after which the rest of the body waits until the client has received the
+   * first bytes.
+   */
   gate?: number;
   events?: boolean;
 }
@@ -152,7 +157,7 @@ const strings: Spec[] = TRIPLES.flatMap(([prefill, decode, dtype]): Spec[] => [
   },
 ]);
 
-/** One token was generated: an empty array is of the narrowest dtype. */
+/** With one generated token the tail is empty, and an empty array has the narrowest dtype. */
 const empty: Spec[] = ['<u2', '<i2', '<i4'].map((dtype) => ({
   name: `A, ${dtype} and an empty tail`,
   dtype,
@@ -173,7 +178,7 @@ const several = (to: string[], spec: ArraySpec, prefill: string, tail = false) =
   ),
 });
 
-/** Of several arrays each has a dtype of its own. */
+/** With several arrays, each has a dtype of its own. */
 const choices: Spec[] = [
   {
     name: 'A, three choices, held to the end',
@@ -191,7 +196,7 @@ const choices: Spec[] = [
     ...several(['<u2', '<u2', '<i4'], TAIL, '<u2', true),
   },
   {
-    // The head tells no length: a later array may grow.
+    // A later array may grow, so the head tells no length.
     name: 'A, three choices, when the first has left',
     dtype: '<u2',
     config: { hold_bytes: 0 },
@@ -202,7 +207,7 @@ const choices: Spec[] = [
     ...several(['<u2', '<u2', '<i4'], FULL, '<u2'),
   },
   {
-    // None can be narrower than prefill's.
+    // No dtype is narrower than prefill's, so no array grows and the head tells the length.
     name: 'A, three choices of wider dtypes, when the first has left',
     dtype: '|u1',
     config: { hold_bytes: 0 },
@@ -223,7 +228,7 @@ const choices: Spec[] = [
 
 const passed: Spec[] = [
   {
-    // Of decode's array nothing is known when its head passes.
+    // Nothing is known of decode's array when the head passes, so the head tells no length.
     name: 'A, a head that passes',
     dtype: '<u2',
     config: { headers: 'pass' },

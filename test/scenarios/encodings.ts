@@ -1,5 +1,6 @@
-// Requests with a `content-encoding`: what is in them can't be read, and whoever unpacks it behind the filter would find
-// the client's own parameters. None reaches an engine.
+// Requests with a `content-encoding`. The filter cannot read their bodies, and a server behind the
+// filter that decodes one would find the client's own transfer parameters in it. So none of them
+// reaches an engine.
 
 import { brotliCompressSync, gzipSync } from 'node:zlib';
 import { expect } from 'vitest';
@@ -24,7 +25,10 @@ import {
 } from './messages.ts';
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
-/** What Node's client of HTTP/2 sends has a header once. */
+/**
+ * Node's HTTP/2 client sends each header once, so a request with several `content-encoding` headers
+ * goes over HTTP/1 only.
+ */
 const protocols = ({ headers }: ClientRequest): Protocol[] =>
   headers.filter(([name]) => name === 'content-encoding').length > 1 ? ['http1'] : PROTOCOLS;
 const HEADS = ['hold', 'pass'];
@@ -83,7 +87,7 @@ const REFUSED: Spec[] = [
   },
 ];
 
-/** Both legs at once; these need heads that are held. */
+/** Connectors that run both legs at once need heads that are held. */
 const CONCURRENT: Spec[] = [COMPLETIONS, NATIVE].flatMap((path) =>
   ['POST', ...(path === NATIVE ? ['PUT'] : [])].map((method) => ({
     name: `sglang, ${method} ${path}`,
@@ -99,7 +103,7 @@ function checkRefused(result: Result): void {
   expectOutcome(result, 'rejected');
 }
 
-/** What says nothing of the body, or that it is as it is. */
+/** Values of `content-encoding` that name no encoding, or only the identity. */
 const PLAIN: [name: string, values: string[]][] = [
   ['identity', ['identity']],
   ['Identity', ['Identity']],
@@ -142,7 +146,7 @@ export const encodings: Suite = {
         expectOutcome(result, 'merged; rows=5; choices=1', { 'routed_experts.spliced_bytes': 30 });
       }),
     ),
-    // Nobody looks at them.
+    // The filter does not look at the encoding of a request that it does not serve.
     ...all(
       {
         name: 'passes: another path',

@@ -1,4 +1,5 @@
-// The prefill endpoint that a request names: which engine gets the leg, what is refused, and that the header goes nowhere.
+// The prefill endpoint that a request names: which engine gets the leg, which endpoints are
+// refused, and that the header is never forwarded.
 
 import { expect } from 'vitest';
 import type {
@@ -36,7 +37,7 @@ import {
 const HEADER = 'x-prefiller-host-port';
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 
-/** What each prefill engine returns: rows of its own. */
+/** Each prefill engine returns rows of its own. */
 const ROWS = [PROMPT, { ...PROMPT, from: 7 }];
 const REPLIES = ROWS.map((rows) => prefillBody(quoted(encoded(rows))));
 const MERGED = ROWS.map((rows) => decodeBody([quoted(merged(rows, FULL))]));
@@ -70,7 +71,7 @@ function expectNotForwarded(result: Result): void {
     expect([...headers, ...trailers].map(([name]) => name)).not.toContain(HEADER);
 }
 
-/** The leg went to this engine, and only there. */
+/** Checks that this engine, and no other, got the leg. */
 function expectServed(result: Result, engine: number): void {
   expect(result).toMatchObject({ status: 200, complete: true });
   expect(result.body.toString()).toBe(MERGED[engine]);
@@ -102,7 +103,7 @@ const named: Case[] = NAMED.flatMap((of) =>
     scenario: () => scenarioOf(naming(of.value), { downstream: protocol, upstream: protocol }),
     check(result) {
       expectServed(result, of.engine);
-      // The address is written by the filter, whatever the client wrote.
+      // The filter writes the address in its own form, whatever the client wrote.
       const host = header(result.prefillRequests[0]!.headers, 'x-envoy-original-dst-host');
       expect(host).toMatch(/^127\.0\.0\.1:\d+$/);
       expect(jsonOf(result.decodeRequests[0]!)['kv_transfer_params']).toMatchObject({
@@ -112,7 +113,7 @@ const named: Case[] = NAMED.flatMap((of) =>
   })),
 );
 
-/** The name in another spelling, and a header of Envoy's that would name another endpoint. */
+/** The client also sends Envoy's own header, which would name another endpoint. */
 const disguised: Case[] = PROTOCOLS.map((protocol): Case => ({
   name: `a client can not name it in Envoy's own header, ${protocol}`,
   scenario: () => {
@@ -208,7 +209,10 @@ const refused: Case[] = REFUSED.flatMap(([value, why]) =>
   })),
 );
 
-/** A request that P/D would not serve is refused all the same: its endpoint is read before its body. */
+/**
+ * A request that P/D would not serve is refused, too, because the filter reads the endpoint before
+ * the body.
+ */
 const refusedLocal: Case = {
   name: 'a batch that names an endpoint which is not allowed',
   scenario: () =>
@@ -224,7 +228,7 @@ const refusedLocal: Case = {
 
 const piecemeal: Case[] = PROTOCOLS.map((protocol): Case => ({
   name: `refused before its body has come, ${protocol}`,
-  // What the client still writes when it is answered depends on timing.
+  // How much the client still writes when it is answered depends on timing.
   only: { host: 'emulator', because: 'a client that is answered while it writes may be cut off' },
   scenario: () =>
     scenarioOf(
@@ -299,7 +303,7 @@ const trailers: Case[] = PROTOCOLS.flatMap((protocol) =>
   })),
 );
 
-/** Without the setting it is a header like any other. */
+/** Without the setting `endpoint_header`, the header is one like any other. */
 const unset: Case = {
   name: 'without endpoint_header nothing is taken out, and nothing named',
   scenario: () => ({ ...scenarioOf(naming('10.0.0.1:1')), config: {} }),
@@ -321,7 +325,7 @@ const fails: Case = {
   },
 };
 
-/** Envoy's tries and the filter's go to the endpoint that was named. */
+/** The retries of Envoy and the tries of the filter go to the endpoint that the request names. */
 const again: Case = {
   name: 'tries are made at the same endpoint',
   scenario: () => {
@@ -354,7 +358,10 @@ const PROXY = {
   allowed_endpoints: ['LocalHost:{prefill:1:port}', '127.0.0.1:1-65535', '[::1]:1', 'nowhere.invalid:1'],
 };
 
-/** Envoy looks a host up when it is asked for first; a leg has a body, and can't wait for that. */
+/**
+ * The result without the look-ups. Envoy resolves a host when a request first asks for it; a leg
+ * has a body and cannot wait for that, so the filter sends `GET /health` first.
+ */
 function withoutLookup(result: Result): Result {
   const lookups = result.prefillRequests.filter(({ path }) => path === '/health');
   for (const { method, body } of lookups) expect([method, body.length]).toEqual(['GET', 0]);
@@ -397,7 +404,7 @@ const proxyRefused: Case[] = ['localhost:{prefill:0:port}', 'localhost.x:{prefil
   }),
 );
 
-/** A host without an address, the first time and when Envoy knows that. */
+/** A host without an address, both the first time and when Envoy already knows that it has none. */
 const hostless: Case[] = ['nowhere.invalid:1', 'nowhere.invalid:1', '[::1]:1'].flatMap((value, i) =>
   ['decode', 'reject'].map((policy): Case => ({
     name: `a dynamic forward proxy, no address for ${value} (${i}): ${policy}`,

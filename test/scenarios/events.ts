@@ -1,5 +1,5 @@
-// Bodies under `text/event-stream` that are not quite streams of events, or none at all: what a client can find in them
-// is merged, or the stream is refused.
+// Bodies of type `text/event-stream` that are not quite event streams, or none at all. What a
+// client can find in them is merged, or the stream is refused.
 
 import { expect } from 'vitest';
 import type { Result, Scenario } from '../scenario.ts';
@@ -75,7 +75,7 @@ const reset = (outcome: string, counters = {}) => {
   };
 };
 
-/** Read as the standard has it: one mark is no part of the first line. */
+/** The standard for event streams says that one byte order mark is not part of the first line. */
 const marked: Case[] = [
   [MARK + event(OBJECT) + DONE, MARK + event(MERGED) + DONE],
   [`${MARK}\n\n${event(OBJECT)}`, `${MARK}\n\n${event(MERGED)}`],
@@ -87,7 +87,7 @@ const marked: Case[] = [
   );
 });
 
-/** No field begins with these bytes: an array behind them is no event's. */
+/** No field name begins with these bytes, so an array behind them belongs to no event. */
 const otherMarks: Case[] = [`\xef${event(OBJECT)}`, `\xef\xbb${event(OBJECT)}`].flatMap((text, i) => {
   const body = Buffer.from(text, 'latin1');
   return cases(
@@ -136,7 +136,10 @@ const refused: Case[] = REFUSED.flatMap(({ name, body }) =>
   ),
 );
 
-/** Prefill's routing has left: the rest can't go on as if nothing were missing. */
+/**
+ * Prefill's rows have already left, so the rest of the stream must not go on as if nothing were
+ * missing.
+ */
 const late: Case[] = cases(
   'a list behind an array that was merged: forward',
   reset('rejected; reason=format'),
@@ -152,7 +155,10 @@ const element = (cached: number) =>
   `{"text":"x","meta_info":{"prompt_tokens":5,"completion_tokens":3,"cached_tokens":${cached}}}`;
 const FAILED = { 'routed_experts.prefill_failures': 1 };
 
-/** What decode serves alone is looked at in the same way; a list is read, as no rows of prefill's have a place in it. */
+/**
+ * Responses that decode serves alone are read in the same way. An event that is a list does not end
+ * them, because no rows of prefill have to go into it.
+ */
 const alone: Case[] = [
   ...[
     ['behind a mark', MARK + event(cachedTokens(0)) + DONE],

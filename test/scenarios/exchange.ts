@@ -1,4 +1,5 @@
-// How bodies and heads travel: held, let go and streamed, in any pieces, with trailers; which headers reach which engine.
+// How bodies and heads travel: held, released and streamed, in any pieces, with trailers; and which
+// headers reach which engine.
 
 import { expect } from 'vitest';
 import type { ClientRequest, Header, Protocol, Result, Scenario } from '../scenario.ts';
@@ -165,7 +166,10 @@ const bodies: Case[] = BODIES.flatMap((of) =>
   ),
 );
 
-/** The head goes out with the first piece that has the array's header, before the engine writes the rest. */
+/**
+ * The head leaves with the first piece that contains the array's header, before the engine writes
+ * the rest.
+ */
 const streamed: Case[] = PROTOCOLS.flatMap((protocol) =>
   ['full', 'tail'].map((form): Case => {
     const of = BODIES[form === 'full' ? 1 : 2]!;
@@ -193,7 +197,7 @@ const streamed: Case[] = PROTOCOLS.flatMap((protocol) =>
       check(result) {
         expect(result).toMatchObject({ status: 200, complete: true });
         expect(result.body.toString()).toBe(of.out);
-        // One choice: its length is known from the head of its array.
+        // There is one choice, so the length is known from the header of its array.
         expectLength(result, true);
         expect(header(result.headers, 'x-routed-experts')).toBe('merged; rows=3001');
         expectOutcome(result, of.outcome!, of.counters);
@@ -202,7 +206,7 @@ const streamed: Case[] = PROTOCOLS.flatMap((protocol) =>
   }),
 );
 
-/** Of several tails the length is known when the last has come. */
+/** With several tails, the length is known only when the last one has come. */
 const unknownLength: Case = {
   name: 'a response whose length is not known when it leaves has none',
   scenario: () => {
@@ -254,7 +258,10 @@ const responseTrailers: Case[] = PROTOCOLS.flatMap((protocol) =>
   })),
 );
 
-/** The end of a body is told by its trailers: it was held, and can't be given back. */
+/**
+ * The trailers announce the end of this body. The filter holds the body then and cannot give it
+ * back from the trailers' callback, so it resets the stream unless the policy is `reject`.
+ */
 const cutTrailers: Case[] = ['reject', 'null', 'forward'].map((policy): Case => ({
   name: `a body that is cut, with trailers: ${policy}`,
   scenario: () =>
@@ -293,7 +300,7 @@ const requests: Case[] = PROTOCOLS.flatMap((protocol) =>
     [true, false].flatMap((length) =>
       [false, true].map((trailers): Case => ({
         name: `a request in pieces of ${pieces}, ${length ? 'a' : 'no'} length, trailers ${trailers}, ${protocol}`,
-        // HTTP/1 has trailers only behind chunks.
+        // HTTP/1 allows trailers only after a chunked body, so such a request has no length.
         scenario: () => {
           const client = {
             ...post(REQUEST),
@@ -405,7 +412,7 @@ const ids: Case[] = PROTOCOLS.map((protocol): Case => ({
   },
 }));
 
-/** An engine can't say what only the filter may. */
+/** An engine cannot set the outcome header, which only the filter may set. */
 const forged: Case = {
   name: 'an outcome header of the engine’s is replaced',
   scenario: () =>

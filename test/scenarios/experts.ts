@@ -1,5 +1,6 @@
-// Rows that no router gives, by either leg or by decode alone, in every format; and those that only look so: dense layers,
-// models of one expert a token, models that repeat experts by design.
+// Rows that no router can give, from either leg or from decode alone, in every format; and rows
+// that only look so, from models with dense layers, with one expert per token, or with experts that
+// repeat by design.
 
 import { expect } from 'vitest';
 import type { ClientRequest, Header, Result, Scenario } from '../scenario.ts';
@@ -17,7 +18,7 @@ interface Reply {
   events?: boolean;
 }
 
-/** What the legs of a format say; prompt rows of decode are those of an earlier request. */
+/** How both legs reply in one format. The prompt rows of decode are those of an earlier request. */
 interface Wire {
   prefill(rows: Rows, tokens?: number): string;
   decode(rows: Rows, prompt: number, tokens: number, more?: string): Reply;
@@ -97,11 +98,14 @@ const CLIENT = post('{"model":"m","prompt":"one two three","max_tokens":5}');
 interface Exchange {
   name: string;
   wire: string;
-  /** Rows of prefill, and of decode from the seam on; decode's prompt rows are others. */
+  /**
+   * The rows of prefill, and the rows of decode from the seam on. Decode's prompt rows are
+   * different ones.
+   */
   prefill?: Rows;
   generated?: Rows;
   config?: Record<string, unknown>;
-  /** Where the fault is; none: the rows are merged. */
+  /** Where the fault is; without one, the rows are merged. */
   fault?: string;
   reason?: string;
 }
@@ -117,7 +121,8 @@ function scenarioOf({
 }: Exchange): Scenario {
   const of = WIRES[wire]!;
   const prompt = prefill.length;
-  // Of the model's shape, so dense layers and all: an earlier request's rows come from the same model.
+  // An earlier request's rows come from the same model, so they have its shape and its dense
+  // layers.
   const stale = changed(prefill, (_, __, ids) =>
     ids.every((id) => id === 0) ? ids : ids.map((id) => (id + STALE) % 29 || 3),
   );
@@ -134,7 +139,7 @@ function scenarioOf({
   };
 }
 
-/** All rows of a response, whatever its format. */
+/** Checks all rows of a response, whatever its format. */
 function rowsIn(result: Result, wire: string, prefill: Rows, generated: Rows): void {
   const of = WIRES[wire]!;
   const all = [...prefill, ...generated];
@@ -177,12 +182,16 @@ const zeroLayer = (rows: Rows, layer: number, at?: number) =>
 const P = RIGHT.slice(0, PROMPT);
 const G = RIGHT.slice(PROMPT);
 
-/** Of format D nobody tells the layers: only rows of zeros are found, unless the model is configured. */
+/**
+ * In format D nothing tells the layers, so only rows of zeros are found unless the model is
+ * configured.
+ */
 const KNOWN = { model: { layers: 3, top_k: 4, experts: 30 } };
 
 const everywhere = (wire: string): Exchange[] => {
   const config = wire === 'D' ? KNOWN : {};
-  // Positions of generated rows that C and its like count from 0.
+  // The position of the first generated row as messages name it: format C counts the generated rows
+  // from 0.
   const g = wire.startsWith('C') && !wire.includes('objects') ? 0 : wire === 'C, objects' ? 0 : PROMPT;
   return [
     { name: 'rows that are right', wire },
@@ -249,7 +258,7 @@ const everywhere = (wire: string): Exchange[] => {
   ];
 };
 
-// Id 0 stands for each of a model's zero experts.
+// Id 0 stands for each of the model's zero experts.
 const repeated = (rows: Rows) => changed(rows, (_, __, ids) => [ids[0]!, 0, 0, ids[3]!]);
 const LONG = rowsOf(0, 400);
 
@@ -340,7 +349,10 @@ const eventOf = (index: number, array: string) =>
 const WRONG = [...rowsOf(0, PROMPT, STALE), ...zeroLayer(G, 0, 1)];
 const STALE_ROWS = [...rowsOf(0, PROMPT, STALE), ...G];
 
-/** An object that is held to its end, and is wrong beside prefill's rows only. */
+/**
+ * The filter holds an object to its end. The rows of this one are wrong only in comparison with
+ * prefill's rows.
+ */
 const heldObjects: Case[] = ['B', 'C'].map((format) => {
   const apart = format === 'C';
   const array = (rows: Rows, index: number) =>

@@ -1,4 +1,5 @@
-// A leg that fails: what the client gets, how often prefill is asked, and that nothing of the failure reaches decode.
+// A leg that fails: what the client gets, how often prefill is asked, and that nothing of the
+// failure reaches decode.
 
 import { gzipSync } from 'node:zlib';
 import { expect } from 'vitest';
@@ -30,9 +31,12 @@ const MERGED = { 'routed_experts.spliced_bytes': 30 };
 interface Failing {
   name: string;
   prefill: Engine | 'down';
-  /** As the error's message names it. */
+  /** The failure as the error's message names it. */
   text: string;
-  /** With `retries: 2`: calls that the filter sees fail, and requests that reach the engine. */
+  /**
+   * With `retries: 2`: the number of calls that the filter sees fail, and the number of requests
+   * that reach the engine.
+   */
   calls: number;
   reached: number;
   status?: 502 | 504;
@@ -54,9 +58,9 @@ const failing = (
   ...more,
 });
 
-/** Envoy itself tries again. */
+/** Envoy itself retries, so the filter sees one failed call. */
 const RETRIED = { calls: 1 };
-/** Nobody does. */
+/** Neither Envoy nor the filter retries. */
 const ONCE = { calls: 1, reached: 1 };
 
 const fault = (of: EngineReply['fault']): Engine => answering(GOOD_PREFILL, { fault: of });
@@ -120,7 +124,8 @@ const FAILING: Failing[] = [
   failing(
     'rows and values over max_capture_bytes together',
     TOO_LARGE,
-    // 40 characters of rows.
+    // The rows take 40 characters of base64, and the logprobs take more than the remaining 40
+    // bytes.
     answering(GOOD_PREFILL.replace('"text":"x"', `"text":"x","prompt_logprobs":[${'0,'.repeat(20)}0]`)),
     { ...ONCE, config: { max_capture_bytes: 80 } },
   ),
@@ -147,7 +152,10 @@ function scenarioOf(
   };
 }
 
-/** Decode serves the request alone: it came with a salt and nothing else, and the answer is as it came. */
+/**
+ * Decode serves the request alone: its request has a salt and no other change, and the response is
+ * unchanged.
+ */
 function expectLocal(result: Result, request: string | Buffer, failures: number): void {
   expect(result).toMatchObject({ status: 200, complete: true });
   expect(result.body.toString()).toBe(GOOD_DECODE);
@@ -167,7 +175,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
       scenario: () =>
         scenarioOf(of, { on_prefill_failure: 'decode' }, { downstream: protocol, upstream: protocol }),
       check(result) {
-        // A reset stream says less than a closed connection: no status at all.
+        // The retries of Envoy and the tries of the filter together reach the engine this often.
         expect(result.prefillRequests).toHaveLength(reached);
         expectLocal(result, REQUEST, calls);
       },
@@ -204,7 +212,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
         expect(result).toMatchObject({ status: 200, complete: true });
         expect(result.body.toString()).toBe(GOOD_MERGED);
         expect(result.prefillRequests).toHaveLength(3);
-        // Each try is the same request.
+        // Each try sends the same request.
         const [first, ...others] = result.prefillRequests.map(({ body }) => body.toString());
         expect(others).toEqual([first, first]);
         const failures: Record<string, number> = calls === 1 ? {} : { [FAILURES]: 2 };
@@ -214,7 +222,7 @@ const prefillFailures: Case[] = FAILING.flatMap((of) => {
   ];
 });
 
-/** Replies without parameters: there is nothing to pull, and nothing has failed. */
+/** Replies without parameters: there is nothing to pull, but nothing has failed. */
 const noParams: Case[] = ['null', '[]', '"x"', undefined].map((value): Case => {
   const member = `,"kv_transfer_params":${PARAMS}`;
   const body = GOOD_PREFILL.replace(member, value === undefined ? '' : `,"kv_transfer_params":${value}`);
@@ -314,7 +322,7 @@ const passed: Case[] = PASSED.flatMap((answer, i) =>
         const expected = headers.filter(([name]) => name !== 'x-routed-experts');
         for (const one of expected) expect(result.headers).toContainEqual(one);
         const types = result.headers.filter(([name]) => name === 'content-type');
-        // Envoy has no type for an answer of its own without a body.
+        // A reply that Envoy sends itself has no content-type if it has no body.
         expect(types).toHaveLength(body.length > 0 ? 1 : 0);
         expect(result.headers.filter(([name]) => name === 'x-routed-experts')).toEqual([
           ['x-routed-experts', 'absent'],
@@ -364,7 +372,7 @@ const cutOff = (name: string, engine: Engine): DecodeAnswer => ({
   name,
   engine,
   check(result) {
-    // Nothing of a body that was held has left.
+    // Nothing of the held body has left.
     expect(result.body.toString()).not.toContain('routed_experts":"');
     expect(result.status === 200 && result.complete).toBe(false);
     expectOutcome(result, 'aborted');
@@ -445,7 +453,7 @@ const decodeAnswers: Case[] = DECODE.flatMap(({ name, engine, check, protocols =
   })),
 );
 
-/** Tries of Envoy's and of the filter's add up to no more than `retries`. */
+/** The retries of Envoy and of the filter together are no more than `retries`. */
 const mixed: Case = {
   name: 'failures of all kinds, one after the other',
   scenario: () => {
@@ -458,7 +466,7 @@ const mixed: Case = {
   },
   check(result) {
     expectError(result, 502, 'BadGatewayError', `prefill failed: ${UNAVAILABLE}`);
-    // 503 500 | 502 500 | 503: the last call has no tries left for Envoy.
+    // 503 500 | 502 500 | 503: the last call has no retry left for Envoy.
     expect(result.prefillRequests).toHaveLength(5);
     expectOutcome(result, 'rejected', { [FAILURES]: 3 });
   },

@@ -1,4 +1,5 @@
-// Every format of routing: simulated engines that write it against their oracle, whole and in streams.
+// Every format of routing: simulated engines that write it, compared with their oracle, in whole
+// replies and in streams.
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
@@ -19,7 +20,7 @@ interface Spec {
   request?: Record<string, unknown>;
   config?: Record<string, unknown>;
   choices: number;
-  /** Arrays in the reply, where they are not one a choice. */
+  /** The protocols and the sizes of pieces with which the case runs; each has a default. */
   protocols?: Protocol[];
   chunks?: (number | undefined)[];
 }
@@ -43,13 +44,16 @@ const oracleOf = (spec: Spec): EngineReply =>
     body: Buffer.from(requestOf(spec)),
   }) as EngineReply;
 
-/** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
+/**
+ * Members that identify one reply, that P/D adds, or that depend on what an engine has served
+ * before.
+ */
 const OWN = new Set([
   ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
   'cached_tokens',
 ]);
 
-/** What a reply says, without what tells one from another. */
+/** The content of a reply without these members. */
 function meaning(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(meaning);
   if (typeof value !== 'object' || value === null) return value;

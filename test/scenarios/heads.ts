@@ -1,4 +1,5 @@
-// `headers: pass`, with the plugin's field and without it; and heads that are held although Envoy then gives no body.
+// `headers: pass`, with and without the plugin's field `allow_on_headers_stop_iteration`; and heads
+// that are held without that field, so that Envoy gives the filter no body.
 
 import { expect } from 'vitest';
 import type { Protocol, Result, Scenario } from '../scenario.ts';
@@ -80,7 +81,7 @@ const passing: Spec[] = [
       expectOutcome(result, `merged; rows=${PROMPT.rows}; choices=1`, SPLICED);
       expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
       expect(header(result.headers, 'content-length')).toBe(String(GOOD_MERGED.length));
-      // The head of the request was gone before its length was known.
+      // The head of the request left before the length of the new body was known.
       const [asked] = result.decodeRequests;
       expect(header(asked!.headers, 'content-length')).toBeUndefined();
       expect(jsonOf(asked!)['kv_transfer_params']).toBeDefined();
@@ -107,7 +108,7 @@ const passing: Spec[] = [
       expect(result.body.toString()).toBe(BATCH_DECODE);
       expectOutcome(result, 'local');
       expectSalted(result.decodeRequests[0]!, '{"prompt":["a","b"]}');
-      // What it is is known when its rows have been read.
+      // The outcome is known only when the rows have been read, and the head has left by then.
       expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
     },
   },

@@ -1,4 +1,5 @@
-// Parties that mean harm: what a client, a prefill engine and a decode engine can't do. SECURITY.md names these tests.
+// Parties with bad intent: what a client, a prefill engine and a decode engine cannot do.
+// SECURITY.md names these tests.
 
 import { gzipSync } from 'node:zlib';
 import { expect } from 'vitest';
@@ -180,7 +181,8 @@ const prefill: Hostile[] = [
     name: 'parameters that would close the request’s object',
     scenario: { prefill: answering(GOOD_PREFILL.replace(PARAMS, `{"a":1},"max_tokens":1000,"b":{}`)) },
     check(result) {
-      // A member of prefill's reply, and not of decode's request.
+      // `max_tokens` and `b` are members of prefill's reply and must not become members of decode's
+      // request.
       expect(jsonOf(result.decodeRequests[0]!)).toEqual({
         ...JSON.parse(REQUEST),
         kv_transfer_params: { a: 1 },
@@ -197,7 +199,7 @@ const prefill: Hostile[] = [
 const STREAM = { headers: [['content-type', 'text/event-stream'] as Header], contentLength: null };
 const broken = GOOD_DECODE.replace('k05V', 'k05W');
 
-/** In every byte another than the engine would have. */
+/** An array that differs in every byte from the one that the engine should return. */
 const WRONG = { ...FULL, from: 77 };
 
 const decode: Hostile[] = [

@@ -1,4 +1,4 @@
-// The two hosts that suites run on.
+// Starts the two hosts that suites run on: Envoy and the emulator.
 
 import { FILTER_WASM } from '../../tools/paths.mjs';
 import { createEnvoyHost } from '../envoy/index.ts';
@@ -9,7 +9,7 @@ import type { Start, TestHost } from './run.ts';
 export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCanStop }) => {
   const host = await createEnvoyHost({
     ...(headsCanStop === undefined ? {} : { headsCanStop }),
-    // The route's limit also holds for HTTP/2, whose own default is another.
+    // The route's limit applies to HTTP/2, too, whose own default is a different one.
     requestBodyBufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
     ...(bufferLimit === undefined ? {} : { bufferLimit }),
     ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),
@@ -22,7 +22,10 @@ export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCan
 
 export const onEmulator: Start = (limits) => emulator(limits, false);
 
-/** The end of a body comes with its last bytes: Envoy may do that, and may not. */
+/**
+ * The end of a body comes together with its last bytes. Envoy may deliver it so, or apart from
+ * them.
+ */
 export const onEmulatorMerging: Start = (limits) => emulator(limits, true);
 
 const emulator = async (
@@ -42,5 +45,5 @@ const emulator = async (
   });
 };
 
-/** Prompts of 40,000 tokens are held in a request. */
+/** A held request must have room for a prompt of 40,000 tokens. */
 const DEFAULT_BUFFER_LIMIT = 16 * 1024 * 1024;

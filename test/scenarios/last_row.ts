@@ -1,5 +1,7 @@
-// `last_prompt_row`: whose row the last prompt token gets, which both legs forward. The two legs' rows of it differ here, so every
-// answer shows where it came from. And SGLang's start that is the prompt's length, of which all rows are decode's.
+// `last_prompt_row`: both legs forward the last prompt token, and this setting says whose row it
+// gets. The rows of the two legs differ here, so every answer shows which leg its row came from.
+// Also tested is a start of SGLang's that equals the prompt's length, so that all rows are
+// decode's.
 
 import { expect } from 'vitest';
 import type { ClientRequest, Engine, Result, Scenario } from '../scenario.ts';
@@ -19,7 +21,10 @@ import { inInt32, inLists, inNpy, inObject, rowsOf, type Rows, type Write } from
 
 const LP = 9;
 const TOKENS = 5;
-/** Decode's rows up to the last prompt token: of no request. The last one is from the pass that gave the first token. */
+/**
+ * Decode's rows before the last prompt token belong to no request. Its row of the last prompt token
+ * comes from the pass that gave the first generated token.
+ */
 const prefillRows = (lp: number): Rows => rowsOf(0, lp);
 const decodeRows = (lp: number, tokens: number): Rows => [
   ...rowsOf(0, lp - 1, 1),
@@ -29,7 +34,10 @@ const decodeRows = (lp: number, tokens: number): Rows => [
 
 type Setting = 'prefill' | 'decode';
 
-/** The formula, with the row of the last prompt token from the leg that the setting names. */
+/**
+ * The right rows: the formula, with the row of the last prompt token from the leg that the setting
+ * names.
+ */
 const merged = (setting: Setting, lp: number, tokens: number): Rows => {
   const seam = setting === 'decode' ? lp - 1 : lp;
   return [...prefillRows(lp).slice(0, seam), ...decodeRows(lp, tokens).slice(seam)];
@@ -37,16 +45,16 @@ const merged = (setting: Setting, lp: number, tokens: number): Rows => {
 
 interface Wire {
   prefill(lp: number): string;
-  /** `rows` begin with the one of token `start`. */
+  /** `rows` begin with the row of token `start`. */
   decode(rows: Rows, start: number, lp: number, tokens: number, choices: number): string;
-  /** Of the merged array. */
+  /** The position of the first row of the merged array. */
   start?: number;
   events?: boolean;
   client(tokens: number, choices: number): ClientRequest;
   config?: Record<string, unknown>;
 }
 
-/** Asks decode for its own rows only. */
+/** The member with which decode is asked for its own rows only. */
 const START = 'routed_experts_prompt_start';
 
 const completion = (tokens: number, choices: number): ClientRequest =>
@@ -110,11 +118,14 @@ interface Spec {
   lp?: number;
   tokens?: number;
   choices?: number;
-  /** Decode is asked for its own rows, and gives these. */
+  /** Decode is asked for its own rows only, and returns these. */
   tail?: boolean;
-  /** Decode gives its own rows although all were asked for, as format B may. */
+  /** Decode returns only its own rows although it was asked for all rows, as format B allows. */
   own?: boolean;
-  /** Rows that decode has too many (or too few) before its first one. */
+  /**
+   * The number of rows that are missing at the start of decode's own rows; negative if there are
+   * too many.
+   */
   shift?: number;
   pieces?: number;
 }
@@ -179,7 +190,8 @@ const specs: Spec[] = SETTINGS.flatMap((setting) => [
   ...['A', 'A, <u2', 'A, stream', 'B'].flatMap((wire): Spec[] => [
     { name: 'decode’s own rows', wire, setting, tail: true },
     { name: 'decode’s own rows in pieces of 7', wire, setting, tail: true, pieces: 7 },
-    // A stream's array of so few rows may be the whole one, too: none is prefill's, or the answer is `ambiguous`.
+    // Left out for `prefill`: with so few rows, a stream's tail cannot be told from a full array,
+    // and the outcome is `ambiguous`. For `decode`, no row is prefill's, so it does not matter.
     ...(wire === 'A, stream' && setting === 'prefill'
       ? []
       : [{ name: 'decode’s own rows of a prompt of one token', wire, setting, tail: true, lp: 1 }]),
@@ -194,15 +206,15 @@ const specs: Spec[] = SETTINGS.flatMap((setting) => [
     { name: 'two choices', wire, setting, choices: 2 },
     { name: 'decode’s own rows, two choices', wire, setting, choices: 2, tail: true },
   ]),
-  // What the other setting would have been given.
+  // With `decode`, these are the rows that decode would be asked for under the setting `prefill`.
   { name: 'one row less than was asked for', wire: 'A', setting, tail: true, shift: 1 },
   { name: 'one row less than was asked for', wire: 'B', setting, tail: true, shift: 1 },
 ]);
 
-// The same wire stands for two names where it has no variant of its own.
+// Some specs are listed twice, because not every format has variants. Each runs once.
 const unique = [...new Map(specs.map((spec) => [JSON.stringify(spec), spec])).values()];
 
-/** Prefill's `prompt_routed_experts` stands in a field of its own, and no row of decode's can be put into it. */
+/** Prefill's `prompt_routed_experts` is a member of its own, into which no row of decode can go. */
 const apart: Case[] = ['lists', 'objects'].map((form): Case => {
   const write = form === 'lists' ? inLists : inObject();
   return {
@@ -224,12 +236,15 @@ const apart: Case[] = ['lists', 'objects'].map((form): Case => {
   };
 });
 
-/** A client's own start: SGLang 0.5.23 answers with the rows behind it, of which prefill has none at the prompt's end. */
+/**
+ * The client asks for rows from `start` on. SGLang 0.5.23 returns the rows from there on, and
+ * prefill has none of them if `start` is the prompt's length.
+ */
 function started(start: number, prefill: string | null, setting: Setting = 'prefill'): Case {
   const wire = WIRES['D']!;
   const seam = setting === 'decode' ? LP - 1 : LP;
   const taken = Math.max(seam - start, 0);
-  // Decode is asked for the same start, and its first rows are of no request.
+  // Decode is asked for the same start. Its first rows belong to no request.
   const rows = decodeRows(LP, TOKENS).slice(start);
   const routed = prefill === null ? '' : `,"routed_experts":${prefill}`;
   const right = merged(setting, LP, TOKENS).slice(start);

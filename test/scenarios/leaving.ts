@@ -1,4 +1,5 @@
-// Clients that leave, and requests that are larger than Envoy holds: the exchange ends in one outcome and holds nothing.
+// Clients that leave, and requests that are larger than Envoy holds: each exchange ends in one
+// outcome, and afterwards the filter holds nothing.
 
 import { setImmediate } from 'node:timers/promises';
 import { expect } from 'vitest';
@@ -30,7 +31,7 @@ import {
 
 const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 
-/** A client that leaves when `reach` is called. */
+/** A scenario whose client leaves when `reach` is called. */
 function leaving(
   make: (reach: () => void, watch: Watch) => Partial<Scenario>,
   config: Record<string, unknown> = {},
@@ -50,7 +51,7 @@ function leaving(
   };
 }
 
-/** An engine that says no more than the first bytes of its body. */
+/** An engine that sends only the first bytes of its body and then stalls. */
 const silent = (reach: () => void, body: string, bytes: number) => () => {
   reach();
   return reply(body, {
@@ -62,7 +63,7 @@ const silent = (reach: () => void, body: string, bytes: number) => () => {
 interface Stage {
   name: string;
   scenario(): Scenario;
-  /** Requests that reached prefill and decode. */
+  /** The number of requests that reached prefill and decode. */
   legs: [number, number];
 }
 
@@ -158,7 +159,7 @@ const stages: Stage[] = [
           },
         },
       ),
-    // GET /health; no leg.
+    // The one request is the look-up `GET /health`, not a leg.
     legs: [1, 0],
   },
   {
@@ -217,7 +218,7 @@ const left: Case[] = stages.flatMap((stage) =>
   ]),
 );
 
-/** Envoy can't cancel the call: the answer comes when the client has left. */
+/** Envoy cannot cancel the call, so prefill's reply comes after the client has left. */
 const late: Case = {
   name: 'prefill answers a client that has left',
   only: {
@@ -228,7 +229,7 @@ const late: Case = {
     leaving((reach) => ({
       prefill: async () => {
         reach();
-        // Two turns: the emulator has taken note of the leaving.
+        // After two turns of the event loop the emulator has noticed that the client left.
         await setImmediate();
         await setImmediate();
         return reply(GOOD_PREFILL);
@@ -240,7 +241,7 @@ const late: Case = {
   },
 };
 
-/** On Envoy the late answer is let go by the request that follows. */
+/** On Envoy, the request that follows releases the late reply. */
 let letGo = () => {};
 const only = { host: 'envoy' as const, because: 'the emulator ends an exchange with its last answer' };
 const lateOnEnvoy: Case[] = [
@@ -288,7 +289,7 @@ interface Sized {
   body: string;
   path?: string;
   prefill?: string;
-  /** Null: Envoy refuses it. */
+  /** Null means that Envoy refuses the request with 413. */
   outcome: string | null;
   legs: [number, number];
 }
@@ -320,12 +321,15 @@ const SIZED: Sized[] = [
   },
 ];
 
-/** Envoy holds a request until its prefill is done: up to a limit, past which it answers itself. */
+/**
+ * Envoy holds a request until prefill has answered. If the request exceeds the limit, Envoy answers
+ * it itself.
+ */
 const sized: Case[] = SIZED.flatMap((of) =>
   PROTOCOLS.flatMap((protocol) =>
     [undefined, 1000].map((pieces): Case => ({
       name: `${of.name}, pieces of ${pieces ?? 'all'}, ${protocol}`,
-      // The client is cut off while it writes what Envoy no longer reads.
+      // Envoy cuts the client off while the client writes a body that Envoy no longer reads.
       ...(of.name.includes('far over') && protocol === 'http1'
         ? {
             only: {
@@ -346,7 +350,7 @@ const sized: Case[] = SIZED.flatMap((of) =>
         upstream: protocol,
       }),
       check(result) {
-        // The limit of HTTP/2 is the stream's window, 16 MiB.
+        // Over HTTP/2 the limit is the stream's window of 16 MiB.
         const outcome = protocol === 'http2' ? (of.outcome ?? 'merged; rows=5; choices=1') : of.outcome;
         const legs = protocol === 'http2' && of.outcome === null ? [1, 1] : of.legs;
         expect([result.prefillRequests.length, result.decodeRequests.length]).toEqual(legs);
@@ -363,7 +367,7 @@ const sized: Case[] = SIZED.flatMap((of) =>
   ),
 );
 
-/** The limits of a request are not those of a response. */
+/** The limits of requests do not apply to responses. */
 const responses: Case[] = PROTOCOLS.flatMap((protocol) =>
   [0, 1 << 20].map((hold_bytes): Case => ({
     name: `a response over the limit, hold_bytes ${hold_bytes}, ${protocol}`,
@@ -390,7 +394,10 @@ const responses: Case[] = PROTOCOLS.flatMap((protocol) =>
 
 const WINDOW = 16 << 20;
 
-/** Envoy answers inside the call that gives it the decode leg: over HTTP/2 when the stream's window is full. */
+/**
+ * Envoy answers the client inside the call with which the filter writes the decode leg; over HTTP/2
+ * it does so when the leg exceeds the stream's window.
+ */
 const inside: Case[] = ['decode', 'reject'].map((policy): Case => ({
   name: `a request that decode’s parameters take over the window of HTTP/2: ${policy}`,
   scenario: () => ({

@@ -1,4 +1,4 @@
-// Requests that decode serves alone, and those that are refused: which bytes reach which engine.
+// Requests that decode serves alone, and requests that are refused: which bytes reach which engine.
 
 import { expect } from 'vitest';
 import type { ClientRequest, EngineRequest, Protocol, Result } from '../scenario.ts';
@@ -33,14 +33,17 @@ interface Local {
   name: string;
   client: ClientRequest;
   config?: Record<string, unknown>;
-  /** What decode answers. Default: an array of all rows, and no word about its cache. */
+  /** Decode's reply. Default: an array of all rows, and no report about its cache. */
   reply?: string;
 }
 
 interface Salted extends Local {
-  /** What decode gets beside its salt, as JSON; the client's bytes unless said. */
+  /** The body of decode's request apart from its salt, as JSON. Default: the client's bytes. */
   body?: string;
-  /** What decode gets, to the byte, with this salt: the client's own is replaced where it stands. */
+  /**
+   * The exact body of decode's request with this salt, for requests whose own salt is replaced in
+   * its place.
+   */
   exact?: (salt: string) => string;
 }
 
@@ -53,7 +56,7 @@ const bodiless = (method: string, path: string): ClientRequest => ({
 
 const at = (path: string, body: string | Buffer): ClientRequest => post(body, { path });
 
-/** Nothing that is asked so has routing, so what comes is not looked at. */
+/** No reply to such a request has routing, so the filter does not read the response. */
 const UNREAD: Local[] = [
   { name: 'GET of a served path', client: bodiless('GET', COMPLETIONS) },
   { name: 'GET /v1/models', client: bodiless('GET', '/v1/models') },
@@ -64,7 +67,10 @@ const UNREAD: Local[] = [
 
 const SHARED = { local_prefix_cache: 'shared' };
 
-/** Nobody can tell decode to forward the whole prompt: it must say itself that it has. */
+/**
+ * The filter cannot make decode forward the whole prompt of these requests, so the reply itself
+ * must say that decode has done so.
+ */
 const UNSALTED: Local[] = [
   { name: 'another path', client: at('/v1/embeddings', '{"input":"x"}') },
   { name: 'a path below', client: at('/v1/completions/x', '{"prompt":"x"}') },
@@ -90,7 +96,7 @@ const UNSALTED: Local[] = [
   },
 ];
 
-/** An array of the rows from the client's start on. */
+/** A reply whose array has the rows from the client's start on. */
 const from = (start: number) => decodeBody([quoted(encoded({ ...FULL, rows: FULL.rows - start }))]);
 
 const SALTED: Salted[] = [
@@ -131,7 +137,7 @@ const SALTED: Salted[] = [
     name: 'sampling_params twice',
     client: at(GENERATE, '{"token_ids":[1],"sampling_params":{"n":1},"sampling_params":{}}'),
   },
-  // Parameters of the client's own are taken out, and nothing else.
+  // The client's own transfer parameters are removed, and nothing else.
   {
     name: 'a batch with parameters',
     client: at(COMPLETIONS, `{"prompt":["a","b"], "kv_transfer_params": ${PARAMS} ,"n":1}`),
@@ -161,7 +167,8 @@ const SALTED: Salted[] = [
     ),
     body: '{"token_ids":[1],"sampling_params":{"max_tokens":0,"extra_args":{"b":2}}}',
   },
-  // A salt of the client's own would let its second request hit what the first one has pulled.
+  // With a salt of the client's own, its second request would hit the blocks that the first one
+  // pulled.
   {
     name: 'a salt of the client’s own',
     client: at(COMPLETIONS, '{"prompt":"a", "cache_salt" : "mine" ,"echo":true}'),
@@ -195,15 +202,16 @@ function expectAlone({ client }: Local, result: Result): EngineRequest {
   return request;
 }
 
-/** Decode got the client's bytes; and what came back is its, as it was. */
+/** Decode got the client's bytes, unchanged. */
 function expectUntouched(of: Local, result: Result): void {
   const request = expectAlone(of, result);
   expect(request.body).toEqual(Buffer.concat(of.client.chunks));
-  // A response that is read must not be compressed; of other paths, and of what is no request, compressed ones are not read.
+  // The response must not be compressed if the filter reads it. For other paths and for bodies that
+  // are no request, the filter forwards `accept-encoding` and does not read compressed responses.
   expect(header(request.headers, 'accept-encoding')).toBe(of.config ? undefined : 'gzip');
 }
 
-/** Of a path that is not served: the head goes on at once. */
+/** Whether the path is not served, so that the response's head leaves at once. */
 const isElsewhere = ({ client }: Local) => client.path !== COMPLETIONS;
 
 function expectLocal(reply: string, result: Result, headless = false): void {
@@ -230,7 +238,7 @@ function checkSalted(of: Salted, result: Result): void {
   if (of.exact) expect(request.body.toString()).toBe(of.exact(saltOf(request)));
   else if (of.body === undefined) expectSalted(request, sent);
   else expect(JSON.parse(withoutSalt(request))).toEqual(JSON.parse(of.body));
-  // Its response is read.
+  // The filter reads the response, so decode must not compress it.
   expect(header(request.headers, 'accept-encoding')).toBeUndefined();
 }
 
@@ -292,7 +300,10 @@ interface Served {
   client: ClientRequest;
 }
 
-/** P/D serves these: prefill's parameters reach decode, the client's reach nobody. */
+/**
+ * Requests that P/D serves: prefill's parameters reach decode, and the client's own parameters
+ * reach no engine.
+ */
 const SERVED: Served[] = [
   { name: 'one text in a list', client: at(COMPLETIONS, '{"prompt":["a"]}') },
   { name: 'a list of tokens', client: at(COMPLETIONS, '{"prompt":[1,2,3]}') },

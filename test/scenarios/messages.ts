@@ -1,4 +1,5 @@
-// Requests, replies and arrays for scenarios that are written by hand: small, and exact to the byte.
+// Requests, replies and arrays for scenarios that are written by hand. They are small, and exact to
+// the byte.
 
 import { expect } from 'vitest';
 import { npyHeader, type NpyOptions } from '../engine/npy.ts';
@@ -9,19 +10,22 @@ export interface ArraySpec {
   rows: number;
   layers?: number;
   topK?: number;
-  /** As `.npy` headers name it. */
+  /** The dtype as `.npy` headers name it. */
   dtype?: string;
-  /** First byte; others count on from it. Arrays that differ in it differ in every byte. */
+  /**
+   * The first byte; each further byte is computed from it. Arrays with different first bytes differ
+   * in every byte.
+   */
   from?: number;
   npy?: NpyOptions;
-  /** Edits the text of the header; its length stays what it announces. */
+  /** Edits the text of the header. The header's length stays consistent. */
   headerText?: (text: string) => string;
 }
 
 export const LAYERS = 2;
 export const TOP_K = 3;
 
-/** Bytes of an array's rows. */
+/** The bytes of an array's rows. */
 export function rowBytes({
   rows,
   layers = LAYERS,
@@ -45,10 +49,10 @@ export function npyFile(spec: ArraySpec, data: Buffer = rowBytes(spec)): Buffer 
   return Buffer.concat([head.subarray(0, lead), Buffer.from(text, 'latin1'), data]);
 }
 
-/** The array as engines write it. */
+/** The array as engines write it: the file in base64. */
 export const encoded = (spec: ArraySpec, data?: Buffer): string => npyFile(spec, data).toString('base64');
 
-/** What prefill's rows and those of decode behind them make. */
+/** The array with prefill's rows, followed by decode's remaining rows. */
 export function merged(prefill: ArraySpec, decode: ArraySpec): string {
   const rows = rowBytes(prefill);
   return encoded(decode, Buffer.concat([rows, rowBytes(decode).subarray(rows.length)]));
@@ -64,20 +68,23 @@ const ARRAYS: Record<
   '<i4': Int32Array,
 };
 
-/** Ids of an array's rows. */
+/** The ids in an array's rows. */
 function idsOf(spec: ArraySpec): number[] {
   const bytes = new Uint8Array(rowBytes(spec));
   return Array.from(new ARRAYS[spec.dtype ?? '|u1']!(bytes.buffer));
 }
 
-/** Prefill's rows and those of decode behind them, or in a tail all of decode's, as ids of `dtype`. */
+/**
+ * Prefill's rows followed by decode's remaining rows (for a tail, by all of decode's rows), as ids
+ * of `dtype`.
+ */
 export function mergedRows(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): Buffer {
   const ids = idsOf(prefill);
   const all = ARRAYS[dtype]!.from([...ids, ...idsOf(decode).slice(tail ? 0 : ids.length)]);
   return Buffer.from(all.buffer, all.byteOffset, all.byteLength);
 }
 
-/** The same as an array. */
+/** The same rows as an array. */
 export function mergedIn(prefill: ArraySpec, decode: ArraySpec, dtype: string, tail = false): string {
   const rows = decode.rows + (tail ? prefill.rows : 0);
   return encoded({ ...decode, dtype, rows }, mergedRows(prefill, decode, dtype, tail));
@@ -91,9 +98,9 @@ export const JSON_TYPE: Header = ['content-type', 'application/json'];
 
 export interface ReplyOptions {
   status?: number;
-  /** Besides `content-type` and `content-length`; of the same name, instead of them. */
+  /** Headers beside `content-type` and `content-length`. One with the same name replaces these. */
   headers?: Header[];
-  /** `null`: no such header. */
+  /** `null` means no `content-length`. */
   contentLength?: number | null;
   pieces?: number | Buffer[];
   trailers?: Header[];
@@ -123,7 +130,7 @@ export const answering =
   () =>
     reply(body, options);
 
-/** Lets an engine, or the client's leaving, wait for what the client has seen. */
+/** Lets an engine, or a client that leaves, wait for what the client has received. */
 export class Watch {
   private bytes = -1;
   private waiting: { bytes: number; resolve: () => void }[] = [];
@@ -133,7 +140,7 @@ export class Watch {
     for (const { bytes: wanted, resolve } of this.waiting) if (bytes >= wanted) resolve();
   };
 
-  /** The head has come (0), or so much of the body. */
+  /** Resolves when the client has received the head (0), or this many bytes of the body. */
   seen(bytes: number): Promise<void> {
     if (this.bytes >= bytes) return Promise.resolve();
     return new Promise((resolve) => this.waiting.push({ bytes, resolve }));
@@ -146,14 +153,17 @@ export function cut(body: Buffer, bytes: number): Buffer[] {
   return pieces;
 }
 
-/** Prefill's reply to a completion. `array`: the JSON text of the value. */
+/** Prefill's reply to a completion. `array` is the JSON text of the value. */
 export function prefillBody(array: string | null, promptTokens: number | null = PROMPT.rows): string {
   const usage = promptTokens === null ? 'null' : `{"prompt_tokens":${promptTokens},"completion_tokens":1}`;
   const member = array === null ? '' : `,"routed_experts":${array}`;
   return `{"id":"p","choices":[{"index":0,"text":"x"${member}}],"usage":${usage},"kv_transfer_params":${PARAMS}}`;
 }
 
-/** Decode's reply to a completion, one choice an array. `arrays`: the JSON texts of the values. */
+/**
+ * Decode's reply to a completion, with one choice per array. `arrays` are the JSON texts of the
+ * values.
+ */
 export function decodeBody(
   arrays: string[],
   more: { promptTokens?: number; completionTokens?: number; cachedTokens?: number; before?: string } = {},
@@ -169,7 +179,10 @@ export function decodeBody(
   return `{"id":"d","choices":[${choices.join(',')}],"usage":${usage},"kv_transfer_params":null}`;
 }
 
-/** Rows that prefill returns, and those that decode does: all, or the two behind them. */
+/**
+ * The rows that prefill returns, and those that decode returns: all rows, or the two generated rows
+ * only.
+ */
 export const PROMPT: ArraySpec = { rows: 5, from: 100 };
 export const FULL: ArraySpec = { rows: 7, from: 3 };
 export const TAIL: ArraySpec = { rows: 2, from: 50 };
@@ -178,15 +191,15 @@ export const quoted = (text: string) => `"${text}"`;
 export const GOOD_PREFILL = prefillBody(quoted(encoded(PROMPT)));
 export const GOOD_DECODE = decodeBody([quoted(encoded(FULL))]);
 export const GOOD_MERGED = decodeBody([quoted(merged(PROMPT, FULL))]);
-/** The same reply of an engine that says how much of the prompt came from a cache. */
+/** `GOOD_DECODE` from an engine that reports how many tokens of the prompt came from a cache. */
 export const cachedDecode = (cachedTokens: number): string =>
   decodeBody([quoted(encoded(FULL))], { cachedTokens });
-/** What decode returns for two prompts: tokens are counted together. */
+/** Decode's reply to two prompts. It counts the tokens of both together. */
 export const BATCH_DECODE = decodeBody([quoted(encoded(FULL)), quoted(encoded({ ...FULL, from: 9 }))], {
   promptTokens: 2 * PROMPT.rows,
 });
 
-/** And one without routing. */
+/** A decode reply without routing. */
 export const NO_ARRAY = decodeBody(['null']);
 export const CACHED_TEXT =
   'decode served the request alone, and does not say that nothing of its prompt came from a cache';
@@ -196,7 +209,7 @@ export const CHAT = '/v1/chat/completions';
 export const GENERATE = '/inference/v1/generate';
 export const NATIVE = '/generate';
 
-/** A client's request with this body, its length announced. */
+/** A client's request with this body and its length. */
 export function post(body: string | Buffer, more: Partial<ClientRequest> = {}): ClientRequest {
   const bytes = Buffer.from(body);
   return {
@@ -215,10 +228,12 @@ export const jsonOf = ({ body }: Pick<EngineRequest, 'body'>) =>
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/;
 
-/** Every salt so far, and the request that it came with. */
+/** All salts so far, each with the request that it came in. */
 const salts = new Map<string, EngineRequest>();
 
-/** The salt of a request that decode serves alone: a version 4 UUID that no other request has had. */
+/**
+ * The salt of a request that decode serves alone: a version 4 UUID that no other request has had.
+ */
 export function saltOf(request: EngineRequest): string {
   const salt = jsonOf(request)['cache_salt'] as string;
   expect(salt).toMatch(UUID);
@@ -228,7 +243,7 @@ export function saltOf(request: EngineRequest): string {
   return salt;
 }
 
-/** The body of such a request as it was before its salt became the first member. */
+/** The body of such a request without its salt, which is the first member. */
 export function withoutSalt(request: EngineRequest): string {
   const text = request.body.toString('utf8');
   const salt = `"cache_salt":"${saltOf(request)}"`;
@@ -238,14 +253,14 @@ export function withoutSalt(request: EngineRequest): string {
   return text.slice(0, at) + (rest.startsWith(',') ? rest.slice(1) : rest);
 }
 
-/** Decode got the client's bytes, with a salt and nothing else changed. */
+/** Checks that decode got the client's bytes with a salt and no other change. */
 export function expectSalted(request: EngineRequest, sent: string | Buffer): void {
   expect(withoutSalt(request)).toBe(sent.toString());
   const length = header(request.headers, 'content-length');
   if (length !== undefined) expect(length).toBe(String(request.body.length));
 }
 
-/** What the filter says of an exchange, in all places where it says it. */
+/** Checks the outcome of an exchange in the access log and in the counters. */
 export function expectOutcome(result: Result, outcome: string, counters: Record<string, number> = {}): void {
   const token = outcome.split(';', 1)[0]!;
   const reason = /; reason=(\w+)$/.exec(outcome)?.[1];
@@ -257,14 +272,14 @@ export function expectOutcome(result: Result, outcome: string, counters: Record<
   });
 }
 
-/** An answer of the filter's own, in vLLM's shape. */
+/** Checks an error that the filter sends itself, in vLLM's shape. */
 export function expectError(result: Result, status: number, type: string, message: string): void {
   expect(result).toMatchObject({ status, complete: true });
   expect(header(result.headers, 'content-type')).toBe('application/json');
   expect(JSON.parse(result.body.toString())).toEqual({ error: { message, type, param: null, code: status } });
 }
 
-/** A body that the head announces rightly, if it does. */
+/** Checks that the head tells the length of the body if `announced`, and no length otherwise. */
 export function expectLength(result: Result, announced: boolean): void {
   const length = header(result.headers, 'content-length');
   expect(length).toBe(announced ? String(result.body.length) : undefined);

@@ -1,5 +1,6 @@
-// Models that are not alike: with dense layers, with one expert a token, with zero experts, with more experts than a byte has
-// values. What engines of theirs return is the oracle's, in every format; what broken engines return is refused.
+// Models of different kinds: with dense layers, with one expert per token, with zero experts, with
+// more experts than a byte has values. The merged answer must be the oracle's in every format, and
+// what broken engines return must be refused.
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions, type Faults } from '../engine/engine.ts';
@@ -14,7 +15,10 @@ type Json = Record<string, any>;
 
 const HOST = '127.0.0.1';
 
-/** Bootstrap servers that no exchange has asked before, of this suite or of another one on the same host. */
+/**
+ * Bootstrap servers that no exchange of this suite, or of another suite on the same host, has asked
+ * before.
+ */
 let lastPort = 30_000;
 
 const MODELS: Record<string, Partial<MoeModel>> = {
@@ -40,7 +44,7 @@ interface Ask {
   body: Json;
   engine?: Partial<EngineOptions>;
   config?: Json;
-  /** Default: that all went well under P/D. */
+  /** The outcome in the log. Default: a successful merge under P/D. */
   logged?: RegExp;
 }
 
@@ -78,7 +82,7 @@ const ASKS: Record<string, Ask> = {
   },
 };
 
-/** Ids as numbers: which dtype an array has is no part of what it says. */
+/** The ids as numbers, because two arrays with different dtypes may have the same content. */
 function idsOf(value: unknown): unknown {
   if (typeof value === 'string') {
     const bytes = Buffer.from(value, 'base64');
@@ -116,7 +120,7 @@ interface Exchange {
   config?: Json;
 }
 
-/** Engines, warmed, and the filter between them. */
+/** The engines of a used deployment, with the filter between them. */
 function scenarioOf({
   name,
   ask,
@@ -173,7 +177,8 @@ function rightly(exchange: Exchange): Case {
 const ofModels: Case[] = Object.entries(MODELS).flatMap(([modelName, model]) =>
   Object.entries(ASKS).flatMap(([askName, ask]) => {
     const sglang = ask.engine?.connector === 'sglang';
-    // SGLang's ids are those of zero experts, too, and nobody tells its layers.
+    // SGLang captures zero experts under their own ids, so there are more ids, and its format does
+    // not tell the layers.
     const experts = model.experts! + (sglang ? (model.zeroExperts ?? 0) : 0);
     const known = { model: { layers: model.layers, top_k: model.topK, experts } };
     const engine = { model };
@@ -192,11 +197,14 @@ const ofModels: Case[] = Object.entries(MODELS).flatMap(([modelName, model]) =>
 
 // ---- the dtype of each reply
 
-/** Hardly any id needs more than a byte. */
+/** A model in which hardly any id needs more than a byte. */
 const NARROW: Partial<MoeModel> = { layers: 2, topK: 2, experts: 264, dtype: '<i2' };
 const LENGTH = 12;
 
-/** A prompt whose rows need two bytes an id, or do not, and so those that are generated on it. */
+/**
+ * A prompt whose rows need two bytes per id if `wide`, and whose generated rows do if
+ * `generatedWide`.
+ */
 function promptWhere(wide: boolean, generatedWide: boolean): number[] {
   const model = { ...createEngine({ role: 'oracle', model: NARROW }).model };
   const needsTwo = (ids: ArrayLike<number>) => Array.from(ids).some((id) => id > 0xff);
@@ -223,7 +231,7 @@ const ofDtypes: Case[] = (['A', 'B'] as const).flatMap((format) =>
     { legs: ['|u1', '<i2'], prompt: promptWhere(false, true), tokens: 4 },
     { legs: ['<i2', '<i2'], prompt: promptWhere(true, true), tokens: 4 },
     { legs: ['|u1', '|u1'], prompt: promptWhere(false, false), tokens: 4 },
-    // No row is of one byte an id, too.
+    // An array without rows has one byte per id, too.
     { legs: ['<i2', '|u1'], prompt: promptWhere(true, false), tokens: 1 },
   ].flatMap(({ legs, prompt, tokens }) =>
     ['tail', 'full'].map((form): Case => {
@@ -270,7 +278,10 @@ interface Broken {
   prefill?: Partial<EngineOptions>;
   decode?: Partial<EngineOptions>;
   config?: Json;
-  /** The reason, and where the body names it the row. Null: the answer is the oracle's all the same. */
+  /**
+   * The reason of the refusal; `text` is the message, which may name the row. Null means that the
+   * answer is the oracle's in spite of the fault.
+   */
   reason: string | null;
   text?: string;
 }
@@ -282,7 +293,7 @@ const LP = IDS.length;
 const BROKEN: Broken[] = (['a completion', 'an object', 'SGLang'] as const).flatMap((ask): Broken[] => {
   const sglang = ask === 'SGLang';
   const config = sglang ? { model: { layers: 4, top_k: 4, experts: 32 } } : {};
-  // Without a header, the size of the array is all there is.
+  // The array has no header, so only its size shows the fault.
   const ofPrefill = sglang ? 'size' : 'prompt';
   return [
     {
@@ -373,7 +384,7 @@ export const broken: Suite = {
         name: `${askName}: ${name}`,
         ask,
         engine: { model: MODELS['its first layer dense']! },
-        // What was before went wrong as well, and nobody looked.
+        // The requests that warmed these engines met the same faults, but nothing checked them.
         prefillEngine: prefill,
         decodeEngine: decode,
         config,

@@ -1,5 +1,6 @@
-// The inputs that other routers answer with a panic, with wrong rows, or with unmerged rows that nothing tells of: here each
-// gives the right rows, or an outcome that says no; and always an answer.
+// Inputs that other routers answer with a panic, with wrong rows, or with unmerged rows and no sign
+// of it. Here each of them gives the right rows or an outcome that reports the failure, and there
+// is always an answer.
 
 import { gzipSync } from 'node:zlib';
 import { expect } from 'vitest';
@@ -30,7 +31,7 @@ import {
   type ReplyOptions,
 } from './messages.ts';
 
-/** What other routers do with it. */
+/** What other routers do with the input. */
 type Peers = 'no answer' | 'wrong rows' | 'silently unmerged' | 'an error' | 'an invalid 200';
 
 interface Input {
@@ -42,7 +43,10 @@ interface Input {
   decodeReply?: ReplyOptions;
   request?: string;
   path?: string;
-  /** `merged` and `local` with the body; a reason; or the status of prefill's answer. */
+  /**
+   * The outcome: `merged`, `local` and `absent` with the body, the reason of a refusal, or the
+   * status of prefill's error.
+   */
   gives:
     { merged: string } | { local: string } | { reason: string } | { absent: string } | { status: number };
 }
@@ -53,9 +57,9 @@ interface BrokenArray {
   name: string;
   peers: Peers;
   reason: string;
-  /** Where it is another one in decode's response. */
+  /** The reason for the same array in decode's response, if it is a different one. */
   decodeReason?: string;
-  /** JSON text of the value. */
+  /** The JSON text of the array's value. */
   value: (of: ArraySpec) => string;
 }
 
@@ -184,7 +188,7 @@ const shapes: Input[] = [
 
 // ---- versions
 
-/** With the header that this version has. */
+/** The array with a header of this version. */
 const versioned = (of: ArraySpec, version: 2 | 3) => ({ ...of, npy: { version } });
 const file2 = (of: ArraySpec, version: 2 | 3, data?: Buffer) => {
   const { rows } = of;

@@ -1,4 +1,4 @@
-// Both legs at once: which one answers first, and what a leg that fails does to the other.
+// Both legs at once: which leg answers first, and what a leg that fails does to the other.
 
 import { gzipSync } from 'node:zlib';
 import { expect } from 'vitest';
@@ -36,13 +36,16 @@ const SPLICED = { 'routed_experts.spliced_bytes': 30 };
 const FAILED = { 'routed_experts.prefill_failures': 1 };
 const CONFIG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
 
-/** Something that happens once, and those who wait for it. */
+/** One-shot event: `happened` resolves when `happen` is called. */
 class Event {
   happen = (): void => undefined;
   readonly happened = new Promise<void>((resolve) => (this.happen = resolve));
 }
 
-/** Which leg is answered first: prefill's, or decode's head and piece so and so, or its end. */
+/**
+ * What the filter gets first: prefill's reply, decode's head and first piece, or all of decode's
+ * response.
+ */
 type First = 'prefill' | 'piece' | 'end';
 const FIRST: First[] = ['prefill', 'piece', 'end'];
 const NAMES: Record<First, string> = {
@@ -54,11 +57,11 @@ const NAMES: Record<First, string> = {
 interface Legs {
   prefill: EngineReply | 'silent';
   decode: EngineReply;
-  /** What prefill's reply waits for besides. */
+  /** What prefill's reply waits for in addition. */
   until?: () => Promise<unknown>;
 }
 
-/** Two engines whose answers arrive in an order. */
+/** Creates two engines whose replies arrive in the given order. */
 function legs(first: First, of: Legs): { prefill: Engine; decode: Engine } {
   const asked = new Event();
   const prefillRead = new Event();
@@ -72,7 +75,8 @@ function legs(first: First, of: Legs): { prefill: Engine; decode: Engine } {
       await of.until?.();
       if (of.prefill === 'silent') return { status: 0, headers: [], chunks: [], fault: 'stall' };
       const { chunks, fault, status } = of.prefill;
-      // What breaks off is not read to its end, and what Envoy retries is read again.
+      // A reply that breaks off is never read to its end, and Envoy retries a 503 without telling
+      // the filter.
       if (fault || status === 503) prefillRead.happen();
       return {
         ...of.prefill,
@@ -80,7 +84,8 @@ function legs(first: First, of: Legs): { prefill: Engine; decode: Engine } {
       };
     },
     decode: async () => {
-      // Decode's leg must not overtake prefill's: the call goes out first.
+      // The filter starts the prefill call before it releases decode's request. Decode must not
+      // answer earlier.
       await asked.happened;
       if (first === 'prefill') await prefillRead.happened;
       const { before } = of.decode;
@@ -109,7 +114,7 @@ function scenarioOf(
 }
 
 const prefillReply = (body: string | Buffer = GOOD_PREFILL, options?: ReplyOptions) => reply(body, options);
-/** At least two pieces. */
+/** A decode reply in at least two pieces. */
 const decodeReply = (body: string | Buffer = GOOD_DECODE, options: ReplyOptions = {}) =>
   reply(body, { pieces: Math.ceil(Buffer.byteLength(body) / 2), ...options });
 
@@ -185,7 +190,8 @@ const both: Case[] = BODIES.flatMap((of) =>
           ),
         check(result) {
           expect(result).toMatchObject({ status: 200, complete: true });
-          // Compared as a boolean: a difference of megabytes helps nobody.
+          // The bodies are compared as a boolean, because a printed difference of megabytes helps
+          // nobody.
           expect(result.body.equals(Buffer.from(of.out))).toBe(true);
           expect(result.headers).toContainEqual(['x-engine', 'd']);
           expect(result.headers).toContainEqual(['content-type', 'application/json']);
@@ -199,7 +205,7 @@ const both: Case[] = BODIES.flatMap((of) =>
   ),
 );
 
-/** The legs, as the connector writes them. */
+/** The members of both legs, as the connector writes them. */
 const members: Case[] = PROTOCOLS.map((protocol): Case => ({
   name: `both legs have the same room, and nothing of the client’s, ${protocol}`,
   scenario: () =>
@@ -238,7 +244,7 @@ const members: Case[] = PROTOCOLS.map((protocol): Case => ({
   },
 }));
 
-/** Without rows on either side. */
+/** Neither leg returns rows. */
 const without: Case[] = FIRST.flatMap((first) => [
   {
     name: `no routing at all, ${NAMES[first]}`,
@@ -278,7 +284,7 @@ const without: Case[] = FIRST.flatMap((first) => [
 
 const BROKEN = decodeBody([quoted(encoded({ ...FULL, layers: 3 }))]);
 
-/** What can't be merged, before and after prefill's reply. */
+/** Responses that cannot be merged, before and after prefill's reply. */
 const unmergeable: Case[] = FIRST.flatMap((first) =>
   ['reject', 'null', 'forward'].flatMap((policy) =>
     [BROKEN, GOOD_DECODE.slice(0, 300)].map((body, i): Case => ({
@@ -305,7 +311,7 @@ const unmergeable: Case[] = FIRST.flatMap((first) =>
   ),
 );
 
-/** What SGLang serves beside the OpenAI endpoints; it takes PUT for POST. */
+/** SGLang's own endpoint beside the OpenAI endpoints. It accepts PUT as well as POST. */
 const methods: Case[] = [
   ['POST', '/generate', true],
   ['PUT', '/generate', true],
@@ -332,7 +338,7 @@ const methods: Case[] = [
   },
 }));
 
-/** Decode's leg does not fit into Envoy's buffer: prefill has been asked in vain. */
+/** Decode's leg does not fit into Envoy's buffer, and prefill has already been asked. */
 const tooLarge: Case = {
   name: 'a request that the members of its leg take over the limit',
   scenario: () =>
@@ -397,7 +403,8 @@ const failing: Case[] = FAILING.flatMap((of) =>
             prefill: { ...CONFIG.prefill, retries: 2, ...of.config },
           };
           const silent = of.prefill === 'silent';
-          // Decode is answered by nobody's reply: it can only wait for the time to pass.
+          // A silent prefill sends no reply for which decode could wait, so decode answers first
+          // and the filter waits for prefill's timeout.
           const order = silent && first === 'prefill' ? 'end' : first;
           return scenarioOf(
             order === 'piece' && silent ? 'end' : order,
@@ -407,7 +414,8 @@ const failing: Case[] = FAILING.flatMap((of) =>
           );
         },
         check(result) {
-          // Decode has begun: the leg is not sent again once an engine has seen it.
+          // Decode has begun, so the filter does not send the prefill leg again once an engine has
+          // seen it.
           expect(result.prefillRequests).toHaveLength(1);
           if (policy === 'reject') {
             const code = of.status ?? 502;
@@ -424,7 +432,7 @@ const failing: Case[] = FAILING.flatMap((of) =>
   ),
 );
 
-/** A failure does not matter where decode has no routing. */
+/** If decode returns no routing, prefill's failure does not matter. */
 const failsWithout: Case = {
   name: 'prefill fails, and decode has no routing: absent',
   scenario: () =>
@@ -439,12 +447,12 @@ const failsWithout: Case = {
   },
 };
 
-/** The call can't even start: decode has not begun. */
+/** The call cannot even start, so decode has not begun. */
 const hostless: Case[] = ['decode', 'reject'].map((policy): Case => ({
   name: `no such cluster: ${policy}`,
   scenario: () => ({
     ...scenarioOf('end', { prefill: prefillReply(), decode: reply(GOOD_DECODE) }),
-    // SGLang's requests are not salted.
+    // SGLang's requests are not salted, so decode must report that nothing was cached.
     decode: answering(cachedDecode(0)),
     config: {
       ...CONFIG,
@@ -473,7 +481,7 @@ const down: Case[] = ['reject', 'forward'].map((policy): Case => ({
     config: { ...CONFIG, on_unmergeable: policy, prefill: { ...CONFIG.prefill, retries: 2 } },
     client: post(REQUEST),
     prefill: 'down',
-    // A decode engine that waits for its prefill.
+    // The decode engine waits for its prefill before it answers.
     decode: async () => {
       await new Promise((resolve) => setTimeout(resolve, 500));
       return reply(GOOD_DECODE);
@@ -529,14 +537,16 @@ const DECODE_FAILS: DecodeFails[] = [
   { name: '503 with an array', decode: reply(GOOD_DECODE, { status: 503 }), status: 503 },
 ];
 
-/** An error of decode's passes at once: nobody waits for prefill's reply, and it is dropped. */
+/**
+ * An error of decode passes at once. Nothing waits for prefill's reply, and the filter drops it.
+ */
 const decodeFails: Case[] = DECODE_FAILS.flatMap((of) =>
   PROTOCOLS.flatMap((protocol) =>
     (['prefill', 'end'] as First[]).map((first): Case => ({
       name: `decode’s ${of.name}, ${NAMES[first]}, ${protocol}`,
       scenario: () => {
         const watch = new Watch();
-        // The client has the whole answer before prefill says anything.
+        // Prefill answers only after the client has received the whole error.
         const until = () => watch.seen(Buffer.concat(of.decode.chunks).length);
         return scenarioOf(
           first,
@@ -563,7 +573,7 @@ const decodeGone: Case[] = (['reset', 'down', 'reset_body'] as const).flatMap((f
         name: 'gone',
         config: CONFIG,
         client: post(REQUEST),
-        // Its answer comes when nobody waits for it any more.
+        // Prefill never answers, and after decode's failure nothing waits for it.
         prefill: () => {
           asked.happen();
           return { status: 0, headers: [], chunks: [], fault: 'stall' };
@@ -621,7 +631,7 @@ const compressed: Case[] = ['reject', 'forward'].map((policy): Case => ({
   },
 }));
 
-/** Past max_hold_bytes nothing waits for prefill. */
+/** A response that exceeds max_hold_bytes does not wait for prefill. */
 const overflow: Case[] = ['reject', 'null', 'forward'].flatMap((policy) =>
   PROTOCOLS.map((protocol): Case => ({
     name: `a response over max_hold_bytes, prefill late: ${policy}, ${protocol}`,
@@ -680,7 +690,8 @@ const trailers: Case[] = FIRST.flatMap((first) =>
     check(result) {
       expect(result).toMatchObject({ status: 200, complete: true });
       expect(result.body.toString()).toBe(GOOD_MERGED);
-      // An answer in the place of one that has ended has none.
+      // If decode's response has ended, the filter sends a reply of its own in its place, which has
+      // no trailers.
       expect(result.trailers).toEqual(first === 'end' ? [] : END);
       expectOutcome(result, MERGED, SPLICED);
     },
@@ -741,7 +752,10 @@ const events: Case[] = FIRST.flatMap((first) =>
   ]),
 );
 
-/** An event that came before prefill's reply leaves with that, and not with the next event. */
+/**
+ * An event that came before prefill's reply leaves when that reply comes, without waiting for the
+ * next event.
+ */
 const prompt: Case[] = PROTOCOLS.map((protocol): Case => ({
   name: `the first event is not kept until the second comes, ${protocol}`,
   scenario: () => {
@@ -771,7 +785,8 @@ const manyEvents: Case[] = PROTOCOLS.map((protocol): Case => {
     name: `events past Envoy’s buffer limit wait, ${protocol}`,
     cutDecidesHead: true,
     scenario: () => {
-      // Envoy reads no more than its limit: prefill answers when it has read some.
+      // Envoy reads no more of the response than its limit, so prefill answers as soon as Envoy has
+      // read some of it.
       const asked = new Event();
       const some = new Event();
       return {
@@ -804,7 +819,7 @@ const manyEvents: Case[] = PROTOCOLS.map((protocol): Case => {
   };
 });
 
-/** Prefill fails while a stream waits, or before it has come. */
+/** Prefill fails while a stream waits for it, or before the stream has begun. */
 const eventsFail: Case[] = FIRST.flatMap((first) =>
   ['reject', 'null', 'forward'].map((policy): Case => ({
     name: `events, and prefill fails, ${NAMES[first]}: ${policy}`,
@@ -944,7 +959,7 @@ const leaving: Case[] = LEAVING.flatMap((of) =>
   ]),
 );
 
-/** Rooms and ids of transfers are random, so that no two runs send the same. */
+/** Rooms and ids of transfers are random, so they differ between runs. */
 const randomized = (cases: Case[]): Case[] => cases.map((of) => ({ ...of, random: RANDOM }));
 const RANDOM = /"bootstrap_room":\d+|xfer-[0-9a-f-]{36}/g;
 
@@ -976,10 +991,13 @@ export const racing: Suite = {
   ]),
 };
 
-/** Servers that nobody has asked before. */
+/** Ports of bootstrap servers that no exchange has asked before. */
 let bootstraps = 40_000;
 
-/** A body that is put into Envoy's buffer from outside of a body callback, where there is less room than usual. */
+/**
+ * Bodies that the filter puts into Envoy's buffer outside of a body callback, where the buffer has
+ * less room than usual.
+ */
 export const smallLimits: Suite = {
   name: 'both legs at once, a buffer limit of 2 KiB',
   limits: { bufferLimit: 2048 },
@@ -998,7 +1016,7 @@ export const smallLimits: Suite = {
         decode: answering(GOOD_DECODE),
       }),
       check(result) {
-        // Sent inside the call that makes the request decode’s.
+        // Envoy sends this reply inside the call with which the filter writes the decode leg.
         expect(result).toMatchObject({ status: 413, complete: true });
         const { bootstrapRequests, prefillRequests, decodeRequests } = result;
         expect([bootstrapRequests, prefillRequests, decodeRequests].map(({ length }) => length)).toEqual([
@@ -1017,7 +1035,7 @@ export const smallLimits: Suite = {
         }),
       check(result) {
         if (first === 'end') {
-          // Envoy's answer, and nothing behind it.
+          // The client gets Envoy's own reply and nothing after it.
           expect(result).toMatchObject({ status: 500, complete: true });
           expect(result.body.toString()).toBe('Internal Server Error');
         } else {

@@ -1,4 +1,5 @@
-// What a VM remembers of a Mooncake bootstrap server: ranks take turns, and are asked for again when a leg has failed.
+// What a VM remembers of a Mooncake bootstrap server: the ranks take turns, and the filter asks for
+// them again when a leg has failed.
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Engine, EngineReply, Result, Scenario } from '../scenario.ts';
@@ -32,7 +33,7 @@ interface Leg {
   queries: number;
 }
 
-/** What the legs were told, and how often the server was asked for it. */
+/** What the legs were told, and how often the bootstrap server was asked. */
 function told({ prefillRequests, decodeRequests, bootstrapRequests }: Result): Leg {
   const params = decodeRequests[0] && jsonOf(decodeRequests[0])['kv_transfer_params'];
   return {
@@ -50,7 +51,7 @@ export function runRanks(start: Start): void {
     beforeAll(async () => void (host = await start({})));
     afterAll(() => host?.close());
 
-    /** Exchanges with one server, which nobody has asked before. */
+    /** Runs exchanges with one bootstrap server that no other exchange has asked. */
     function server(ids: Record<string, string>) {
       const bootstrap_port = ++port;
       let current = ids;

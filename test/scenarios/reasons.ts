@@ -1,4 +1,5 @@
-// Every reason for which routing can't be merged, under every policy; found before anything has left, and after.
+// Every reason why routing cannot be merged, under every policy, found before and after bytes have
+// left.
 
 import { expect } from 'vitest';
 import type { Result, Scenario } from '../scenario.ts';
@@ -36,11 +37,17 @@ interface Broken {
   prefill?: string;
   decode: string | Buffer;
   reply?: ReplyOptions;
-  /** The rest of the body waits for the head of the response to come to the client. */
+  /**
+   * The size of the first piece. The rest of the body waits until the client has received the
+   * response's head.
+   */
   firstPiece?: number;
   config?: Record<string, unknown>;
   request?: string;
-  /** The body under the policy `null`; `reject` where it can't be edited. Default: every array becomes null. */
+  /**
+   * The body under the policy `null`; `reject` if it cannot be edited. Default: every array becomes
+   * null.
+   */
   nulled?: string | 'reject';
 }
 
@@ -85,7 +92,7 @@ const broken = (
 const one = (array: string) => decodeBody([array]);
 const spec = (more: Partial<ArraySpec>) => one(quoted(encoded({ ...FULL, ...more })));
 const edited = (headerText: ArraySpec['headerText']) => spec({ ...(headerText ? { headerText } : {}) });
-/** Prefill's fault: decode's array is good. */
+/** The fault is prefill's; decode's array is good. */
 const prefills = (name: string, reason: string, array: string | null, promptTokens?: number | null) =>
   broken(`prefill: ${name}`, reason, GOOD_DECODE, { prefill: prefillBody(array, promptTokens) });
 
@@ -220,7 +227,7 @@ const BROKEN: Broken[] = [
   }),
 ];
 
-/** Values of the member, whatever they are in these scenarios. */
+/** Matches every value of the member that occurs in these scenarios. */
 const VALUE = /"((?:prompt_)?routed(?:_|\\u005f)experts)":("[^"]*"|\{[^}]*\}|\[\[.*?\]\](?:\])?)/g;
 
 function scenarioOf(
@@ -268,13 +275,14 @@ function check(of: Broken, policy: Policy, result: Result): void {
   const outcome = `unmerged; reason=${of.reason}`;
   expect(header(result.headers, 'x-routed-experts')).toBe(outcome);
   expectOutcome(result, outcome);
-  // Edits to come could change it where the head goes out before the whole body is known.
+  // If the head leaves before the whole body is known, later edits could change the length, so the
+  // head has none.
   const known =
     of.reply?.contentLength !== null && !(policy === 'null' && of.config?.['hold_bytes'] !== undefined);
   expectLength(result, known);
 }
 
-/** Found once the head is out: the stream is reset, whatever the policy. */
+/** The fault is found after the head has left, so the stream is reset, whatever the policy. */
 function checkReset(of: Late, result: Result): void {
   expect(result.complete).toBe(false);
   expect(result.status).toBe(200);
@@ -297,7 +305,7 @@ const late = (name: string, reason: string, decode: string): Late => ({
   request: '{"prompt":"one two three","max_tokens":3,"n":2}',
 });
 
-/** The first array is good, and so is what leaves with it. */
+/** The first array is good, and what leaves with it is right. */
 const LATE: Late[] = [
   late('a body that is cut short', 'json', two('null').slice(0, -20)),
   late('a body cut inside the second array', 'json', two(quoted(good)).slice(0, 500)),
@@ -363,7 +371,7 @@ export const reasons: Suite = {
         }),
       check: (result) => checkReset(of, result),
     })),
-    // What is wrong behind the document is seen when that has left.
+    // A fault behind the document is found only after the document has left.
     ...BROKEN.filter(({ reply, name }) => !reply && !/text behind|two documents/.test(name)).map(
       (of): Case => ({
         name: `${of.name}: null, HTTP/2, byte by byte`,

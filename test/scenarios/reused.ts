@@ -1,5 +1,6 @@
-// What decode serves alone after the same prompts were under P/D: its cache, or a store, has their KV, and the slots that go with it
-// have rows of somebody else. Right are those of an engine that has forwarded everything.
+// Requests that decode serves alone after the same prompts were under P/D. Decode's cache, or a
+// store, has their KV, and the slots of that KV hold the rows of other requests. The right rows are
+// those of an engine that has forwarded everything itself.
 
 import { expect } from 'vitest';
 import type { EngineOptions } from '../engine/engine.ts';
@@ -14,7 +15,7 @@ interface Ask {
   name: string;
   path: string;
   body: Json;
-  /** P/D serves such a request, while prefill is up. */
+  /** P/D serves such a request if prefill is up. */
   served?: boolean;
 }
 
@@ -79,11 +80,11 @@ const ASKS: Ask[] = [
 
 interface Spec {
   ask: Ask;
-  /** Decode's, beyond those that both have. */
+  /** Options of decode, beyond those that both engines have. */
   engine?: Partial<EngineOptions>;
   config?: Json;
   right: boolean;
-  /** The prompt is none that was under P/D. */
+  /** The prompt was not under P/D before. */
   unknown?: boolean;
 }
 
@@ -136,7 +137,7 @@ const ownCache: Case[] = ASKS.flatMap((ask) => [
   caseOf('salted, decode tells what was cached', { ask, engine: TOLD, right: true }),
   caseOf('unsalted', { ask, config: SHARED, right: false }),
   caseOf('unsalted, decode tells what was cached', { ask, engine: TOLD, config: SHARED, right: false }),
-  // It would die of rows that it has not captured.
+  // This version of the engine would die of rows that it has not captured.
   caseOf('salted, decode is a later one', { ask, engine: { version: '0.32' }, right: true }),
 ]);
 
@@ -173,7 +174,7 @@ const inStore = (store: 'example' | 'lmcache' | 'lmcache_mp', more: Partial<Engi
 const single = ASKS.filter(({ name, body }) => !/two/.test(name) && !body['stream']);
 
 const stores: Case[] = [
-  // Whatever the request says, the store is asked for its tokens.
+  // The ExampleConnector finds a prompt by its tokens alone, whatever the request says.
   ...single.map((ask) =>
     caseOf('ExampleConnector', { ask, engine: inStore('example', TOLD), config: STORED, right: false }),
   ),
@@ -190,7 +191,8 @@ const stores: Case[] = [
     right: true,
     unknown: true,
   }),
-  // Chunks under the request's own tag, or salt, are nobody's.
+  // The keys of LMCache's chunks contain the request's own tag or salt, so no other request's
+  // chunks are found.
   ...single.flatMap((ask) =>
     (['lmcache', 'lmcache_mp'] as const).map((store) =>
       caseOf(store, { ask, engine: inStore(store, TOLD), config: STORED, right: true }),
@@ -202,7 +204,7 @@ const stores: Case[] = [
     config: STORED,
     right: false,
   }),
-  // Unsalted, all of them are found.
+  // Without a salt, the chunks of the earlier requests are found.
   ...single.flatMap((ask) =>
     (['example', 'lmcache', 'lmcache_mp'] as const).map((store) =>
       caseOf(`${store}, unsalted`, {
@@ -221,7 +223,8 @@ const stores: Case[] = [
       ...{ right: true, unknown: true },
     }),
   ),
-  // A sample finds what was forwarded for the one before, and nothing tells that from the store.
+  // A sample finds the chunks of the sample before it, and nothing distinguishes these from chunks
+  // of an earlier request.
   ...[SAMPLES, PROMPTS].map((ask) =>
     caseOf('lmcache', { ask, engine: inStore('lmcache', TOLD), config: STORED, right: false }),
   ),

@@ -1,4 +1,5 @@
-// Arrays whose rows are written out, in every format: for scenarios about which rows an array has and what is in them.
+// Arrays whose rows are written out, in every format, for scenarios about which rows an array has
+// and what is in them.
 
 import { encoded, type ArraySpec } from './messages.ts';
 
@@ -7,17 +8,20 @@ export type Rows = number[][][];
 
 const MEMBERS = { layers: 3, topK: 4 };
 
-/** Row `i` of a token sequence, all layers naming different experts; `salt` tells the engines apart. */
+/**
+ * Row `i` of a token sequence, whose layers all name different experts. `salt` distinguishes the
+ * engines.
+ */
 export const row = (i: number, salt = 0, { layers, topK } = MEMBERS): number[][] =>
   Array.from({ length: layers }, (_, layer) =>
     Array.from({ length: topK }, (_, k) => 1 + ((i * 5 + layer * 11 + k * 7 + salt * 3) % 29)),
   );
 
-/** Rows of tokens `from` to `to`. */
+/** The rows of the tokens from `from` up to but not including `to`. */
 export const rowsOf = (from: number, to: number, salt = 0, of = MEMBERS): Rows =>
   Array.from({ length: to - from }, (_, i) => row(from + i, salt, of));
 
-/** Rows with some of their layers changed. */
+/** The rows with some of their layers changed. */
 export const changed = (rows: Rows, change: (row: number, layer: number, ids: number[]) => number[]): Rows =>
   rows.map((layers, i) => layers.map((ids, layer) => change(i, layer, ids)));
 
@@ -30,7 +34,7 @@ const specOf = (rows: Rows, dtype: string): ArraySpec => ({
 
 const BYTES: Record<string, number> = { '|u1': 1, '<u2': 2, '<i2': 2, '<i4': 4 };
 
-/** The rows in memory, little-endian. */
+/** The bytes of the rows, little-endian. */
 export function bytesOf(rows: Rows, dtype = '|u1'): Buffer {
   const size = BYTES[dtype]!;
   const ids = rows.flat(2);
@@ -41,7 +45,7 @@ export function bytesOf(rows: Rows, dtype = '|u1'): Buffer {
   return data;
 }
 
-/** How rows are written as the JSON text of an array's value. */
+/** Writes rows as the JSON text of an array's value. */
 export type Write = (rows: Rows, start?: number) => string;
 
 export const inNpy =

@@ -1,4 +1,4 @@
-// Runs a suite on a host, and on a second one that must agree.
+// Runs a suite on a host, and on a second host that must agree.
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Host, Result } from '../scenario.ts';
@@ -6,7 +6,7 @@ import { differences, type Case, type Limits, type Suite } from './case.ts';
 
 /** A host that can also be asked about its filter. */
 export interface TestHost extends Host {
-  /** A counter or gauge of the filter; 0 when it does not exist. */
+  /** A counter or gauge of the filter; 0 if it does not exist. */
   metric(name: string): Promise<number>;
   /** What is known of VMs that have failed. */
   failures(): Promise<string[]>;
@@ -16,7 +16,10 @@ export type Start = (limits: Limits) => Promise<TestHost>;
 
 export const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
 
-/** Every case on the host that `start` gives; with `twin`, both hosts must agree on each. */
+/**
+ * Runs every case on the host that `start` creates. With `twin`, both hosts must agree on each
+ * case.
+ */
 export function runSuite(suite: Suite, start: Start, twin?: Start): void {
   describe(suite.name, () => {
     let host: TestHost;

@@ -1,5 +1,5 @@
-// The simulated engines against their non-disaggregated oracle: every endpoint, form, number of choices and length of the
-// prompt, over both protocols.
+// The simulated engines behind the filter, compared with their non-disaggregated oracle: every
+// endpoint, form, number of choices and length of the prompt, over both protocols.
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
@@ -23,7 +23,7 @@ interface Spec {
   model: Partial<MoeModel>;
   engine?: Partial<EngineOptions>;
   config?: Record<string, unknown>;
-  /** For engines that are not alike. */
+  /** Options of prefill, for engines that are not alike. */
   prefillEngine?: Partial<EngineOptions>;
 }
 
@@ -39,7 +39,10 @@ const NAMES: Record<string, string> = {
   [GENERATE]: 'generate',
 };
 
-/** What the client sends; the prompt has `prompt` tokens, but for the few that a chat's template adds. */
+/**
+ * The client's request. Its prompt has `prompt` tokens, apart from the few that a chat's template
+ * adds.
+ */
 function requestOf({ path, n, tokens, prompt }: Spec): string {
   const sampled = n > 1 ? { n, temperature: 0.8 } : {};
   const ids = Array.from({ length: prompt }, (_, i) => 3 + ((i * 31 + (i >> 8)) % 500));
@@ -51,7 +54,7 @@ function requestOf({ path, n, tokens, prompt }: Spec): string {
   return JSON.stringify({ prompt: ids, max_tokens: tokens, ...sampled });
 }
 
-/** Pieces that cut a body of any size at odd places, and not into too many. */
+/** A size of pieces that cuts a body of any size at odd places, but not into too many pieces. */
 const pieceBytes = (prompt: number) => (prompt === 1 ? 11 : prompt < 10_000 ? 1009 : 65_521);
 
 function caseOf(spec: Spec, name: string): Case {
@@ -66,7 +69,8 @@ function caseOf(spec: Spec, name: string): Case {
     ...spec.engine,
   };
   let sent: EngineReply | undefined;
-  // An answer may be larger than what is held back: then the first pieces decide what the head can say.
+  // If the response may be larger than what is held, its first pieces decide what the head can
+  // tell.
   const large =
     spec.config?.['hold_bytes'] === 0 ||
     prompt * n * (spec.model.layers ?? 1) * (spec.model.topK ?? 1) > HOLD / 4;
@@ -105,7 +109,7 @@ function caseOf(spec: Spec, name: string): Case {
     let at = 0;
     const decoded = Buffer.concat(sent!.chunks).toString('latin1');
     const expected = decoded.replace(ARRAY, () => `"routed_experts":"${right[at++]}"`);
-    // Compared as a boolean: a difference of megabytes helps nobody.
+    // The bodies are compared as a boolean, because a printed difference of megabytes helps nobody.
     if (spec.engine?.npy || spec.prefillEngine) expectSameRows(result.body, right);
     else expect(result.body.toString('latin1') === expected, excerpt(result.body, expected)).toBe(true);
 
@@ -120,7 +124,7 @@ function caseOf(spec: Spec, name: string): Case {
     if (large) expect(result.logged!.startsWith(said)).toBe(true);
     else expect(said).toBe(result.logged);
     const length = header(result.headers, 'content-length');
-    // Of several tails, the length is known once the last has come.
+    // With several tails, the length is known only when the last one has come.
     if (length !== undefined) expect(Number(length)).toBe(result.body.length);
     else expect(large && form !== 'full' && n > 1).toBe(true);
 
@@ -143,7 +147,7 @@ function arraysOf(body: Buffer): string[] {
   );
 }
 
-/** Where headers are padded differently, the arrays are equal and their files are not. */
+/** If the headers are padded differently, the files differ although the arrays are equal. */
 function expectSameRows(body: Buffer, right: string[]): void {
   const merged = arraysOf(body).map((text) => decodeNpy(Buffer.from(text, 'base64')));
   expect(merged).toHaveLength(right.length);
@@ -172,7 +176,7 @@ function matrix(): Case[] {
           for (const prompt of [1, 3000, 40_000])
             for (const downstream of PROTOCOLS)
               for (const upstream of PROTOCOLS) {
-                // Long prompts over both protocols, but not over each pair of them.
+                // Long prompts run over both protocols, but not over every pair of them.
                 if (prompt > 1 && downstream !== upstream) continue;
                 const model = prompt === 40_000 ? TINY : SMALL;
                 const name = `${NAMES[path]}, ${form}, n=${n}, ${tokens} generated, prompt of ${prompt}, ${downstream} to ${upstream}`;
@@ -204,7 +208,7 @@ function large(): Case[] {
   );
 }
 
-/** Headers of the two legs that start their rows at different phases of base64. */
+/** The headers of the two legs let their rows start at different phases of base64. */
 function phases(): Case[] {
   const cases: Case[] = [];
   for (const form of ['full', 'tail'] as Form[])

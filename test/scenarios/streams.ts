@@ -1,5 +1,5 @@
-// Event streams: they pass as they come, unheld; arrays in them are spliced on the way. vLLM sends arrays in those of
-// /inference/v1/generate only.
+// Event streams, which pass as they come and are not held; arrays in them are spliced on the way.
+// vLLM sends arrays only in streams of /inference/v1/generate.
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
@@ -63,7 +63,7 @@ const CHUNKS = ['one', 'two "routed_experts":"k05VTVBZ', 'three'].map((text, i) 
   ),
 );
 
-/** Each event reaches the client before the engine writes the next. */
+/** Each event reaches the client before the engine writes the next one. */
 const passing: Case[] = [CHAT, COMPLETIONS].flatMap((path) =>
   PROTOCOLS.flatMap((protocol) =>
     [true, false].map((tail): Case => {
@@ -94,10 +94,10 @@ const passing: Case[] = [CHAT, COMPLETIONS].flatMap((path) =>
           expect(result.body).toEqual(body);
           expect(header(result.headers, 'content-length')).toBeUndefined();
           expect(header(result.headers, 'content-type')).toBe('text/event-stream; charset=utf-8');
-          // The head is out before it is known that no array comes.
+          // The head left before the filter could know that no array would come.
           expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
           expectOutcome(result, 'absent');
-          // Prefill's reply is not a stream; decode's is as the client asked.
+          // Prefill's reply is not a stream, and decode's is as the client asked.
           const prefilled = jsonOf(result.prefillRequests[0]!);
           expect(prefilled).toMatchObject({ stream: false, max_tokens: 1 });
           expect('stream_options' in prefilled).toBe(false);
@@ -197,7 +197,7 @@ interface Written {
 
 const TAIL_OUT = encoded({ rows: 7 }, Buffer.concat([rowBytes(PROMPT), rowBytes(TAIL)]));
 
-/** Streams as another writer of events might send them. */
+/** Event streams as other software may write them. */
 const WRITTEN: Written[] = [
   { name: 'CRLF', body: GOOD.replaceAll('\n', '\r\n'), out: GOOD_OUT.replaceAll('\n', '\r\n') },
   { name: 'CR', body: GOOD.replaceAll('\n', '\r'), out: GOOD_OUT.replaceAll('\n', '\r') },
@@ -265,7 +265,7 @@ interface Unmergeable {
 }
 
 const tokens = token(1) + token(2);
-/** The head and the first events are out when the array comes. */
+/** The head and the first events have left when the array comes. */
 const UNMERGEABLE: Unmergeable[] = [
   { name: 'other layers', reason: 'layers', body: tokens + token(3, encoded({ ...FULL, layers: 3 })) + DONE },
   {
@@ -340,7 +340,7 @@ const local: Case = {
   scenario: () => scenarioOf('local', { prefill: 'down', decode: stream(GOOD) }),
   check(result) {
     expect(result.body.toString()).toBe(GOOD);
-    // Its head is out before its arrays have been read.
+    // The head left before the arrays were read.
     expect(header(result.headers, 'x-routed-experts')).toBeUndefined();
     expect(header(result.trailers, 'x-routed-experts')).toBe('local');
     expectOutcome(result, 'local', { 'routed_experts.prefill_failures': 1 });

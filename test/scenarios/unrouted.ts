@@ -1,5 +1,5 @@
-// Responses without routing on either leg, longer than what may be held: nothing in them is worth waiting for. What prefill
-// knows besides is put in all the same.
+// Responses without routing on either leg that are longer than what may be held: nothing in them is
+// worth waiting for. Other values from prefill's reply are inserted nonetheless.
 
 import { expect } from 'vitest';
 import type { Protocol, Result } from '../scenario.ts';
@@ -25,7 +25,7 @@ const TEXT = 'y'.repeat(50_000);
 
 interface Reply {
   details?: string | undefined;
-  /** Of the choice. */
+  /** Further members of the choice. */
   more?: string;
   text?: string;
   usageFirst?: boolean;
@@ -42,7 +42,7 @@ interface Spec {
   name: string;
   prefill: Reply;
   decode: Reply;
-  /** What the client gets; as decode sent it unless said. */
+  /** What the client gets. Default: what decode sent. */
   out?: Reply;
   request?: Record<string, unknown>;
 }
@@ -109,7 +109,7 @@ const cases: Case[] = SPECS.flatMap((spec) =>
           }),
           check(result: Result) {
             expect(result).toMatchObject({ status: 200, complete: true });
-            // Compared as a boolean: the text helps nobody.
+            // The bodies are compared as a boolean, because printing the long text helps nobody.
             const out = body(spec.out ?? spec.decode);
             expect(result.body.toString() === out, `${result.body.subarray(-300)}`).toBe(true);
             expectOutcome(result, 'absent');
@@ -117,7 +117,7 @@ const cases: Case[] = SPECS.flatMap((spec) =>
             const length = header(result.headers, 'content-length');
             expect(length ?? String(out.length)).toBe(String(out.length));
           },
-          // A body that comes at once has ended before its head goes.
+          // A body that comes in one piece has ended before its head leaves.
           cutDecidesHead: true,
         };
       }),
@@ -133,14 +133,15 @@ const withArray = (at: 'first' | 'late') => {
     : whole.replace(`${TEXT}"`, `${TEXT}",${array}`);
 };
 
-/** An array of decode's that prefill has no rows for is refused wherever it comes. */
+/** An array of decode for which prefill has no rows is refused wherever it stands. */
 const refused: Case[] = (['first', 'late'] as const).flatMap((at) =>
   ['reject', 'null', 'forward'].map((policy): Case => ({
     name: `an array of decode’s, ${at}: ${policy}`,
     scenario: () => {
       const client = new Watch();
       const answer = withArray(at);
-      // What comes at once is looked at at once: a late array comes when the client has the head.
+      // The filter examines at once what comes at once, so the late array is sent after the client
+      // has received the head.
       const pieces = at === 'late' ? cut(Buffer.from(answer), 10_000) : 777;
       return {
         name: at,

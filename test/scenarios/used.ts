@@ -1,5 +1,6 @@
-// Deployments that have served others before. Every slot of their engines has had a token in it, and what a request brings was
-// under P/D already, in part and as a whole: decode's cache has blocks whose rows are those of somebody else.
+// Deployments that have served other requests before. Every slot of their engines has held a token,
+// and the prompts of the request were already under P/D, in part and as a whole. So decode's cache
+// has blocks whose rows are those of other requests.
 
 import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
@@ -13,7 +14,7 @@ type Prompt = string | number[];
 export interface Deployment {
   prefill: SimulatedEngine<Awaitable>;
   decode: SimulatedEngine<Awaitable>;
-  /** The same as a scenario takes them: they answer when what was before is over. */
+  /** The same engines for a scenario; they answer after the earlier requests are over. */
   engines: { prefill: Engine; decode: Engine };
 }
 
@@ -22,7 +23,10 @@ export interface Own {
   decode?: Partial<EngineOptions>;
 }
 
-/** Engines that have served other prompts, then the prompts of `request` in part, and then as they are. */
+/**
+ * Creates engines that have served other prompts, then parts of the prompts of `request`, and then
+ * these prompts themselves.
+ */
 export function usedDeployment(
   path: string,
   request: string,
@@ -32,20 +36,22 @@ export function usedDeployment(
   const prompts = promptsOf(path, JSON.parse(request) as Json);
   const longest = Math.max(...prompts.map(({ length }) => length + TEMPLATE));
   const blockSize = blockSizeOf(options as EngineOptions);
-  // As many blocks as hold the prompts and half of each once more: nobody gets one that nobody has used.
+  // There are only enough blocks for the prompts and half of each once more, so every block that
+  // the request gets was used before.
   const kvBlocks = prompts.length * (Math.ceil((1.5 * longest) / blockSize) + SPARE);
   const shared = { fleet: new Fleet(), kvBlocks, ...options };
   const prefill = createEngine({ ...shared, ...own.prefill, role: 'prefill' });
   const decode = createEngine({ ...shared, ...own.decode, role: 'decode' });
 
-  // Of another request, which has a token in every slot; the last one of the two generated has none.
+  // Another request, which fills every slot with a token. It generates two tokens, of which the
+  // last one is not forwarded.
   const slots = kvBlocks * blockSize;
   const other = (from: number) =>
     Array.from({ length: slots - 1 }, (_, i) => 3 + ((from + i * 17 + (i >> 6)) % 499));
   const before = [...prompts.map(halfOf), ...prompts];
   const { connector } = options;
   if (connector !== 'sglang') {
-    // Not the same one: decode would find it in a store.
+    // The two engines get different requests, because decode would find prefill's in a store.
     [prefill, decode].forEach((engine, i) =>
       member(post(engine as unknown as Sync, GENERATE, bodyOf(GENERATE, other(i))), /("choices")/),
     );
@@ -57,7 +63,7 @@ export function usedDeployment(
   }
   const over = (async () => {
     if (connector === 'sglang') {
-      // Decode never forwards a prompt: what is in its slots was generated.
+      // SGLang's decode never forwards a prompt, so its slots are filled with generated tokens.
       await atOnce(prefill, decode, NATIVE, [3], options, before.length, slots - 1);
     }
     for (const [i, prompt] of before.entries()) await atOnce(prefill, decode, path, prompt, options, i);
@@ -73,9 +79,9 @@ export function usedDeployment(
 
 type Sync = (request: Parameters<Engine>[0]) => EngineReply;
 
-/** Tokens that a chat's template adds, at most. */
+/** The largest number of tokens that a chat's template adds. */
 const TEMPLATE = 40;
-/** Blocks beyond the prompts, for what is generated. */
+/** Blocks beyond those of the prompts, for generated tokens. */
 const SPARE = 3;
 
 function promptsOf(path: string, body: Json): Prompt[] {
@@ -85,14 +91,16 @@ function promptsOf(path: string, body: Json): Prompt[] {
   return prompt;
 }
 
-/** Another prompt that begins as this one does. */
+/** Another prompt that begins like this one. */
 function halfOf(prompt: Prompt): Prompt {
   const half = prompt.length >> 1;
   if (typeof prompt === 'string') return `${prompt.slice(0, half)} and ${prompt.slice(half + 5)}`;
   return [...prompt.slice(0, half), ...prompt.slice(half).map((id) => 3 + ((id * 5 + 1) % 499))];
 }
 
-/** A request for two tokens, which has all of a prompt's tokens forwarded and one more. */
+/**
+ * A request for two tokens, so that all tokens of the prompt and one generated token are forwarded.
+ */
 function bodyOf(path: string, prompt: Prompt, tokens = 2): Json {
   const ids = typeof prompt !== 'string';
   if (path === NATIVE)
@@ -123,7 +131,7 @@ function post<Reply extends Awaitable>(
   });
 }
 
-/** A member of a reply that need not be parsed for it: it is small, and stands behind much. */
+/** A member of a reply, found without parsing: the member is small and stands behind much text. */
 function member(reply: EngineReply, pattern: RegExp): string {
   const text = Buffer.concat(reply.chunks).toString('latin1');
   const found = pattern.exec(text)?.[1];
@@ -136,7 +144,7 @@ const TO_DECODE = {
   ...{ remote_block_ids: null, remote_host: null, remote_port: null },
 };
 
-/** P/D by a router: prefill, then decode with what prefill has said. */
+/** Runs P/D as a router does: prefill, then decode with what prefill returned. */
 function inTurn(
   engines: Record<'prefill' | 'decode', Sync>,
   path: string,
@@ -158,7 +166,7 @@ function inTurn(
 
 const PARAMS = /"kv_transfer_params":(\{[^}]*\})/;
 
-/** Both legs of engines that wait for each other. */
+/** Runs both legs on engines that wait for each other. */
 async function atOnce(
   prefill: SimulatedEngine<Awaitable>,
   decode: SimulatedEngine<Awaitable>,
@@ -197,7 +205,7 @@ async function atOnce(
   for (const reply of legs) member(reply, /("prompt_tokens")/);
 }
 
-/** What the engine that does both legs says, nobody having been there before. */
+/** The reply of the oracle, which has served no other request. */
 export function oracleOf(path: string, request: string, options: Partial<EngineOptions>): string {
   const oracle = createEngine({ ...options, role: 'oracle' }) as unknown as Sync;
   const { status, chunks } = post(oracle, path, request);
@@ -206,13 +214,16 @@ export function oracleOf(path: string, request: string, options: Partial<EngineO
   return text;
 }
 
-/** Members that name one reply, that P/D adds, or that tell what an engine has served before. */
+/**
+ * Members that identify one reply, that P/D adds, or that depend on what an engine has served
+ * before.
+ */
 const OWN = new Set([
   ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
   ...['prompt_tokens_details', 'cached_tokens'],
 ]);
 
-/** What a reply says, whole or in events, without what tells one from another; arrays included. */
+/** The content of a reply, whole or in events, without these members but with its arrays. */
 export function meaningOf(text: string): unknown[] {
   const documents = /^data:/.test(text)
     ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))

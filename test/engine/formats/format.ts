@@ -1,38 +1,41 @@
-// How an engine writes captured routing into its replies.
+// The interface of a wire format, which writes captured routing into a reply, and what the formats
+// share.
 
 import type { Routing } from '../compute.ts';
 import type { Dtype, MoeModel, Rows } from '../router.ts';
 
 export type Members = Record<string, unknown>;
 
-/** The members that one choice's routing adds to a reply, by where they stand. */
+/**
+ * The members that one choice's routing adds to a reply, grouped by the object that they belong to.
+ */
 export interface Encoded {
   choice: Members;
-  /** Beside `choices`, in front of it and behind it. */
+  /** Members beside `choices`: `before` stand in front of it, `after` behind it. */
   before: Members;
   after: Members;
-  /** Of SGLang's `meta_info`. */
+  /** Members of SGLang's `meta_info`. */
   meta: Members;
 }
 
 export interface Format {
-  /** Null: nothing was captured. */
+  /** Encodes one choice's routing; null means that nothing was captured. */
   encode(routing: Routing | null): Encoded;
 }
 
 export const NOWHERE: Encoded = { choice: {}, before: {}, after: {}, meta: {} };
 
-/** `(rows, layers, top_k)` of `count` rows. */
+/** The array's shape `(rows, layers, top_k)` for `count` rows. */
 export function shapeOf({ layers, topK }: MoeModel, count: number): [number, number, number] {
   return [count, layers, topK];
 }
 
-/** The rows' memory, little-endian. */
+/** The bytes of the rows, little-endian; they share the rows' memory. */
 export function bytesOf({ data }: Rows): Buffer {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 }
 
-/** What there is from token `first` on; shares its memory. */
+/** The part of the routing from position `first` on; it shares the memory of `routing`. */
 export function from(routing: Routing, first: number, { layers, topK }: MoeModel): Routing {
   const { data, count } = routing.rows;
   const skipped = Math.min(Math.max(first - routing.start, 0), count);
@@ -40,14 +43,17 @@ export function from(routing: Routing, first: number, { layers, topK }: MoeModel
   return { ...routing, rows, start: routing.start + skipped };
 }
 
-/** How the rows' memory is read. */
+/** The NumPy dtype of the rows. */
 export function dtypeOf({ data }: Rows): Dtype {
   if (data instanceof Uint8Array) return '|u1';
   if (data instanceof Uint16Array) return '<u2';
   return data instanceof Int16Array ? '<i2' : '<i4';
 }
 
-/** As prime-rl and SkyRL choose the dtype: by the largest id of one array, so that an empty one is uint8. */
+/**
+ * Chooses the dtype as prime-rl and SkyRL do: by the largest id of each array, so that an empty
+ * array is uint8.
+ */
 export function narrowed(format: Format): Format {
   return { encode: (routing) => format.encode(routing && { ...routing, rows: narrow(routing.rows) }) };
 }

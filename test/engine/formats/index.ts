@@ -1,4 +1,4 @@
-// The formats by name.
+// Creates a wire format by its name.
 
 import type { EngineOptions, FormatName } from '../options.ts';
 import type { MoeModel } from '../router.ts';

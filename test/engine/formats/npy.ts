@@ -1,4 +1,4 @@
-// Format A, vLLM's: a `.npy` file in base64.
+// Format A, which is vLLM's: a `.npy` file in base64.
 
 import { encodeNpy, type NpyOptions } from '../npy.ts';
 import type { Routing } from '../compute.ts';

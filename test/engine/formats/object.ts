@@ -1,4 +1,5 @@
-// Format B, prime-rl's and Dynamo's: an object with the raw bytes in base64, their shape, and the token they start with.
+// Format B, which prime-rl and Dynamo use: an object with the raw bytes in base64, their shape, and
+// the position of the first token.
 
 import type { Routing } from '../compute.ts';
 import type { ObjectOptions } from '../options.ts';
@@ -7,7 +8,10 @@ import { DTYPES, NOWHERE, dtypeOf, from, bytesOf, shapeOf, type Format } from '.
 
 const KEYS = ['data', 'shape', 'start', 'dtype'] as const;
 
-/** Throws a `RangeError` where rows without a dtype would be read as another. */
+/**
+ * Throws a `RangeError` if the object has no `dtype` and the rows are not uint8, because a reader
+ * would take them for uint8.
+ */
 export function objectFormat(model: MoeModel, options: ObjectOptions = {}): Format {
   const keys = options.keys ?? KEYS;
   if (!keys.includes('dtype') && model.dtype !== '|u1') throw new RangeError('only uint8 goes without dtype');

@@ -1,8 +1,9 @@
-// Format D, SGLang's: raw little-endian int32 in base64, without a header. Where nothing was captured, nothing is said.
+// Format D, which is SGLang's: raw little-endian int32 in base64, without a header. Where nothing
+// was captured, the reply has no such member.
 
 import { NOWHERE, bytesOf, type Format } from './format.ts';
 
-/** The model's rows are int32 already. */
+/** Needs no conversion: the engine sets the model's dtype to int32 for this format. */
 export function rawFormat(): Format {
   return {
     encode(routing) {

@@ -1,4 +1,5 @@
-// Format C, vLLM 0.21's: prompt rows once, beside `choices` or inside each, and the generated rows of each choice.
+// Format C, which is vLLM 0.21's: the prompt rows apart from the generated rows. The prompt rows
+// stand once beside `choices` or in each choice, the generated rows in each choice.
 
 import type { Routing } from '../compute.ts';
 import type { SplitOptions } from '../options.ts';

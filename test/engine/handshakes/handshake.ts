@@ -1,30 +1,37 @@
-// What an engine's KV connector has to define: how two engines agree that one has the other's KV.
+// The interface of an engine's KV connector: how two engines agree that one takes over the other's
+// KV.
 
 import { ApiError, type Call } from '../call.ts';
 import type { Choice, External } from '../compute.ts';
 import type { KvParams } from '../fleet.ts';
 import type { EngineRequest } from '../../scenario.ts';
 
-/** What the engines agreed on for one call. */
+/** What the two engines have agreed on for one call. */
 export interface Agreement {
-  /** Where the KV of the `p`-th prompt comes from; null where it is computed here. */
+  /** Where the KV of the `p`-th prompt comes from; null if this engine computes it. */
   external(p: number): External | null;
-  /** Another engine goes on with the answer: this one ends it with the first token. */
+  /** Another engine continues the answer, so this engine stops after the first token. */
   prefillOnly?: boolean;
-  /** Told what was computed; gives the reply's `kv_transfer_params`. */
+  /** Called when the call has been computed. Returns the `kv_transfer_params` of the reply. */
   end?(choices: readonly Choice[], id: string): KvParams | null;
 }
 
 export interface Handshake {
-  /** Before a call is computed. Throws, or is rejected with, an `ApiError`. */
+  /**
+   * Called before a call is computed. Throws an `ApiError`, or returns a promise that is rejected
+   * with one, if the handshake fails.
+   */
   begin(call: Call, request: EngineRequest): Agreement | Promise<Agreement>;
-  /** Body of the answer to a GET that belongs to the handshake; null: it has no such path. */
+  /**
+   * The body of the reply to a GET that belongs to the handshake; null if the handshake has no such
+   * path.
+   */
   get?(path: string): object | null;
-  /** The process is a new one. */
+  /** Called when a new process replaces the engine. */
   restart?(): void;
 }
 
-/** Nothing comes from another engine, nothing goes to one. */
+/** The engine works alone: no KV comes from another engine, and none goes to one. */
 export const ALONE: Agreement = { external: () => null };
 
 export function kvError(message: string): ApiError {

@@ -1,4 +1,4 @@
-// The handshakes by name of their connector.
+// Creates the handshake of a connector by its name.
 
 import type { Fleet } from '../fleet.ts';
 import type { Connector, EngineOptions } from '../options.ts';
@@ -15,7 +15,7 @@ const HANDSHAKES: Record<Connector, new (options: EngineOptions, fleet: Fleet) =
   mooncake: Mooncake,
 };
 
-/** The engine's side of its deployment's handshake; an oracle has no other side. */
+/** The handshake of one engine. An oracle has no engine to exchange KV with, so it works alone. */
 export function createHandshake(options: EngineOptions, fleet: Fleet): Handshake {
   if (options.role === 'oracle') return { begin: () => ALONE };
   return new HANDSHAKES[options.connector ?? 'nixl'](options, fleet);

@@ -1,4 +1,5 @@
-// vLLM's MooncakeConnector: both legs name one transfer, decode asks prefill's bootstrap server who holds it.
+// vLLM's MooncakeConnector: both legs name the same transfer, and decode asks prefill's bootstrap
+// server which engine holds it.
 
 import { ApiError, EngineError, type Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
@@ -44,7 +45,8 @@ export class Mooncake implements Handshake, PrefillEngine {
   begin(call: Call, request: EngineRequest): Agreement | Promise<Agreement> {
     const params = call.kvTransferParams;
     if (!params) return ALONE;
-    // vLLM warns about parameters that it cannot use and never gets the KV: nobody must come to rely on that.
+    // The simulated engine refuses parameters that it cannot use. vLLM only logs a warning and
+    // never gets the KV; the filter must not rely on that.
     if (this.options.role === 'prefill') return this.#offer(params, call, request);
     return this.#pull(params, call);
   }
@@ -62,7 +64,8 @@ export class Mooncake implements Handshake, PrefillEngine {
     return {
       ...ALONE,
       end: (choices: readonly Choice[]) => {
-        // The blocks are kept only of a request that its cap ended, and until patience ends.
+        // Prefill keeps the blocks only if the request ended at its cap, and only until patience
+        // ends.
         if (choices[0]!.finish !== 'length') meeting.prefill.leave();
         else if (!meeting.prefill.arrive(call.prompts[0]!.tokens)) {
           throw kvError(`transfer_id ${transfer_id} was used before`);
@@ -107,12 +110,15 @@ export class Mooncake implements Handshake, PrefillEngine {
   }
 }
 
-/** The request ends as one whose KV could not be loaded; vLLM keeps the reason for its log. */
+/** The error of a request whose KV could not be loaded; vLLM writes the reason to its log only. */
 function loadFailure(): EngineError {
   return new EngineError('Internal server error');
 }
 
-/** The members `names`, all of them texts, of parameters that have these, `flags`, and no others. */
+/**
+ * Reads the members `names`, which must be non-empty strings. The parameters must also have the
+ * members of `flags` with these values, and no others.
+ */
 function textsOf<K extends string>(
   params: KvParams,
   flags: Record<string, boolean>,

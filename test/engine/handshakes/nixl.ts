@@ -1,4 +1,4 @@
-// vLLM's NixlConnector: prefill hands out the addresses of its blocks, decode pulls them.
+// vLLM's NixlConnector: prefill hands out the addresses of its blocks, and decode pulls them.
 
 import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
@@ -52,13 +52,14 @@ export class Nixl implements Handshake {
     const claimed = this.fleet.claim(params, call.prompts[0]!.tokens);
     if (typeof claimed === 'string') throw kvError(claimed);
     claimed.consumed = true;
-    // One field for a whole batch: its other prompts start on the first one's KV.
+    // A batch has only one `kv_transfer_params`, so its other prompts start on the first prompt's
+    // KV.
     return { external: () => ({ pulled: claimed.tokens }) };
   }
 
   #handOut(call: Call, choices: readonly Choice[], id: string): KvParams | null {
     const all = call.prompts.map(({ tokens }, p) => {
-      // vLLM keeps the blocks only of a request that its cap ended.
+      // vLLM keeps the blocks only of a request that ended at its cap.
       if (choices[p * call.n]!.finish !== 'length') return null;
       const suffix = call.endpoint === 'completions' ? `-${p}` : '';
       const blocks = Math.ceil(tokens.length / blockSizeOf(this.options));

@@ -1,4 +1,5 @@
-// SGLang's disaggregation: both engines get the same request at once and meet in its room, at prefill's bootstrap server.
+// SGLang's disaggregation: both engines get the same request at the same time and meet in its room
+// at prefill's bootstrap server.
 
 import { ApiError, EngineError, type Bootstrap, type Call } from '../call.ts';
 import { sameTokens, type Fleet, type PrefillEngine } from '../fleet.ts';
@@ -8,7 +9,7 @@ import type { Agreement, Handshake } from './handshake.ts';
 
 const PATIENCE = 300_000;
 
-/** One prompt's, or one sample's, place in its room. */
+/** The place of one sample of one prompt in its room. */
 interface Seat {
   room: bigint;
   tokens: readonly number[];
@@ -60,7 +61,8 @@ export class SglangBootstrap implements Handshake, PrefillEngine {
     }
     const other = seats.find(({ tokens }, i) => !sameTokens(tokens, met[i]!));
     if (other) throw this.#failed('transfer', other.room, 'the KV is of another prompt');
-    // What decode says of cached tokens is what prefill says (sglang/srt/disaggregation/decode.py, `req.cached_tokens`).
+    // SGLang's decode reports the number of cached tokens that prefill reported to it
+    // (sglang/srt/disaggregation/decode.py, `req.cached_tokens`).
     const cached = await Promise.all(seats.map(({ meeting }) => meeting.transfer));
     return {
       external: (p) => ({ pulled: met[p * call.n]!, complete: { cached: cached[p * call.n]! } }),

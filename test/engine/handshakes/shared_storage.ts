@@ -1,4 +1,5 @@
-// A store that all engines share: decode finds what prefill has put there, and what it has put there itself.
+// The handshake of a KV store that all engines share: decode finds what prefill has stored there,
+// and what decode itself has stored there.
 
 import { saltOf, type Call } from '../call.ts';
 import type { Fleet } from '../fleet.ts';
@@ -8,7 +9,10 @@ import type { Agreement, Handshake } from './handshake.ts';
 
 export class SharedStorage implements Handshake {
   readonly #store: Store;
-  /** LMCache's prefill is a producer only (lmcache/integration/vllm/vllm_v1_adapter.py, `get_num_new_matched_tokens`). */
+  /**
+   * Whether this engine reads from the store. LMCache's prefill only writes to it
+   * (lmcache/integration/vllm/vllm_v1_adapter.py, `get_num_new_matched_tokens`).
+   */
   readonly #loads: boolean;
 
   constructor(options: EngineOptions, fleet: Fleet) {

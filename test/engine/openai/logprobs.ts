@@ -1,4 +1,5 @@
-// Log probabilities: numbers that depend on the tokens before, in the shapes of the OpenAI endpoints.
+// Simulated log probabilities in the shapes of the OpenAI endpoints. The numbers depend only on the
+// tokens before.
 
 import type { Call, Prompt } from '../call.ts';
 import type { Choice } from '../compute.ts';
@@ -11,7 +12,7 @@ interface Candidate {
   rank: number;
 }
 
-/** The chosen token first, then `top` alternatives. */
+/** The chosen token, followed by `top` alternatives. */
 function candidates(state: number, id: number, top: number): Candidate[] {
   const logprobs = Array.from({ length: top + 1 }, (_, k) => -(1 + (router.derive(state, k) % 8000)) / 1024);
   logprobs.sort((a, b) => b - a);

@@ -1,4 +1,5 @@
-// The OpenAI endpoints that vLLM and SGLang share, and the checks that hold on every endpoint.
+// Reads requests to the OpenAI endpoints that vLLM and SGLang share, and has the checks that hold
+// on every endpoint.
 
 import type { Call, Limits, Prompt } from '../call.ts';
 import {
@@ -14,13 +15,13 @@ import {
 } from '../fields.ts';
 import { encode, encodeChat } from '../tokenizer.ts';
 
-/** What each engine reads in its own way. */
+/** The fields that each engine reads in its own way. */
 export type Own = Pick<
   Call,
   'kvTransferParams' | 'cacheSalts' | 'returnRoutedExperts' | 'routedExpertsPromptStart' | 'sglang'
 >;
 
-/** A call of `/v1/completions` or `/v1/chat/completions`. */
+/** Reads a call of `/v1/completions` or `/v1/chat/completions`. */
 export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Own): Call {
   const stream = bool(json, 'stream') ?? false;
   const streamOptions = json['stream_options'] ?? null;
@@ -56,7 +57,7 @@ export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Ow
   const echo = bool(json, 'echo') ?? false;
   const logprobs = logprobCount(json, 'logprobs');
   const maxTokens = integer(json, 'max_tokens') ?? 16;
-  // The prompt alone: vLLM generates one token and keeps it for itself.
+  // The client asks for the prompt alone: vLLM then generates one token and does not return it.
   const echoOnly = echo && maxTokens === 0;
   return {
     ...shared,
@@ -95,7 +96,7 @@ export function sampling(
   return { n, maxTokens, minTokens };
 }
 
-/** What can only be said once the prompts are tokens. */
+/** The checks that need the prompts as tokens. */
 export function checkPrompts(call: Call, limits: Limits): void {
   for (const { tokens } of call.prompts) {
     if (tokens.length === 0) throw bad('The decoder prompt cannot be empty', 'prompt');

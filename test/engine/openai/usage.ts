@@ -1,4 +1,4 @@
-// What a reply says of the number of its tokens.
+// The `usage` member of a reply: how many tokens it reports.
 
 import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
@@ -11,7 +11,10 @@ export function countsOf(call: Call, choices: readonly Choice[]) {
   return { prompt_tokens: prompt, total_tokens: prompt + completion, completion_tokens: completion };
 }
 
-/** `prompt_tokens_details`; null where the engine was not started to tell, or does not know. */
+/**
+ * `prompt_tokens_details`; null if the engine was not started to report them, or does not know
+ * them.
+ */
 export function detailsOf(
   call: Call,
   choices: readonly Choice[],
@@ -22,15 +25,18 @@ export function detailsOf(
   return cached === null || (cached === 0 && options.zero === 'null') ? null : { cached_tokens: cached };
 }
 
-/** SGLang: of the first choice of each prompt, together (sglang/srt/entrypoints/openai/usage_processor.py). */
+/**
+ * SGLang reports the sum over all prompts, each with the number of its first choice
+ * (sglang/srt/entrypoints/openai/usage_processor.py).
+ */
 function cachedOfAll(call: Call, choices: readonly Choice[]): number | null {
   const perPrompt = choices.filter((_, i) => i % call.n === 0).map(({ of }) => of.cached);
   return perPrompt.reduce((a, b) => (a === null || b === null ? null : a + b), 0);
 }
 
 /**
- * vLLM: of the choice that finished last, of the last prompt (`last_final_res.num_cached_tokens`); in a stream of the first result
- * that came. The numbers of the others are not told.
+ * vLLM reports one number only: that of the choice of the last prompt that finished last
+ * (`last_final_res.num_cached_tokens`), or in a stream that of the first result.
  */
 function cachedOfOne(call: Call, choices: readonly Choice[]): number | null {
   return choices.at(call.stream ? 0 : -1)!.of.cached;

@@ -1,4 +1,4 @@
-// SGLang's HTTP API.
+// SGLang's HTTP API: reads requests and writes replies, streams and errors as SGLang does.
 
 import type { Answer, Api } from '../api.ts';
 import type { ApiError, Call, Endpoint } from '../call.ts';
@@ -10,12 +10,12 @@ import { wholeReply } from './reply.ts';
 import { ENDPOINTS, parseCall } from './request.ts';
 import { eventsOf, failureEvents } from './stream.ts';
 
-/** What replies are made with, whatever the request. */
+/** What every reply needs to know, whatever the request. */
 export interface Context {
   format: Format;
   cachedTokens: CachedTokens | undefined;
   streamArrays: boolean;
-  /** The id of another element of a reply that is a list. */
+  /** A new id for a further element of a reply that is a list. */
   newId(): string;
 }
 
@@ -49,7 +49,7 @@ export class Sglang implements Api {
     });
   }
 
-  /** The client's `x-request-id` is not looked at. */
+  /** SGLang ignores the client's `x-request-id` header; only the member `rid` names a request. */
   newId(call: Call): string {
     return call.sglang!.requestId ?? this.fleet.hex(32);
   }
@@ -68,7 +68,7 @@ export class Sglang implements Api {
 
   refusal({ status, message, type, param }: ApiError, endpoint: Endpoint): object {
     if (endpoint === 'native' && status === 400) return { error: { message } };
-    // What the scheduler ends is known by its status alone.
+    // SGLang's scheduler errors carry the status as their type.
     const kind = status >= 500 ? String(status) : type;
     return { object: 'error', message, type: kind, param, code: status };
   }

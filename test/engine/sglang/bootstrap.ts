@@ -1,4 +1,4 @@
-// Where a request says that its two engines meet: a host, a port and a room for each prompt.
+// Reads where the two engines of a request meet: a host, a port and a room for each prompt.
 
 import type { Bootstrap } from '../call.ts';
 import { bad, type Json } from '../fields.ts';
@@ -6,7 +6,10 @@ import { memberText } from '../json.ts';
 
 const ROOMS = 1n << 63n;
 
-/** Null: no room. `text` is the body: a room has more digits than a JavaScript number. */
+/**
+ * Returns null if the request names no room. `text` is the request's body: a room can have more
+ * digits than a JavaScript number keeps.
+ */
 export function parseBootstrap(text: string, json: Json, prompts: number, batch: boolean): Bootstrap | null {
   if ((json['bootstrap_room'] ?? null) === null) return null;
   const rooms = roomsOf(memberText(text, 'bootstrap_room')!, prompts, batch);
@@ -20,7 +23,10 @@ export function parseBootstrap(text: string, json: Json, prompts: number, batch:
   };
 }
 
-/** One room of a batch stands for this and the ones after it. */
+/**
+ * The rooms of all prompts. A single room for a batch is the first prompt's; each further prompt
+ * has the next number.
+ */
 function roomsOf(text: string, prompts: number, batch: boolean): bigint[] {
   if (!text.startsWith('[')) {
     const first = roomOf(text);
@@ -41,7 +47,7 @@ function isPort(port: unknown): boolean {
   return Number.isInteger(port) && Number(port) > 0 && Number(port) < 65_536;
 }
 
-/** A list with one value per prompt; a single one stands for all. */
+/** A list with one value per prompt; a single value stands for all prompts. */
 function each<T>(
   json: Json,
   key: string,

@@ -1,5 +1,5 @@
-// SGLang's replies. Routing stands in `meta_info` on `/generate`; on the OpenAI endpoints one array, the first choice's,
-// stands beside `choices`.
+// SGLang's replies. On `/generate`, routing stands in `meta_info`. On the OpenAI endpoints there is
+// one array only, that of the first choice, and it stands beside `choices`.
 
 import type { Answer } from '../api.ts';
 import type { Call } from '../call.ts';
@@ -29,7 +29,8 @@ export function wholeReply(answer: Answer, context: Context): object {
     choices: choices.map((choice, i) => item(answer, choice, encoded[i]!)),
     usage: usageOf(answer, context),
     metadata: { weight_version: WEIGHT_VERSION },
-    // An empty text is false in Python: no `sglext` comes of it here, where one does in a stream.
+    // SGLang tests the encoded array with Python's truth value. An empty text is false, so the
+    // reply has no `sglext` here, although a stream has one.
     ...(choices[0]!.routing?.rows.count === 0 ? {} : encoded[0]!.after),
   };
 }
@@ -72,7 +73,10 @@ function chatChoice(answer: Answer, choice: Choice, encoded: Encoded): object {
   };
 }
 
-/** Of a whole answer; in a stream, of one that has `tokens` so far and goes on. */
+/**
+ * The `meta_info` of a whole reply; or, in a stream, of an event that has the first `tokens`
+ * tokens.
+ */
 export function metaInfo(
   call: Call,
   choice: Choice,
@@ -103,7 +107,7 @@ export function ending({ finish }: Choice) {
   return { finish_reason: finish, matched_stop: finish === 'stop' ? EOS : null };
 }
 
-/** Whether the native reply is a list. */
+/** Whether the reply of `/generate` is a list. */
 export function isList(call: Call): boolean {
   return call.sglang!.batch || call.n > 1;
 }

@@ -1,4 +1,4 @@
-// What SGLang accepts: a body becomes a `Call` or an `ApiError`.
+// What SGLang accepts: turns a body into a `Call`, or throws an `ApiError`.
 
 import type { Call, Endpoint, Limits, Prompt } from '../call.ts';
 import { bad, bool, integer, object, parseJson, required, tokenIds, type Json } from '../fields.ts';
@@ -11,7 +11,7 @@ export const ENDPOINTS: Record<string, Endpoint> = {
   '/v1/chat/completions': 'chat',
 };
 
-/** Parses and validates a request's body. Unlike vLLM, SGLang serves any model name. */
+/** Parses and validates a request's body. Unlike vLLM, SGLang accepts any model name. */
 export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer, limits: Limits): Call {
   if (contentType.split(';', 1)[0]!.trim().toLowerCase() !== 'application/json') {
     throw bad("Unsupported Media Type: Only 'application/json' is allowed");
@@ -27,7 +27,7 @@ export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer,
 function openAi(endpoint: 'completions' | 'chat', json: Json): Call {
   const prompt = json['prompt'];
   const batch = endpoint === 'completions' && Array.isArray(prompt) && typeof prompt[0] !== 'number';
-  // Not a field of SGLang's.
+  // SGLang has no such field and ignores it.
   const { prompt_logprobs: _, ...rest } = json;
   return openAiCall(endpoint, rest, ownFields(json, batch));
 }
@@ -68,7 +68,10 @@ function nativePrompts(json: Json): { prompts: Prompt[]; batch: boolean } {
   return { prompts: lists.map((list) => ({ tokens: tokenIds(list, 'input_ids'), text: null })), batch };
 }
 
-/** One dictionary, or one per prompt; the simulated engine samples all alike. */
+/**
+ * One dictionary, or one per prompt. The simulated engine requires those to be equal, as it samples
+ * all prompts alike.
+ */
 function samplingParams(json: Json, prompts: number): Json {
   const params = json['sampling_params'] ?? {};
   if (!Array.isArray(params)) return object(params, 'sampling_params');
@@ -79,7 +82,10 @@ function samplingParams(json: Json, prompts: number): Json {
   return object(params[0], 'sampling_params');
 }
 
-/** `cache_salt` and `extra_key`, a text or one for each prompt; both are part of the radix tree's keys. */
+/**
+ * The salts of the prompts. `cache_salt` and `extra_key` are each a string or one string per
+ * prompt, and both are part of the radix tree's keys.
+ */
 function saltsOf(json: Json): string[] {
   const [salts, keys] = ['cache_salt', 'extra_key'].map((name) => {
     const value = json[name] ?? [];

@@ -1,4 +1,5 @@
-// SGLang's server-sent events. On the OpenAI endpoints the routing has an event of its own, behind the last choice's.
+// SGLang's server-sent events. On the OpenAI endpoints the routing has an event of its own, which
+// follows the last event of the choices.
 
 import type { Answer } from '../api.ts';
 import type { ApiError, Call } from '../call.ts';
@@ -17,7 +18,7 @@ export function eventsOf(answer: Answer, context: Context): string[] {
   return [...events.map(event), DONE];
 }
 
-/** Each event has all of the text so far. */
+/** The events of `/generate`; each repeats all of the text so far. */
 function nativeEvents({ call, choices, id }: Answer, context: Context): object[] {
   const ids = choices.map((_, i) => (i === 0 ? id : context.newId()));
   const texts = choices.map(() => '');
@@ -85,7 +86,7 @@ function completionChoice(call: Call, { choice, t, last, text }: Step): object {
   };
 }
 
-/** The engine gave up on a request whose stream has begun. */
+/** The events that end a stream that has begun when the engine fails. */
 export function failureEvents({ message, status }: ApiError, call: Call, id: string): string[] {
   if (call.endpoint !== 'native') {
     const type = 'INTERNAL_SERVER_ERROR';

@@ -1,4 +1,4 @@
-// vLLM's HTTP API.
+// vLLM's HTTP API: reads requests and writes replies, streams and errors as vLLM does.
 
 import type { Answer, Api } from '../api.ts';
 import type { ApiError, Call, Endpoint } from '../call.ts';
@@ -10,7 +10,7 @@ import { wholeReply } from './reply.ts';
 import { ENDPOINTS, parseCall } from './request.ts';
 import { eventsOf, failureEvents } from './stream.ts';
 
-/** What replies are made with, whatever the request. */
+/** What every reply needs to know, whatever the request. */
 export interface Context {
   model: string;
   version: Version;

@@ -1,4 +1,4 @@
-// vLLM's replies, their keys in the order in which it writes them.
+// vLLM's replies, with their keys in the order in which vLLM writes them.
 
 import type { Answer } from '../api.ts';
 import type { Call } from '../call.ts';
@@ -97,7 +97,7 @@ function generateReply(answer: Answer, context: Context): object {
     prompt_token_ids: null,
     mm_placeholders: null,
   };
-  // 0.32 writes the large field last.
+  // vLLM 0.32 writes the largest member, `choices`, last.
   return context.version === '0.32'
     ? { ...first, usage, ...prompt, ...transfer(answer, context), choices: list, ...after }
     : { ...first, choices: list, usage, ...prompt, ...transfer(answer, context), ...after };
@@ -112,7 +112,7 @@ function transfer({ kv }: Answer, { version }: Context): object {
   return { kv_transfer_params: kv, ...(version === '0.21' ? {} : { ec_transfer_params: null }) };
 }
 
-/** The prompt as `echo` repeats it. */
+/** The prompt, if the client asked for `echo` and the reply has no token ids. */
 export function echoed(call: Call, { of: { prompt } }: Choice): string {
   if (!call.echo || call.returnTokenIds) return '';
   return prompt.text ?? decode(prompt.tokens);

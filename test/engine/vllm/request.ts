@@ -1,4 +1,5 @@
-// What vLLM accepts: a body becomes a `Call` or an `ApiError`. Knows the API, not the engine's state.
+// What vLLM accepts: turns a body into a `Call`, or throws an `ApiError`. This file knows the API,
+// but not the engine's state.
 
 import { ApiError, type Call, type Endpoint, type Limits } from '../call.ts';
 import {
@@ -86,7 +87,10 @@ function promptStart(json: Json, limits: Limits): number {
 
 const MAX_SALT = 128;
 
-/** One for all prompts (vllm/entrypoints/generate/base/protocol.py, `validate_cache_salt`). */
+/**
+ * vLLM takes one salt for all prompts (vllm/entrypoints/generate/base/protocol.py,
+ * `validate_cache_salt`).
+ */
 function cacheSalts(json: Json): readonly string[] {
   const salt = json['cache_salt'] ?? null;
   if (salt === null) return [];

@@ -1,4 +1,4 @@
-// vLLM's server-sent events: one token each, choices in turn.
+// vLLM's server-sent events: one token per event, the choices in turn.
 
 import type { Answer } from '../api.ts';
 import type { Endpoint } from '../call.ts';
@@ -94,7 +94,7 @@ function completionChoice({ call }: Answer, { choice, t, last, text }: Step): ob
   };
 }
 
-/** The engine gave up on a request whose stream has begun. */
+/** The events that end a stream that has begun when the engine fails. */
 export function failureEvents(body: object): string[] {
   return [`data: ${toJson(body)}\n\n`, 'data: [DONE]\n\n'];
 }

@@ -8,7 +8,7 @@ import { Counts } from '../counts';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
-import { Examination, RowCheck } from '../examination';
+import { Examination } from '../examination';
 import { RowPlan } from '../row_plan';
 import { RowReader } from '../row_reader';
 import { PromptRows, RowChars } from '../rows';
@@ -88,10 +88,9 @@ export class Deferred {
   ) {}
 }
 
-const NO_EXAMINATION = new Examination(RowCheck.Off, null);
-
 /** Decode's response around its arrays: what all formats read and write. */
-export abstract class Site {
+@final
+export class Site {
   /** Why the merge failed; nothing more is read then. */
   reason: Reason = Reason.None;
   /** The first array's preconditions all hold, and its edits are in the rope. */
@@ -112,9 +111,6 @@ export abstract class Site {
   form: Form = Form.Unknown;
   /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
   tokens: i64 = -1;
-  readonly counts: Counts = new Counts();
-  /** What checked rows say (borrowed). */
-  examination: Examination = NO_EXAMINATION;
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
@@ -127,7 +123,16 @@ export abstract class Site {
     readonly rope: Rope,
     /** The body is an event stream: a document an event. */
     readonly events: bool,
+    /** Counts of tokens that the document, or the element of a list, has told so far. */
+    readonly counts: Counts,
+    /** What checked rows say (borrowed). */
+    readonly examination: Examination,
   ) {}
+
+  /** Keeps the first reason for which the merge fails; `None` is no reason. */
+  refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
 
   /** Offset in the body of the scanner's next byte. */
   get position(): u64 {

@@ -1,0 +1,134 @@
+// The array of decode's response that is being read: one at a time, in one of three formats. It says
+// what of the body must stay until more has come, and what need not be read because prefill's rows
+// take its place.
+
+import { DecodeArray, Form, Progress, Site } from './formats/format';
+import { NpyDecode } from './formats/npy_string';
+import { ObjectDecode } from './formats/raw_object';
+import { RawDecode } from './formats/raw_string';
+import { Place } from './places';
+import { Format } from './prompt';
+import { Reason } from './reason';
+import { RowPlan } from './row_plan';
+
+
+@final
+export class CurrentArray {
+  private array: DecodeArray | null = null;
+  /** Arrays of each format that have been made: they are used again for the next array. */
+  private made: StaticArray<DecodeArray | null> = [null, null, null];
+  /** Where the array begins in the body. */
+  private from: u64 = 0;
+
+  constructor(private site: Site) {}
+
+  /** Whether an array has begun that has not ended. */
+  get open(): bool {
+    return this.array !== null;
+  }
+
+  /** Offset in the body from which on nothing may leave before the array is decided; -1: all may. */
+  get heldFrom(): i64 {
+    const array = this.array;
+    return array === null ? -1 : array.heldFrom;
+  }
+
+  /** Why the array can't be merged. */
+  get reason(): Reason {
+    return this.array!.reason;
+  }
+
+  /**
+   * Begins an array at the scanner's cursor; `plan` (borrowed) is null where decode has served the
+   * request alone. True: `read` comes next. False: see `reason`.
+   */
+  begin(format: Format, plan: RowPlan | null): bool {
+    const array = this.arrayOf(format);
+    this.array = array;
+    this.from = this.site.position;
+    return array.begin(this.site, plan);
+  }
+
+  read(): Progress {
+    return this.array!.read(this.site);
+  }
+
+  /** A member of the array begins. True: `read` comes next. */
+  onMember(place: Place): bool {
+    const array = this.array;
+    return array !== null && array.onValue(this.site, place);
+  }
+
+  onMemberEnd(place: Place): void {
+    const array = this.array;
+    if (array !== null) array.onValueEnd(this.site, place);
+  }
+
+  /**
+   * The value has ended. Returns why the array can't be merged: by itself, or beside the rows of the
+   * others, whose examination is judged. The array then stays open, to be abandoned if it is held.
+   */
+  end(): Reason {
+    const site = this.site;
+    const array = this.array!;
+    const heldFrom = array.heldFrom;
+    array.reason = array.end(site);
+    if (array.reason == Reason.None) {
+      array.reason = site.examination.judge();
+      if (array.reason != Reason.None && heldFrom >= 0) {
+        // Its edits are in the rope already.
+        site.rope.forgetEdits(<u64>heldFrom);
+        site.choices--;
+        array.heldFrom = heldFrom;
+      }
+    }
+    if (array.reason == Reason.None) this.array = null;
+    return array.reason;
+  }
+
+  /** Gives up an array of which nothing has left. Returns the offset in the body where it is held. */
+  abandon(): u64 {
+    const array = this.array!;
+    const from = <u64>array.heldFrom;
+    array.heldFrom = -1;
+    this.array = null;
+    return from;
+  }
+
+  /** Bytes to come that prefill's rows replace whatever they are. The array is reading. */
+  get replacedAhead(): u64 {
+    return this.array!.replacedAhead(this.site);
+  }
+
+  /** Whether prefill's rows replace all bytes from `offset` on that have been read. The array is reading. */
+  isReplaced(offset: u64): bool {
+    const array = this.array;
+    if (array === null || array.heldFrom >= 0) return false;
+    return this.from < offset && this.site.position <= array.replacedTo(this.site);
+  }
+
+  /** Bytes to come that may leave nothing behind: the padding of the array. The array is reading. */
+  get paddingAhead(): u64 {
+    return this.array!.paddingAhead;
+  }
+
+  free(): void {
+    for (let i = 0; i < this.made.length; i++) {
+      const array = this.made[i];
+      if (array !== null) array.free();
+    }
+  }
+
+  private arrayOf(format: Format): DecodeArray {
+    const place = format == Format.Npy ? 0 : format == Format.Object ? 1 : 2;
+    const known = this.made[place];
+    if (known !== null) {
+      known.reason = Reason.None;
+      return known;
+    }
+    const made: DecodeArray =
+      format == Format.Npy ? new NpyDecode() : format == Format.Object ? new ObjectDecode() : new RawDecode();
+    this.made[place] = made;
+    return made;
+  }
+}

@@ -1,0 +1,101 @@
+// Generated rows of decode's that are nested lists of numbers, as the scanner announces them, and the
+// shape of generated rows beside prefill's `prompt_routed_experts` (format C): a row of the client's
+// array is a row of either leg, so both must have as many layers and the same top_k.
+
+import { Leg } from './examination';
+import { Site } from './formats/format';
+import { Place } from './places';
+import { Format, Prompt } from './prompt';
+import { Reason } from './reason';
+import { RowLists } from './row_lists';
+
+/** Index of a dimension in the shape (rows, layers, top_k). */
+const LAYERS: i32 = 1;
+const TOP_K: i32 = 2;
+
+
+@final
+export class DecodeLists {
+  /** Whether a value of nested lists is being read. */
+  open: bool = false;
+  private readonly rows: RowLists;
+
+  /** `prompt` is borrowed. `merges`: rows are to be merged, so a shape that is not prefill's is a fault. */
+  constructor(
+    private site: Site,
+    private prompt: Prompt,
+    private merges: bool,
+  ) {
+    this.rows = new RowLists(site.examination, Leg.Decode);
+  }
+
+  begin(): void {
+    this.open = true;
+    this.rows.begin();
+    this.site.edited();
+  }
+
+  onListed(place: Place): void {
+    if (!this.open) return;
+    const isList = this.site.scanner.first == 0x5b;
+    if (isList == (place == Place.Expert)) this.site.refuse(Reason.Shape);
+  }
+
+  onListedEnd(place: Place): void {
+    if (!this.open) return;
+    const scanner = this.site.scanner;
+    if (place == Place.Expert) this.rows.expert(scanner.integer);
+    else if (place == Place.Layer) {
+      this.checkDimension(TOP_K, scanner.count);
+      this.rows.endLayer(scanner.count);
+    } else {
+      this.checkDimension(LAYERS, scanner.count);
+      this.rows.endRow();
+    }
+  }
+
+  /** The value has ended: its rows are judged, and told to the site. False when it was refused. */
+  end(): bool {
+    const site = this.site;
+    this.open = false;
+    let reason = this.rows.reason;
+    if (reason == Reason.None) reason = site.examination.judge();
+    site.refuse(reason);
+    if (reason != Reason.None) return false;
+    site.covers(0, this.rows.rows);
+    return true;
+  }
+
+  /** `shape` of generated rows that are an object begins; it is one outside of format B. */
+  onShape(): void {
+    if (this.site.scanner.first != 0x5b) this.refuseShape();
+  }
+
+  onShapeEnd(): void {
+    if (this.site.scanner.count != 3) this.refuseShape();
+  }
+
+  onDimensionEnd(): void {
+    const scanner = this.site.scanner;
+    if (scanner.index > TOP_K || scanner.integer < 0) this.refuseShape();
+    else this.checkDimension(scanner.index, scanner.integer);
+  }
+
+  free(): void {
+    this.rows.free();
+  }
+
+  private get checks(): bool {
+    return this.merges && this.prompt.format == Format.Prompt;
+  }
+
+  private refuseShape(): void {
+    if (this.checks) this.site.refuse(Reason.Shape);
+  }
+
+  private checkDimension(dimension: i32, size: i64): void {
+    if (!this.checks) return;
+    if (dimension == LAYERS && <u64>size != this.prompt.layers) this.site.refuse(Reason.Layers);
+    if (dimension == TOP_K && <u64>size != this.prompt.topK) this.site.refuse(Reason.TopK);
+  }
+}

@@ -1,0 +1,87 @@
+// Puts values of prefill's reply into decode's response: in the place of decode's own, or where an
+// object of decode's ends without the member.
+
+import { Ascii } from '../bytes/ascii';
+import { Site } from './formats/format';
+import { Kind, PrefillValue, Prompt } from './prompt';
+import { Reason } from './reason';
+import { ReplyReader } from './reply_reader';
+
+/**
+ * Long values of prefill's are put in twice for each choice that was asked for, and so often more:
+ * each is as long as its prompt, and a response with many would grow without a limit.
+ */
+const SPARE_COPIES: i32 = 64;
+
+const PROMPT_EXPERTS = new Ascii('"prompt_routed_experts":');
+const PROMPT_LOGPROBS = new Ascii('"prompt_logprobs":');
+const COMMA = new Ascii(',');
+
+
+@final
+export class PrefillValues {
+  /** Prefill's `prompt_routed_experts` has been put in. */
+  placed: bool = false;
+  /** Long values that have been put in. */
+  private copies: i32 = 0;
+
+  /** `prompt` is borrowed. */
+  constructor(
+    private site: Site,
+    private prompt: Prompt,
+  ) {}
+
+  /** Whether prefill had a value of this kind, but at the other of the two places. */
+  isElsewhere(kind: Kind, inChoice: bool): bool {
+    const value = this.prompt.value(kind);
+    return value !== null && value.inChoice != inChoice;
+  }
+
+  /** The value (borrowed) that takes the place of decode's; null: decode's stays, or see the site. */
+  valueFor(kind: Kind, inChoice: bool): PrefillValue | null {
+    const value = this.prompt.value(kind);
+    if (value === null || value.inChoice != inChoice || !this.mayCopy(kind)) return null;
+    return value;
+  }
+
+  /**
+   * An object of decode's, whose closing brace has just been read, gets the members that prefill's
+   * had at this place and decode's has not.
+   */
+  insertMissing(reply: ReplyReader, inChoice: bool): void {
+    const values = this.prompt.values;
+    for (let i = 0; i < values.length; i++) {
+      const value = values[i];
+      if (!isLong(value.kind) || value.inChoice != inChoice || reply.has(value.kind, inChoice)) continue;
+      if (!this.mayCopy(value.kind)) return;
+      this.insert(value);
+    }
+  }
+
+  private insert(value: PrefillValue): void {
+    const site = this.site;
+    const experts = value.kind == Kind.PromptExperts;
+    if (experts) this.placed = true;
+    const key = experts ? PROMPT_EXPERTS : PROMPT_LOGPROBS;
+    const comma = site.scanner.count > 0 ? COMMA.len : 0;
+    // Before the brace.
+    const at = site.position - 1;
+    if (comma > 0) site.rope.replace(at, 0, COMMA.ptr, comma);
+    site.rope.replace(at, 0, key.ptr, key.len);
+    site.rope.replaceFrom(at, 0, value.text, 0, value.text.length);
+    site.growth += <i64>(comma + key.len) + <i64>value.text.length;
+  }
+
+  /** Whether one more value of this kind may be put in; else the response is refused. */
+  private mayCopy(kind: Kind): bool {
+    if (!isLong(kind)) return true;
+    if (<i64>++this.copies <= 2 * <i64>this.site.choicesAsked + SPARE_COPIES) return true;
+    this.site.refuse(Reason.Choices);
+    return false;
+  }
+}
+
+/** Whether values of this kind are as long as the prompt, and are put in where decode has none. */
+function isLong(kind: Kind): bool {
+  return kind == Kind.PromptExperts || kind == Kind.PromptLogprobs;
+}

@@ -1,0 +1,68 @@
+// Replaces a value of decode's response as a whole, while it passes, by prefill's or by `null`. The
+// value is removed piece by piece, so that nothing of it is held; what takes its place is written
+// behind its last byte.
+
+import { Site } from './formats/format';
+import { PrefillValue } from './prompt';
+import { Reason } from './reason';
+
+/** The most values that one document may have replaced: four in each choice that vLLM allows. */
+const MAX_SWAPS: i32 = 4 * 16384;
+
+const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
+
+
+@final
+export class ValueSwap {
+  /** Whether a value is being removed. */
+  active: bool = false;
+  /** Values of the document so far, but for arrays that were abandoned while they were read. */
+  count: i32 = 0;
+
+  /** Offset in the body up to which the value has been removed. */
+  private from: u64 = 0;
+  /** What is written in its place; null: `null`. */
+  private instead: PrefillValue | null = null;
+
+  constructor(private site: Site) {}
+
+  /** Begins with the value at the scanner's cursor; null: it becomes `null`. */
+  begin(instead: PrefillValue | null): void {
+    if (++this.count > MAX_SWAPS) return this.site.refuse(Reason.Memory);
+    this.from = this.site.position;
+    this.instead = instead;
+    this.active = true;
+  }
+
+  /** Goes on with a value that began at `from` and has been read in part; it becomes `null`. */
+  takeOver(from: u64): void {
+    this.from = from;
+    this.instead = null;
+    this.active = true;
+  }
+
+  /** Removes what has been read of the value. */
+  pass(): void {
+    const to = this.site.position;
+    if (to == this.from) return;
+    this.site.rope.replace(this.from, to - this.from, NULL_TEXT, 0);
+    this.site.growth -= <i64>(to - this.from);
+    this.from = to;
+  }
+
+  /** The value has ended. True when it has become `null`. */
+  end(): bool {
+    this.pass();
+    this.active = false;
+    const site = this.site;
+    const value = this.instead;
+    if (value !== null) {
+      site.rope.replaceFrom(site.position, 0, value.text, 0, value.text.length);
+      site.growth += <i64>value.text.length;
+      return false;
+    }
+    site.rope.replace(site.position, 0, NULL_TEXT, 4);
+    site.growth += 4;
+    return true;
+  }
+}

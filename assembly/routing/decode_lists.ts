@@ -66,17 +66,16 @@ export class DecodeLists {
     return true;
   }
 
-  /** `shape` of generated rows that are an object begins; it is one outside of format B. */
-  onShape(): void {
-    if (this.site.scanner.first != 0x5b) this.refuseShape();
+  /** A member begins of a value that no format reads. */
+  onMember(place: Place): void {
+    if (place == Place.Shape && this.site.scanner.first != 0x5b) this.refuseShape();
   }
 
-  onShapeEnd(): void {
-    if (this.site.scanner.count != 3) this.refuseShape();
-  }
-
-  onDimensionEnd(): void {
+  /** A member of an object has ended, which generated rows may be instead of lists. */
+  onMemberEnd(place: Place): void {
     const scanner = this.site.scanner;
+    if (place == Place.Shape && scanner.count != 3) this.refuseShape();
+    if (place != Place.Dimension) return;
     if (scanner.index > TOP_K || scanner.integer < 0) this.refuseShape();
     else this.checkDimension(scanner.index, scanner.integer);
   }

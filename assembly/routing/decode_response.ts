@@ -8,16 +8,15 @@
 
 import { Rope } from '../bytes/rope';
 import { Scanner } from '../json/scanner';
-import { Counts } from './counts';
 import { CurrentArray } from './current_array';
 import { DecodeLists } from './decode_lists';
 import { Examination, Leg, RowCheck } from './examination';
 import { Form, Progress, Site } from './formats/format';
 import { Place, alonePaths, replyPaths } from './places';
 import { PrefillValues } from './prefill_values';
-import { Format, Kind, PrefillValue, Prompt } from './prompt';
+import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
-import { ReplyReader } from './reply_reader';
+import { Notice, ReplyReader } from './reply_reader';
 import { ResponseCounts } from './response_counts';
 import { RowPlan } from './row_plan';
 import { ValueSwap } from './value_swap';
@@ -115,14 +114,18 @@ class CacheWord {
 
 
 @final
-export class DecodeResponse extends ReplyReader {
+export class DecodeResponse {
   /** Why arrays became `null` (`MergeOrNull`). */
   nulled: Reason = Reason.None;
   /** The document has ended. */
   complete: bool = false;
   /** The body may leave up to this offset. */
   settled: u64 = 0;
+  /** An array reads characters of its own, instead of the scanner, and more of it is to come. */
+  inArray: bool = false;
 
+  private readonly scanner: Scanner;
+  private readonly reader: ReplyReader;
   private readonly site: Site;
   private readonly array: CurrentArray;
   private readonly lists: DecodeLists;
@@ -151,12 +154,13 @@ export class DecodeResponse extends ReplyReader {
     const prompt = expected.prompt;
     const alone = expected.alone;
     const scanner = Scanner.take(alone === null ? replyPaths() : alonePaths());
-    const counts = new Counts();
-    super(scanner, counts);
-    const site = new Site(scanner, rope, events, counts, expected.examination);
+    const reader = new ReplyReader(scanner);
+    const site = new Site(scanner, rope, events, reader.counts, expected.examination);
     site.form = expected.tail ? form : Form.Full;
     site.choicesAsked = expected.choices;
     site.maxTokens = expected.maxTokens;
+    this.scanner = scanner;
+    this.reader = reader;
     this.prompt = prompt;
     this.isAlone = alone !== null;
     this.site = site;
@@ -191,7 +195,7 @@ export class DecodeResponse extends ReplyReader {
   nextEvent(): void {
     if (!this.betweenDocuments) return this.site.refuse(Reason.Json);
     // The counts are forgotten, too: they may be counts so far, and say nothing of the next event.
-    this.beginDocument();
+    this.reader.beginDocument();
     this.complete = false;
     this.swap.count = 0;
     this.beginElement();
@@ -203,7 +207,7 @@ export class DecodeResponse extends ReplyReader {
   }
 
   free(): void {
-    this.freeScanner();
+    this.scanner.free();
     this.lists.free();
     this.array.free();
   }
@@ -287,13 +291,24 @@ export class DecodeResponse extends ReplyReader {
     return this.prompt.format == Format.Prompt && this.site.choices > 0 && !this.values.placed;
   }
 
-  // ---- what the reader announces; members of a value that goes are not looked at
+  // ---- what the reader announces
 
-  protected get stopped(): bool {
-    return this.site.reason != Reason.None || this.site.again != Form.Unknown;
+  private walk(): void {
+    const site = this.site;
+    while (site.reason == Reason.None && site.again == Form.Unknown) {
+      if (this.inArray) {
+        if (!this.readArray()) return;
+        continue;
+      }
+      const notice = this.reader.next();
+      if (notice == Notice.More) return;
+      if (this.swap.active) this.takeOfSwap(notice);
+      else this.take(notice);
+    }
   }
 
-  protected readArray(): bool {
+  /** Lets the array read on. False when it has used up the scanner's window. */
+  private readArray(): bool {
     const progress = this.array.read();
     if (progress == Progress.More) return false;
     if (progress == Progress.Broken) this.site.refuse(this.array.reason);
@@ -302,120 +317,126 @@ export class DecodeResponse extends ReplyReader {
     return true;
   }
 
-  protected onBroken(): void {
-    this.site.refuse(Reason.Json);
+  /** Of a value that goes only its end counts. */
+  private takeOfSwap(notice: Notice): void {
+    if (notice == Notice.ArrayEnd || notice == Notice.ValueEnd) this.endSwap();
+    else if (notice == Notice.Broken) this.site.refuse(Reason.Json);
   }
 
-  protected onSecondChoices(): void {
-    this.refuseUnlessNulling(Reason.Duplicate);
-  }
-
-  protected onRoot(): void {
-    // No engine has events of several elements, of which prefill's rows would be for one each.
-    if (this.list && this.site.events && !this.isAlone) this.site.refuse(Reason.Format);
-  }
-
-  protected onRootEnd(): void {
-    if (!this.list && !this.site.events) this.insertMissing(false);
-  }
-
-  protected onElement(): void {
-    this.beginElement();
-  }
-
-  protected onElementEnd(): void {
-    this.endElement();
-  }
-
-  protected onChoice(): void {
-    this.choiceIsObject = this.scanner.first == 0x7b;
-    this.rows.beginChoice();
-  }
-
-  protected onChoiceEnd(): void {
-    if (!this.rows.endChoice()) this.refuseUnlessNulling(Reason.Rows);
-    if (!this.site.events && this.choiceIsObject) this.insertMissing(true);
-  }
-
-  protected onArray(place: Place, again: bool): void {
-    const first = this.scanner.first;
-    if (this.treatment == Treatment.Null) {
-      if (first != 0x6e) this.swap.begin(null);
-    } else if (again) this.refuseValue(Reason.Duplicate);
-    else if (first == 0x6e) return;
-    else if (this.isAlone) this.inspect(place);
-    else this.merge(place);
-  }
-
-  protected onArrayEnd(): void {
-    if (this.swap.active) this.endSwap();
-    else if (this.array.open) this.endArray(false);
-    else if (this.lists.open) this.endLists(false);
-  }
-
-  protected onMember(place: Place): void {
-    if (this.swap.active) return;
-    if (this.array.open) {
-      if (this.array.onMember(place)) this.inArray = true;
-    } else if (place == Place.Shape) this.lists.onShape();
-  }
-
-  protected onMemberEnd(place: Place): void {
-    if (this.swap.active) return;
-    this.array.onMemberEnd(place);
-    if (place == Place.Shape) this.lists.onShapeEnd();
-    else if (place == Place.Dimension) this.lists.onDimensionEnd();
-  }
-
-  protected onListed(place: Place): void {
-    this.lists.onListed(place);
-  }
-
-  protected onListedEnd(place: Place): void {
-    this.lists.onListedEnd(place);
-  }
-
-  protected onValue(kind: Kind, inChoice: bool, again: bool): void {
-    if (kind == Kind.PromptExperts) this.onPromptExperts(inChoice, again);
-    // Details that are no object have no `cached_tokens` for prefill's to replace.
-    else if (kind != Kind.TokensDetails || this.scanner.first == 0x6e) this.replace(kind, inChoice);
-  }
-
-  protected onValueEnd(kind: Kind): void {
-    if (this.swap.active) this.endSwap();
-    else if (kind == Kind.CachedTokens) this.onCached(this.scanner.integer);
-    else if (kind == Kind.PromptExperts && this.isAlone) {
-      if (this.array.open) this.endArray(true);
-      else if (this.lists.open) this.endLists(true);
+  private take(notice: Notice): void {
+    const site = this.site;
+    const reader = this.reader;
+    const place = reader.place;
+    switch (notice) {
+      case Notice.Broken:
+        return site.refuse(Reason.Json);
+      case Notice.SecondChoices:
+        return this.refuseUnlessNulling(Reason.Duplicate);
+      case Notice.Root:
+        // No engine has events of several elements, of which prefill's rows would be for one each.
+        if (reader.list && site.events && !this.isAlone) site.refuse(Reason.Format);
+        return;
+      case Notice.Element:
+        return this.beginElement();
+      case Notice.Choice:
+        this.choiceIsObject = this.scanner.first == 0x7b;
+        return this.rows.beginChoice();
+      case Notice.Array:
+        return this.onArray();
+      case Notice.Member:
+        if (!this.array.open) this.lists.onMember(place);
+        else if (this.array.onMember(place)) this.inArray = true;
+        return;
+      case Notice.MemberEnd:
+        this.array.onMemberEnd(place);
+        return this.lists.onMemberEnd(place);
+      case Notice.Listed:
+        return this.lists.onListed(place);
+      case Notice.ListedEnd:
+        return this.lists.onListedEnd(place);
+      case Notice.Value:
+        return this.onValue();
+      case Notice.Other:
+        return;
+      default:
+        this.takeEnd(notice);
     }
   }
 
-  protected onOtherEnd(place: Place): void {
-    const scanner = this.scanner;
-    if (place == Place.TokenIds) this.rows.setTokens(scanner.first == 0x5b ? scanner.count : -1);
-    else if (place == Place.ChoiceIndex) this.rows.setIndex(scanner.integer);
-    else if (place == Place.MetaCachedTokens) this.onCached(scanner.integer);
+  private takeEnd(notice: Notice): void {
+    switch (notice) {
+      case Notice.ArrayEnd:
+        return this.endRouting(false);
+      case Notice.ValueEnd:
+        return this.onValueEnd();
+      case Notice.OtherEnd:
+        return this.onOtherEnd();
+      case Notice.ChoiceEnd:
+        if (!this.rows.endChoice()) this.refuseUnlessNulling(Reason.Rows);
+        if (this.choiceIsObject) this.insertMissing(true);
+        return;
+      case Notice.ElementEnd:
+        return this.endElement();
+      case Notice.RootEnd:
+        if (!this.reader.list) this.insertMissing(false);
+        return;
+      default:
+        this.onDocumentEnd();
+    }
   }
 
-  protected onDocumentEnd(): void {
+  private onArray(): void {
+    const first = this.scanner.first;
+    if (this.treatment == Treatment.Null) {
+      if (first != 0x6e) this.swap.begin(null);
+    } else if (this.reader.again) this.refuseValue(Reason.Duplicate);
+    else if (first == 0x6e) return;
+    else if (this.isAlone) this.inspect();
+    else this.merge();
+  }
+
+  private onValue(): void {
+    const kind = this.reader.kind;
+    if (kind == Kind.PromptExperts) this.onPromptExperts();
+    // Only details that are `null` go as a whole; of an object `cached_tokens` goes.
+    else if (kind != Kind.TokensDetails || this.scanner.first == 0x6e) this.replace();
+  }
+
+  private onValueEnd(): void {
+    const kind = this.reader.kind;
+    if (kind == Kind.CachedTokens) this.onCached();
+    else if (kind == Kind.PromptExperts && this.isAlone) this.endRouting(true);
+  }
+
+  private onOtherEnd(): void {
+    const scanner = this.scanner;
+    const place = this.reader.place;
+    if (place == Place.TokenIds) this.rows.setTokens(scanner.first == 0x5b ? scanner.count : -1);
+    else if (place == Place.ChoiceIndex) this.rows.setIndex(scanner.integer);
+    else if (place == Place.MetaCachedTokens) this.onCached();
+  }
+
+  private onDocumentEnd(): void {
     this.complete = true;
     const alone = this.expected.alone;
+    const reader = this.reader;
     if (this.treatment == Treatment.Null) return;
     if (alone !== null) {
       // The elements of a list have ended one by one.
-      if (!this.list) this.endElement();
+      if (!reader.list) this.endElement();
       else this.checkCache();
-      if (alone.counted) this.rows.endAlone(this);
-    } else if (this.prompt.format != Format.None) this.rows.endMerged(this, this.values.placed);
+      if (alone.counted) this.rows.endAlone(reader);
+    } else if (this.prompt.format != Format.None) this.rows.endMerged(reader, this.values.placed);
   }
 
   // ---- arrays
 
   /** An array of decode's, which prefill's rows are to be merged with. */
-  private merge(place: Place): void {
+  private merge(): void {
     const site = this.site;
     const prompt = this.prompt;
     const first = this.scanner.first;
+    const place = this.reader.place;
     const inChoice = place == Place.Array;
     if (inChoice && ++this.arraysOfChoices > site.choicesAsked) return site.refuse(Reason.Choices);
     if (++this.begunValues > MAX_ARRAYS) return site.refuse(Reason.Memory);
@@ -439,9 +460,9 @@ export class DecodeResponse extends ReplyReader {
   }
 
   /** An array, or prompt rows, of a request that decode has served alone. */
-  private inspect(place: Place): void {
+  private inspect(): void {
     if (++this.begunValues > MAX_ARRAYS) return this.site.refuse(Reason.Memory);
-    const format = formatOf(place, this.scanner.first);
+    const format = formatOf(this.reader.place, this.scanner.first);
     if (format == Format.None) this.refuseValue(Reason.Format);
     else if (format == Format.Prompt) this.lists.begin();
     else this.begin(format, null);
@@ -457,61 +478,62 @@ export class DecodeResponse extends ReplyReader {
     const several = prompt.plans.length > 1;
     const prompts = this.expected.prompts > 1;
     // An array beside no other does not tell which prompt it is of, and one of a list is of one prompt.
-    if (this.list ? prompts && !several : prompts || several) return null;
-    return prompt.planOf(max(this.element, 0));
+    if (this.reader.list ? prompts && !several : prompts || several) return null;
+    return prompt.planOf(max(this.reader.element, 0));
   }
 
-  /** The array has ended; `ofPrompt`: it is the value of `prompt_routed_experts`. */
-  private endArray(ofPrompt: bool): void {
+  /** A value of routing has ended; `ofPrompt`: it is that of `prompt_routed_experts`. */
+  private endRouting(ofPrompt: bool): void {
+    if (this.array.open ? !this.endArray() : !this.lists.open || !this.lists.end()) return;
+    if (ofPrompt) this.rows.addPrompt();
+    else this.rows.add(this.reader.element);
+  }
+
+  /** The array has ended. False when its rows do not count, or not yet. */
+  private endArray(): bool {
+    const site = this.site;
     const array = this.array;
     const reason = array.end();
-    if (reason == Reason.None) {
-      // What is not decided is read again, and what is deferred is counted with its element.
-      if (this.site.undecided == 0 && this.site.deferred.length == 0) this.countRows(ofPrompt);
-    } else if (array.heldFrom < 0) this.site.refuse(reason);
+    // What is not decided is read again, and what is deferred is counted with its element.
+    if (reason == Reason.None) return site.undecided == 0 && site.deferred.length == 0;
+    if (array.heldFrom < 0) site.refuse(reason);
     else {
       this.refuseArray();
       if (this.swap.active) this.endSwap();
     }
-  }
-
-  /** Nested lists have ended. */
-  private endLists(ofPrompt: bool): void {
-    if (this.lists.end()) this.countRows(ofPrompt);
-  }
-
-  private countRows(ofPrompt: bool): void {
-    if (ofPrompt) this.rows.addPrompt();
-    else this.rows.add(this.element);
+    return false;
   }
 
   // ---- values that prefill knows better
 
-  private onPromptExperts(inChoice: bool, again: bool): void {
+  private onPromptExperts(): void {
+    const again = this.reader.again;
     const isNull = this.scanner.first == 0x6e;
     const prompt = this.prompt;
     if (this.treatment == Treatment.Null) {
       if (!isNull) this.swap.begin(null);
     } else if (this.isAlone) {
       if (again) this.refuseValue(Reason.Duplicate);
-      else if (!isNull) this.inspect(inChoice ? Place.ChoicePromptExperts : Place.PromptExperts);
+      else if (!isNull) this.inspect();
     } else if (prompt.format == Format.Prompt) {
       if (again) return this.refuseValue(Reason.Duplicate);
       this.values.placed = true;
-      if (this.values.isElsewhere(Kind.PromptExperts, inChoice)) this.refuseValue(Reason.Mixed);
-      else this.replace(Kind.PromptExperts, inChoice);
+      if (this.values.isElsewhere(this.reader)) this.refuseValue(Reason.Mixed);
+      else this.replace();
     } else if (!isNull) this.refuseValue(prompt.format == Format.None ? prompt.missing : Reason.Mixed);
   }
 
   /** A value of decode's goes for prefill's, where prefill had one. */
-  private replace(kind: Kind, inChoice: bool): void {
+  private replace(): void {
     if (this.treatment == Treatment.Null) return;
-    const value: PrefillValue | null = this.values.valueFor(kind, inChoice);
+    const value = this.values.valueFor(this.reader);
     if (value !== null) this.swap.begin(value);
   }
 
+  /** An object has ended. In a stream prefill's values stand where decode has some, or nowhere. */
   private insertMissing(inChoice: bool): void {
-    if (this.treatment != Treatment.Null) this.values.insertMissing(this, inChoice);
+    if (this.treatment != Treatment.Null && !this.site.events)
+      this.values.insertMissing(this.reader, inChoice);
   }
 
   // ---- elements of a list; a document that is no list is one element
@@ -522,12 +544,12 @@ export class DecodeResponse extends ReplyReader {
   }
 
   private endElement(): void {
-    if (this.treatment != Treatment.Null) this.rows.endElement(this);
+    if (this.treatment != Treatment.Null) this.rows.endElement(this.reader);
     this.checkCache();
   }
 
-  private onCached(tokens: i64): void {
-    if (!this.cache.says(tokens)) this.refuseUnlessNulling(Reason.Cached);
+  private onCached(): void {
+    if (!this.cache.says(this.scanner.integer)) this.refuseUnlessNulling(Reason.Cached);
   }
 
   private checkCache(): void {

@@ -54,29 +54,54 @@ export function replyPaths(): Paths {
   return known;
 }
 
-/** Places in a reply of decode's that prefill has no part in: prompt rows of its own, and what it says of its cache. */
+/**
+ * Places in decode's response to a request that prefill had no part in. They are also those of prompt
+ * rows that decode gives itself, and of what it says of its cache.
+ */
 export function alonePaths(): Paths {
   const known = alone;
   if (known !== null) return known;
-  const made = basePaths()
-    .add('meta_info.cached_tokens', Place.MetaCachedTokens)
-    .add('*.meta_info.cached_tokens', Place.MetaCachedTokens);
-  addRows(made, 'prompt_routed_experts');
-  addRows(made, 'choices.*.prompt_routed_experts');
+  const made = basePaths();
+  watch(made, META, CACHED_TOKENS, Place.MetaCachedTokens);
+  watch(made, ELEMENT + META, CACHED_TOKENS, Place.MetaCachedTokens);
+  addRows(made, 'prompt_routed_experts.');
+  addRows(made, 'choices.*.prompt_routed_experts.');
   alone = made;
   return made;
 }
 
-/** Members and elements of a value with rows. */
+/** Adds the members of an object that holds rows; `path` ends before their names. */
+export function addObject(to: Paths, path: string): void {
+  watch(to, path, 'data', Place.Data);
+  watch(to, path, 'shape', Place.Shape);
+  watch(to, path, 'shape.*', Place.Dimension);
+  watch(to, path, 'dtype', Place.Dtype);
+}
+
+const ELEMENT = '*.';
+const META = 'meta_info.';
+const CACHED_TOKENS = 'cached_tokens';
+
+function watch(paths: Paths, path: string, key: string, place: Place): void {
+  paths.add(path + key, place);
+}
+
+/** Adds what is inside a value with rows, whatever its format; `path` ends before it. */
 function addRows(to: Paths, path: string): void {
-  to.add(path + '.*', Place.Row)
-    .add(path + '.*.*', Place.Layer)
-    .add(path + '.*.*.*', Place.Expert)
-    .add(path + '.data', Place.Data)
-    .add(path + '.shape', Place.Shape)
-    .add(path + '.shape.*', Place.Dimension)
-    .add(path + '.start', Place.Start)
-    .add(path + '.dtype', Place.Dtype);
+  watch(to, path, '*', Place.Row);
+  watch(to, path, '*.*', Place.Layer);
+  watch(to, path, '*.*.*', Place.Expert);
+  watch(to, path, 'start', Place.Start);
+  addObject(to, path);
+}
+
+/** Adds SGLang's own members, of a reply or of an element of a list. */
+function addSglang(to: Paths, path: string): void {
+  watch(to, path, 'meta_info', Place.Meta);
+  watch(to, path, 'meta_info.routed_experts', Place.Raw);
+  watch(to, path, 'meta_info.prompt_tokens', Place.MetaPromptTokens);
+  watch(to, path, 'meta_info.completion_tokens', Place.MetaCompletionTokens);
+  watch(to, path, 'sglext.routed_experts', Place.Raw);
 }
 
 function basePaths(): Paths {
@@ -99,18 +124,10 @@ function basePaths(): Paths {
     .add('usage.completion_tokens', Place.CompletionTokens)
     .add('usage.prompt_tokens_details', Place.TokensDetails)
     .add('usage.prompt_tokens_details.cached_tokens', Place.CachedTokens)
-    .add('meta_info', Place.Meta)
-    .add('meta_info.routed_experts', Place.Raw)
-    .add('meta_info.prompt_tokens', Place.MetaPromptTokens)
-    .add('meta_info.completion_tokens', Place.MetaCompletionTokens)
-    .add('sglext.routed_experts', Place.Raw)
     .add('*', Place.Element)
-    .add('*.choices', Place.ElementChoices)
-    .add('*.meta_info', Place.Meta)
-    .add('*.meta_info.routed_experts', Place.Raw)
-    .add('*.meta_info.prompt_tokens', Place.MetaPromptTokens)
-    .add('*.meta_info.completion_tokens', Place.MetaCompletionTokens)
-    .add('*.sglext.routed_experts', Place.Raw);
-  addRows(made, 'choices.*.routed_experts');
+    .add('*.choices', Place.ElementChoices);
+  addSglang(made, '');
+  addSglang(made, ELEMENT);
+  addRows(made, 'choices.*.routed_experts.');
   return made;
 }

@@ -3,7 +3,6 @@
 // in order, and fetches rows and values from the host itself, so that they are copied once.
 
 import { Scanner } from '../json/scanner';
-import { Counts } from './counts';
 import { Examination } from './examination';
 import { PrefillArray, Progress, Wanted } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
@@ -12,7 +11,7 @@ import { RawPrefill } from './formats/raw_string';
 import { Place, replyPaths } from './places';
 import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
-import { ReplyReader } from './reply_reader';
+import { Notice, ReplyReader } from './reply_reader';
 import { RowPlan } from './row_plan';
 import { PromptRows, RowChars } from './rows';
 
@@ -50,7 +49,7 @@ class ReplyArray {
 
 
 @final
-export class PrefillReply extends ReplyReader {
+export class PrefillReply {
   /** Why the rows can't be used; `None` also when there are none. */
   reason: Reason = Reason.None;
   /** False once the body is known not to be a JSON document that a reply can be. */
@@ -62,10 +61,14 @@ export class PrefillReply extends ReplyReader {
   /** Tokens of the prompt as the counts say, else as the rows do; -1: not known. After `giveRows`. */
   promptTokens: i64 = -1;
 
+  private readonly scanner: Scanner;
+  private readonly reader: ReplyReader;
   /** The array that was begun last, and all of them in the order of the reply. */
   private array: PrefillArray | null = null;
   private arrays: ReplyArray[] = [];
   private format: Format = Format.None;
+  /** The array reads characters of its own, instead of the scanner. */
+  private inArray: bool = false;
   /** The array waits for `takeRows`. */
   private waiting: bool = false;
   /** The last value of each kind. */
@@ -79,7 +82,14 @@ export class PrefillReply extends ReplyReader {
     /** Judges the rows (borrowed). */
     private examination: Examination,
   ) {
-    super(Scanner.take(replyPaths()), new Counts());
+    const scanner = Scanner.take(replyPaths());
+    this.scanner = scanner;
+    this.reader = new ReplyReader(scanner);
+  }
+
+  /** Whether the reply is a list of elements, as SGLang's is for several prompts. */
+  get list(): bool {
+    return this.reader.list;
   }
 
   /** Offset of the next byte that is wanted. */
@@ -128,8 +138,8 @@ export class PrefillReply extends ReplyReader {
 
   /** Hands the rows over where they are good; else `prompt.missing` says why not. After `finish`. */
   giveRows(prompt: Prompt): void {
-    this.promptTokens = this.counts.prompt;
-    if (this.counts.differ) this.refuse(Reason.Prompt);
+    this.promptTokens = this.reader.counts.prompt;
+    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
     if (this.span(Kind.PromptExperts) !== null) this.givePromptExperts(prompt);
     else if (this.format == Format.Prompt) this.refuse(Reason.Format);
     else if (this.arrays.length == 0 && this.isBehindPrompt) {
@@ -137,7 +147,7 @@ export class PrefillReply extends ReplyReader {
       prompt.plans.push(new RowPlan(PromptRows.none(this.start), this.promptTokens, prompt.lastRowOfDecode));
     } else if (this.arrays.length > 0 && this.reason == Reason.None) {
       prompt.format = this.format;
-      if (this.list && this.arrays.length != this.element + 1) this.refuse(Reason.Missing);
+      if (this.list && this.arrays.length != this.reader.element + 1) this.refuse(Reason.Missing);
       for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++)
         this.giveArray(this.arrays[i], prompt);
     }
@@ -149,7 +159,7 @@ export class PrefillReply extends ReplyReader {
   free(): void {
     for (let i = 0; i < this.arrays.length; i++) this.arrays[i].array.free();
     this.arrays.length = 0;
-    this.freeScanner();
+    this.scanner.free();
   }
 
   /** The prompt's rows stand in a member of their own, whose value the caller reads. */
@@ -172,8 +182,8 @@ export class PrefillReply extends ReplyReader {
 
   private giveArray(entry: ReplyArray, prompt: Prompt): void {
     const tokens = this.list ? entry.promptTokens : this.promptTokens;
-    const completion = this.list ? entry.completionTokens : this.counts.completion;
-    const rows = entry.array.giveRows(tokens, completion, this.list ? 1 : this.choiceCount);
+    const completion = this.list ? entry.completionTokens : this.reader.counts.completion;
+    const rows = entry.array.giveRows(tokens, completion, this.list ? 1 : this.reader.choices);
     if (rows === null) return this.refuse(entry.array.reason);
     prompt.plans.push(new RowPlan(rows, tokens < 0 ? rows.end : tokens, prompt.lastRowOfDecode));
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
@@ -181,11 +191,58 @@ export class PrefillReply extends ReplyReader {
 
   // ---- what the reader announces
 
-  protected get stopped(): bool {
-    return this.waiting || !this.json;
+  private walk(): void {
+    while (this.json && !this.waiting) {
+      if (this.inArray) {
+        if (!this.readArray()) return;
+        continue;
+      }
+      const notice = this.reader.next();
+      if (notice == Notice.More) return;
+      this.take(notice);
+    }
   }
 
-  protected readArray(): bool {
+  private take(notice: Notice): void {
+    switch (notice) {
+      case Notice.Broken:
+        this.json = false;
+        break;
+      case Notice.ElementEnd:
+        this.onElementEnd();
+        break;
+      case Notice.SecondChoices:
+        this.refuse(Reason.Duplicate);
+        break;
+      case Notice.Array:
+        this.onArray();
+        break;
+      case Notice.Member:
+        this.onMember();
+        break;
+      case Notice.MemberEnd: {
+        const array = this.array;
+        if (array !== null) array.onValueEnd(this.scanner, this.reader.place);
+        break;
+      }
+      case Notice.Value:
+        this.onValue();
+        break;
+      case Notice.ValueEnd:
+        this.onValueEnd();
+        break;
+      case Notice.Other:
+        this.onOther();
+        break;
+      case Notice.OtherEnd:
+        this.onOtherEnd();
+        break;
+      default:
+    }
+  }
+
+  /** Lets the array read on. False when it has used up the scanner's window. */
+  private readArray(): bool {
     const array = this.array!;
     if (array.read(this.scanner) == Progress.More) return false;
     this.inArray = false;
@@ -194,27 +251,21 @@ export class PrefillReply extends ReplyReader {
     return true;
   }
 
-  protected onBroken(): void {
-    this.json = false;
-  }
-
-  protected onSecondChoices(): void {
-    this.refuse(Reason.Duplicate);
-  }
-
-  protected onElementEnd(): void {
+  private onElementEnd(): void {
     const entry = this.entryHere;
     if (entry === null) return;
-    if (this.counts.differ) this.refuse(Reason.Prompt);
-    entry.promptTokens = this.counts.prompt;
-    entry.completionTokens = this.counts.completion;
+    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
+    entry.promptTokens = this.reader.counts.prompt;
+    entry.completionTokens = this.reader.counts.completion;
   }
 
-  protected onArray(place: Place, again: bool): void {
+  private onArray(): void {
+    const reader = this.reader;
+    const place = reader.place;
     const first = this.scanner.first;
     // Of SGLang's own members in choices only the first choice's are read.
-    if (place == Place.ChoiceRaw && this.choiceCount > 1) return;
-    if (again) this.refuse(Reason.Duplicate);
+    if (place == Place.ChoiceRaw && reader.choices > 1) return;
+    if (reader.again) this.refuse(Reason.Duplicate);
     if (first == 0x6e) return;
     if (place != Place.Array) return this.onRaw();
     if (first == 0x5b) {
@@ -223,29 +274,26 @@ export class PrefillReply extends ReplyReader {
       if (this.format == Format.None) this.format = Format.Prompt;
       return;
     }
-    if (this.choiceCount > 1) return this.refuse(Reason.Choices);
+    if (reader.choices > 1) return this.refuse(Reason.Choices);
     if (first == 0x22) this.begin(new NpyPrefill(this.size, this.examination));
     else if (first == 0x7b) this.begin(new ObjectPrefill(this.examination));
     else this.refuse(Reason.Format);
   }
 
-  protected onMember(place: Place): void {
+  private onMember(): void {
     const array = this.array;
     if (array === null || this.reason != Reason.None) return;
-    if (array.onValue(this.scanner, place)) this.inArray = true;
+    if (array.onValue(this.scanner, this.reader.place)) this.inArray = true;
   }
 
-  protected onMemberEnd(place: Place): void {
-    const array = this.array;
-    if (array !== null) array.onValueEnd(this.scanner, place);
-  }
-
-  protected onValue(kind: Kind, inChoice: bool, again: bool): void {
+  private onValue(): void {
+    const reader = this.reader;
+    const kind = reader.kind;
     const span = new Span();
     span.start = this.scanner.offset;
-    span.inChoice = inChoice;
+    span.inChoice = reader.inChoice;
     // Prefill was asked for one choice: of several nobody knows whose value counts.
-    span.open = this.scanner.first != 0x6e && !(inChoice && this.choiceCount > 1);
+    span.open = this.scanner.first != 0x6e && !(span.inChoice && reader.choices > 1);
     const earlier = this.spans[kind];
     if (earlier !== null && kind == Kind.PromptExperts) {
       if (earlier.open && span.open) this.refuse(Reason.Duplicate);
@@ -253,26 +301,31 @@ export class PrefillReply extends ReplyReader {
     this.spans[kind] = span;
   }
 
-  protected onValueEnd(kind: Kind): void {
+  private onValueEnd(): void {
+    const kind = this.reader.kind;
     const span = this.spans[kind];
     if (kind == Kind.CachedTokens && this.scanner.integer < 0) return;
     if (span !== null && span.open) span.end = this.scanner.offset;
   }
 
-  protected onOther(place: Place): void {
+  private onOther(): void {
+    const place = this.reader.place;
     const scanner = this.scanner;
     if (place == Place.KvTransferParams) {
       this.params.start = this.params.end = scanner.offset;
       this.params.open = scanner.first == 0x7b;
-    } else if (place == Place.FinishReason && this.choiceCount == 1) this.finishReason.start = scanner.offset;
+    } else if (place == Place.FinishReason && this.reader.choices == 1)
+      this.finishReason.start = scanner.offset;
   }
 
-  protected onOtherEnd(place: Place): void {
+  private onOtherEnd(): void {
+    const place = this.reader.place;
     const scanner = this.scanner;
     if (place == Place.KvTransferParams) {
       // An empty object hands nothing over: LMCache's multiprocess connector answers so.
       if (this.params.open && scanner.count > 0) this.params.end = scanner.offset;
-    } else if (place == Place.FinishReason && this.choiceCount == 1) this.finishReason.end = scanner.offset;
+    } else if (place == Place.FinishReason && this.reader.choices == 1)
+      this.finishReason.end = scanner.offset;
   }
 
   // ---- arrays
@@ -287,7 +340,7 @@ export class PrefillReply extends ReplyReader {
   /** The last array, if it stands in the element that is being read. */
   private get entryHere(): ReplyArray | null {
     const last = this.arrays.length - 1;
-    if (last < 0 || this.arrays[last].element != this.element) return null;
+    if (last < 0 || this.arrays[last].element != this.reader.element) return null;
     return this.arrays[last];
   }
 
@@ -298,7 +351,7 @@ export class PrefillReply extends ReplyReader {
     if (this.arrays.length == MAX_ARRAYS) this.refuse(Reason.Choices);
     if (this.reason != Reason.None) return array.free();
     this.array = array;
-    this.arrays.push(new ReplyArray(array, this.element));
+    this.arrays.push(new ReplyArray(array, this.reader.element));
     if (array.begin(this.scanner)) this.inArray = true;
   }
 

@@ -31,16 +31,16 @@ export class PrefillValues {
     private prompt: Prompt,
   ) {}
 
-  /** Whether prefill had a value of this kind, but at the other of the two places. */
-  isElsewhere(kind: Kind, inChoice: bool): bool {
-    const value = this.prompt.value(kind);
-    return value !== null && value.inChoice != inChoice;
+  /** Whether prefill had a value of the kind that begins, but at the other of the two places. */
+  isElsewhere(reply: ReplyReader): bool {
+    const value = this.prompt.value(reply.kind);
+    return value !== null && value.inChoice != reply.inChoice;
   }
 
-  /** The value (borrowed) that takes the place of decode's; null: decode's stays, or see the site. */
-  valueFor(kind: Kind, inChoice: bool): PrefillValue | null {
-    const value = this.prompt.value(kind);
-    if (value === null || value.inChoice != inChoice || !this.mayCopy(kind)) return null;
+  /** The value (borrowed) that takes the place of the one that begins; null: that one stays. */
+  valueFor(reply: ReplyReader): PrefillValue | null {
+    const value = this.prompt.value(reply.kind);
+    if (value === null || value.inChoice != reply.inChoice || !this.mayCopy(reply.kind)) return null;
     return value;
   }
 

@@ -1,22 +1,68 @@
 // The walk through a reply. Prefill's reply and decode's response have the same shape, so one reader
 // keeps track of where in it the walk is: which element of a list, which choice, which members have
-// come before, and what the counts of tokens say. The two consumers, `PrefillReply` and
-// `DecodeResponse`, extend the reader and say what becomes of an array or a value that it announces.
+// come before, and what the counts of tokens say. Its two consumers, `PrefillReply` and
+// `DecodeResponse`, ask for one notice after the other, as a `Scanner` is asked for events, and decide
+// what becomes of an array or a value.
 
 import { Event, Scanner } from '../json/scanner';
 import { Counts } from './counts';
 import { Place } from './places';
 import { Kind } from './prompt';
 
-export abstract class ReplyReader {
+/** What `next` stopped for. Of what begins, the first byte is at the scanner's cursor. */
+export const enum Notice {
+  /** The scanner's window is used up. */
+  More,
+  /** The document is not JSON, or not of a reply's shape. */
+  Broken,
+  /** The document is an object, or a list: see `list`. */
+  Root,
+  RootEnd,
+  /** An element of a list; `counts` are its own from here on. */
+  Element,
+  ElementEnd,
+  /** A second `choices`: nobody can tell which one a client reads. */
+  SecondChoices,
+  Choice,
+  ChoiceEnd,
+  /** A value of `routed_experts` at `place`; `again`: its choice or element has had one before. */
+  Array,
+  ArrayEnd,
+  /** A member of an array that is an object, at `place`: `data`, `shape` and so on. */
+  Member,
+  MemberEnd,
+  /** A row, a layer or an expert, at `place`, of an array that is nested lists. */
+  Listed,
+  ListedEnd,
+  /** A value that prefill knows better than decode, of `kind`; `again`: as `has` said before it. */
+  Value,
+  ValueEnd,
+  /** Another watched value, at `place`, of which the reader itself keeps nothing. */
+  Other,
+  OtherEnd,
+  /** The document has ended. Told once. */
+  DocumentEnd,
+  /** Nothing for a consumer. */
+  None,
+}
+
+
+@final
+export class ReplyReader {
+  /** Counts of tokens in the reply, or in the element of a list that is being read. */
+  readonly counts: Counts = new Counts();
   /** Whether the reply is a list of elements, as SGLang's is for several prompts. */
   list: bool = false;
   /** Index of the element that is being read; -1 before the first one, and where there is no list. */
   element: i32 = -1;
   /** Choices of the document that have begun. */
-  choiceCount: i32 = 0;
-  /** Whether an array reads characters of its own: `readArray` is then called instead of the scanner. */
-  inArray: bool = false;
+  choices: i32 = 0;
+
+  /** What the last notice was about. */
+  place: Place = Place.Root;
+  kind: Kind = Kind.Count;
+  inChoice: bool = false;
+  again: bool = false;
 
   /** How many members of each name have come, of the document, the element and the choice. */
   private choicesMembers: i32 = 0;
@@ -27,100 +73,41 @@ export abstract class ReplyReader {
   private kindsInDocument: i32 = 0;
   private kindsInChoice: i32 = 0;
 
-  /** `scanner` watches the paths of `places.ts`; `freeScanner` gives it back. */
-  constructor(
-    protected readonly scanner: Scanner,
-    /** Counts of tokens in the reply, or in the element of a list that is being read. */
-    readonly counts: Counts,
-  ) {}
+  /** `scanner` (borrowed) watches the paths of `places.ts`. */
+  constructor(private scanner: Scanner) {}
+
+  /** Reads on to what a consumer has to know. */
+  next(): Notice {
+    const scanner = this.scanner;
+    while (true) {
+      const event = scanner.next();
+      if (event == Event.More) return Notice.More;
+      if (event == Event.Failed) return Notice.Broken;
+      if (event == Event.Done) return Notice.DocumentEnd;
+      const place = <Place>scanner.id;
+      this.place = place;
+      const notice = event == Event.Value ? this.enter(place) : this.leave(place);
+      if (notice != Notice.None) return notice;
+    }
+  }
+
+  /** Another document follows, as in a stream of events: what was counted is forgotten. */
+  beginDocument(): void {
+    this.scanner.reset();
+    this.element = -1;
+    this.choices = 0;
+    this.choicesMembers = this.arraysInElement = 0;
+    this.kindsInDocument = 0;
+    this.counts.reset();
+  }
 
   /** Whether the document, or the choice that is being read, has had a value of this kind. */
   has(kind: Kind, inChoice: bool): bool {
     return ((inChoice ? this.kindsInChoice : this.kindsInDocument) & (1 << (<i32>kind))) != 0;
   }
 
-  // ---- what a consumer says; a call is made once for a value, never for a byte
-
-  /** Whether nothing more is to be read of what the scanner has. */
-  protected abstract get stopped(): bool;
-
-  /** Lets the array read on. False when it has used up the scanner's window. */
-  protected abstract readArray(): bool;
-
-  /** The document is not JSON, or not of a reply's shape. */
-  protected abstract onBroken(): void;
-
-  /** A second `choices` begins: nobody can tell which one a client reads. */
-  protected abstract onSecondChoices(): void;
-
-  /** The document is an object or a list, see `list`. */
-  protected onRoot(): void {}
-  protected onRootEnd(): void {}
-
-  /** An element of a list begins or has ended; `counts` are its own. */
-  protected onElement(): void {}
-  protected onElementEnd(): void {}
-
-  protected onChoice(): void {}
-  protected onChoiceEnd(): void {}
-
-  /** A value of `routed_experts` begins; `again`: the choice or the element has had one before. */
-  protected abstract onArray(place: Place, again: bool): void;
-  protected onArrayEnd(): void {}
-
-  /** A member (`data`, `shape` and so on) of an array that is an object begins or has ended. */
-  protected abstract onMember(place: Place): void;
-  protected abstract onMemberEnd(place: Place): void;
-
-  /** A row, a layer or an expert of an array that is nested lists begins or has ended. */
-  protected onListed(place: Place): void {}
-  protected onListedEnd(place: Place): void {}
-
-  /** A value that prefill knows better than decode begins; `again`: as `has` said before it. */
-  protected abstract onValue(kind: Kind, inChoice: bool, again: bool): void;
-  protected abstract onValueEnd(kind: Kind): void;
-
-  /** A watched value begins, or has ended, of which the reader itself keeps nothing. */
-  protected onOther(place: Place): void {}
-  protected onOtherEnd(place: Place): void {}
-
-  protected onDocumentEnd(): void {}
-
-  // ---- the walk
-
-  /** Reads what the scanner was fed, until that is used up or the consumer has stopped. */
-  protected walk(): void {
-    const scanner = this.scanner;
-    while (!this.stopped) {
-      if (this.inArray) {
-        if (!this.readArray()) return;
-        continue;
-      }
-      const event = scanner.next();
-      if (event == Event.More) return;
-      if (event == Event.Value) this.enter(<Place>scanner.id);
-      else if (event == Event.ValueEnd) this.leave(<Place>scanner.id);
-      else if (event == Event.Failed) this.onBroken();
-      else this.onDocumentEnd();
-    }
-  }
-
-  /** Another document follows, as in a stream of events: what was counted is forgotten. */
-  protected beginDocument(): void {
-    this.scanner.reset();
-    this.element = -1;
-    this.choiceCount = 0;
-    this.choicesMembers = this.arraysInElement = 0;
-    this.kindsInDocument = 0;
-    this.counts.reset();
-  }
-
-  protected freeScanner(): void {
-    this.scanner.free();
-  }
-
   /** A watched value begins. */
-  private enter(place: Place): void {
+  private enter(place: Place): Notice {
     switch (place) {
       case Place.Root:
       case Place.Element:
@@ -129,112 +116,98 @@ export abstract class ReplyReader {
       case Place.Choice:
         return this.enterContainer(place);
       case Place.Array:
-        return this.onArray(place, ++this.arraysInChoice > 1);
+        this.again = ++this.arraysInChoice > 1;
+        return Notice.Array;
       case Place.Raw:
-        return this.onArray(place, ++this.arraysInElement > 1);
+        this.again = ++this.arraysInElement > 1;
+        return Notice.Array;
       case Place.ChoiceRaw:
-        return this.onArray(place, ++this.rawInChoice > 1);
-      case Place.Row:
-      case Place.Layer:
-      case Place.Expert:
-        return this.onListed(place);
-      case Place.Data:
-      case Place.Shape:
-      case Place.Dimension:
-      case Place.Start:
-      case Place.Dtype:
-        return this.onMember(place);
+        this.again = ++this.rawInChoice > 1;
+        return Notice.Array;
       case Place.Usage:
-        return this.counts.usage.reset();
+        this.counts.beginUsage();
+        return Notice.None;
       case Place.Meta:
-        return this.counts.meta.reset();
-      default: {
-        const kind = kindAt(place);
-        if (kind == Kind.Count) this.onOther(place);
-        else this.enterValue(kind, isInChoice(place));
-      }
+        this.counts.beginMeta();
+        return Notice.None;
+      default:
     }
+    if (isListed(place)) return Notice.Listed;
+    if (isMember(place)) return Notice.Member;
+    const kind = kindAt(place);
+    if (kind == Kind.Count) return Notice.Other;
+    this.enterValue(kind, isInChoice(place));
+    return Notice.Value;
   }
 
-  private enterContainer(place: Place): void {
-    const first = this.scanner.first;
+  private enterContainer(place: Place): Notice {
     switch (place) {
-      case Place.Root:
+      case Place.Root: {
+        const first = this.scanner.first;
         this.list = first == 0x5b;
-        if (!this.list && first != 0x7b) this.onBroken();
-        else this.onRoot();
-        break;
+        return this.list || first == 0x7b ? Notice.Root : Notice.Broken;
+      }
       case Place.Element:
         this.element++;
         this.arraysInElement = 0;
         this.counts.reset();
-        this.onElement();
-        break;
+        return Notice.Element;
       case Place.Choices:
-        if (++this.choicesMembers > 1) this.onSecondChoices();
-        break;
+        return ++this.choicesMembers > 1 ? Notice.SecondChoices : Notice.None;
       case Place.Choice:
-        this.choiceCount++;
+        this.choices++;
         this.arraysInChoice = this.rawInChoice = this.kindsInChoice = 0;
-        this.onChoice();
-        break;
+        return Notice.Choice;
       default:
         // `choices` of an element: no engine answers with a list of such replies.
-        this.onBroken();
+        return Notice.Broken;
     }
   }
 
   private enterValue(kind: Kind, inChoice: bool): void {
-    const again = this.has(kind, inChoice);
+    this.kind = kind;
+    this.inChoice = inChoice;
+    this.again = this.has(kind, inChoice);
     const bit = 1 << (<i32>kind);
     if (inChoice) this.kindsInChoice |= bit;
     else this.kindsInDocument |= bit;
-    this.onValue(kind, inChoice, again);
   }
 
   /** A watched value has ended. */
-  private leave(place: Place): void {
-    const scanner = this.scanner;
+  private leave(place: Place): Notice {
     switch (place) {
       case Place.Root:
-        return this.onRootEnd();
+        return Notice.RootEnd;
       case Place.Element:
-        return this.onElementEnd();
+        return Notice.ElementEnd;
       case Place.Choice:
-        return this.onChoiceEnd();
+        return Notice.ChoiceEnd;
       case Place.Array:
       case Place.Raw:
       case Place.ChoiceRaw:
-        return this.onArrayEnd();
-      case Place.Row:
-      case Place.Layer:
-      case Place.Expert:
-        return this.onListedEnd(place);
-      case Place.Data:
-      case Place.Shape:
-      case Place.Dimension:
-      case Place.Start:
-      case Place.Dtype:
-        return this.onMemberEnd(place);
-      case Place.PromptTokens:
-        this.counts.usage.prompt = scanner.integer;
-        break;
-      case Place.CompletionTokens:
-        this.counts.usage.completion = scanner.integer;
-        break;
-      case Place.MetaPromptTokens:
-        this.counts.meta.prompt = scanner.integer;
-        break;
-      case Place.MetaCompletionTokens:
-        this.counts.meta.completion = scanner.integer;
-        break;
-      default: {
-        const kind = kindAt(place);
-        if (kind == Kind.Count) this.onOtherEnd(place);
-        else this.onValueEnd(kind);
-      }
+        return Notice.ArrayEnd;
+      default:
     }
+    if (isListed(place)) return Notice.ListedEnd;
+    if (isMember(place)) return Notice.MemberEnd;
+    this.kind = kindAt(place);
+    if (this.kind != Kind.Count) return Notice.ValueEnd;
+    return this.counts.tell(place, this.scanner.integer) ? Notice.None : Notice.OtherEnd;
   }
+}
+
+/** Whether the place is one of nested lists. */
+// @ts-ignore: decorator
+@inline
+function isListed(place: Place): bool {
+  return place >= Place.Row && place <= Place.Expert;
+}
+
+/** Whether the place is one in an object. */
+// @ts-ignore: decorator
+@inline
+function isMember(place: Place): bool {
+  return place >= Place.Data && place <= Place.Dtype;
 }
 
 /** The kind of the value at a place; `Kind.Count` where it is none. */

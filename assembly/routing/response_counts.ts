@@ -138,10 +138,10 @@ export class ResponseCounts {
     const site = this.site;
     const arrays = this.counter.arrays;
     // The tokens of a choice without an array are counted, too.
-    const choices = site.events ? site.choicesAsked : reply.choiceCount;
+    const choices = site.events ? site.choicesAsked : reply.choices;
     if (arrays == 0 || arrays != choices) return;
     // A stream tells the total of several choices in an event of its own, which has no choices.
-    const total = !site.events || site.choicesAsked == 1 || reply.choiceCount == 0;
+    const total = !site.events || site.choicesAsked == 1 || reply.choices == 0;
     if (total && !this.counter.matches(site.counts.completion)) site.refuse(Reason.Rows);
   }
 
@@ -149,7 +149,7 @@ export class ResponseCounts {
   private formOfAll(reply: ReplyReader): Form {
     const site = this.site;
     // The tokens of a choice without an array are counted, too.
-    if (site.counts.completion < 0 || site.undecided != reply.choiceCount) return Form.Unknown;
+    if (site.counts.completion < 0 || site.undecided != reply.choices) return Form.Unknown;
     const plan = this.prompt.planOf(0);
     if (plan === null) return Form.Unknown;
     const arrays = <u64>site.undecided;
@@ -162,7 +162,7 @@ export class ResponseCounts {
   /** A document has ended of a request that decode has served alone and that the filter has read. */
   endAlone(reply: ReplyReader): void {
     const counter = this.counter;
-    const whole = counter.arrays > 0 && counter.arrays == reply.choiceCount;
+    const whole = counter.arrays > 0 && counter.arrays == reply.choices;
     if (reply.list || this.site.events || !whole) return;
     const counts = this.site.counts;
     if (counts.differ) return this.site.refuse(Reason.Prompt);

@@ -9,7 +9,7 @@ import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
 import { Event, Scanner } from '../../json/scanner';
 import { Examination, Leg } from '../examination';
-import { Place } from '../places';
+import { Place, addObject } from '../places';
 import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
 import { PromptRows, RowChars, SliceChars } from '../rows';
@@ -25,11 +25,8 @@ function valuePaths(): Paths {
     .add('', Place.Root)
     .add('*', Place.Row)
     .add('*.*', Place.Layer)
-    .add('encoding', Place.Start)
-    .add('data', Place.Data)
-    .add('shape', Place.Shape)
-    .add('shape.*', Place.Dimension)
-    .add('dtype', Place.Dtype);
+    .add('encoding', Place.Start);
+  addObject(made, '');
   paths = made;
   return made;
 }

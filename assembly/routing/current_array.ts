@@ -15,8 +15,10 @@ import { RowPlan } from './row_plan';
 @final
 export class CurrentArray {
   private array: DecodeArray | null = null;
-  /** Arrays of each format that have been made: they are used again for the next array. */
-  private made: StaticArray<DecodeArray | null> = [null, null, null];
+  /** Arrays of each format as they have been made: they are used again for the next array. */
+  private npy: NpyDecode | null = null;
+  private object: ObjectDecode | null = null;
+  private raw: RawDecode | null = null;
   /** Where the array begins in the body. */
   private from: u64 = 0;
 
@@ -44,6 +46,7 @@ export class CurrentArray {
    */
   begin(format: Format, plan: RowPlan | null): bool {
     const array = this.arrayOf(format);
+    array.reason = Reason.None;
     this.array = array;
     this.from = this.site.position;
     return array.begin(this.site, plan);
@@ -113,22 +116,27 @@ export class CurrentArray {
   }
 
   free(): void {
-    for (let i = 0; i < this.made.length; i++) {
-      const array = this.made[i];
-      if (array !== null) array.free();
-    }
+    const npy = this.npy;
+    if (npy !== null) npy.free();
+    const object = this.object;
+    if (object !== null) object.free();
+    const raw = this.raw;
+    if (raw !== null) raw.free();
   }
 
   private arrayOf(format: Format): DecodeArray {
-    const place = format == Format.Npy ? 0 : format == Format.Object ? 1 : 2;
-    const known = this.made[place];
-    if (known !== null) {
-      known.reason = Reason.None;
-      return known;
+    if (format == Format.Npy) {
+      let npy = this.npy;
+      if (npy === null) this.npy = npy = new NpyDecode();
+      return npy;
     }
-    const made: DecodeArray =
-      format == Format.Npy ? new NpyDecode() : format == Format.Object ? new ObjectDecode() : new RawDecode();
-    this.made[place] = made;
-    return made;
+    if (format == Format.Object) {
+      let object = this.object;
+      if (object === null) this.object = object = new ObjectDecode();
+      return object;
+    }
+    let raw = this.raw;
+    if (raw === null) this.raw = raw = new RawDecode();
+    return raw;
   }
 }

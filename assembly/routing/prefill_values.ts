@@ -3,6 +3,7 @@
 
 import { Ascii } from '../bytes/ascii';
 import { Site } from './formats/format';
+import { Place } from './places';
 import { Kind, PrefillValue, Prompt } from './prompt';
 import { Reason } from './reason';
 import { ReplyReader } from './reply_reader';
@@ -52,7 +53,8 @@ export class PrefillValues {
     const values = this.prompt.values;
     for (let i = 0; i < values.length; i++) {
       const value = values[i];
-      if (!isLong(value.kind) || value.inChoice != inChoice || reply.has(value.kind, inChoice)) continue;
+      if (!isLong(value.kind) || value.inChoice != inChoice || reply.has(placeOf(value.kind, inChoice)))
+        continue;
       if (!this.mayCopy(value.kind)) return;
       this.insert(value);
     }
@@ -84,4 +86,10 @@ export class PrefillValues {
 /** Whether values of this kind are as long as the prompt, and are put in where decode has none. */
 function isLong(kind: Kind): bool {
   return kind == Kind.PromptExperts || kind == Kind.PromptLogprobs;
+}
+
+/** Where a long value stands. */
+function placeOf(kind: Kind, inChoice: bool): Place {
+  if (kind == Kind.PromptExperts) return inChoice ? Place.ChoicePromptExperts : Place.PromptExperts;
+  return inChoice ? Place.ChoicePromptLogprobs : Place.PromptLogprobs;
 }

@@ -34,7 +34,7 @@ export const enum Notice {
   /** A row, a layer or an expert, at `place`, of an array that is nested lists. */
   Listed,
   ListedEnd,
-  /** A value that prefill knows better than decode, of `kind`; `again`: as `has` said before it. */
+  /** A value that prefill knows better than decode, of `kind`; `again`: it is not the first one there. */
   Value,
   ValueEnd,
   /** Another watched value, at `place`, of which the reader itself keeps nothing. */
@@ -61,17 +61,13 @@ export class ReplyReader {
   /** What the last notice was about. */
   place: Place = Place.Root;
   kind: Kind = Kind.Count;
-  inChoice: bool = false;
   again: bool = false;
 
-  /** How many members of each name have come, of the document, the element and the choice. */
-  private choicesMembers: i32 = 0;
-  private arraysInElement: i32 = 0;
-  private arraysInChoice: i32 = 0;
-  private rawInChoice: i32 = 0;
-  /** Kinds of values that the document, and the choice, have had: bit k is set for the kind k. */
-  private kindsInDocument: i32 = 0;
-  private kindsInChoice: i32 = 0;
+  /**
+   * Places at which a value has begun: bit p is set for the place p. Those of a choice or an element
+   * are of the one that is being read.
+   */
+  private seen: u64 = 0;
 
   /** `scanner` (borrowed) watches the paths of `places.ts`. */
   constructor(private scanner: Scanner) {}
@@ -96,33 +92,47 @@ export class ReplyReader {
     this.scanner.reset();
     this.element = -1;
     this.choices = 0;
-    this.choicesMembers = this.arraysInElement = 0;
-    this.kindsInDocument = 0;
+    this.seen = 0;
     this.counts.reset();
   }
 
-  /** Whether the document, or the choice that is being read, has had a value of this kind. */
-  has(kind: Kind, inChoice: bool): bool {
-    return ((inChoice ? this.kindsInChoice : this.kindsInDocument) & (1 << (<i32>kind))) != 0;
+  /** Whether the value at `place` is a member of a choice. */
+  get inChoice(): bool {
+    return (bitOf(this.place) & IN_CHOICE) != 0;
+  }
+
+  /** Whether the document, or the choice that is being read, has had a value at a place. */
+  has(place: Place): bool {
+    return (this.seen & bitOf(place)) != 0;
   }
 
   /** A watched value begins. */
   private enter(place: Place): Notice {
+    this.again = this.has(place);
+    this.seen |= bitOf(place);
     switch (place) {
-      case Place.Root:
+      case Place.Root: {
+        const first = this.scanner.first;
+        this.list = first == 0x5b;
+        return this.list || first == 0x7b ? Notice.Root : Notice.Broken;
+      }
       case Place.Element:
+        this.element++;
+        this.seen &= ~bitOf(Place.Raw);
+        this.counts.reset();
+        return Notice.Element;
       case Place.ElementChoices:
+        // No engine answers with a list of replies that have choices.
+        return Notice.Broken;
       case Place.Choices:
+        return this.again ? Notice.SecondChoices : Notice.None;
       case Place.Choice:
-        return this.enterContainer(place);
+        this.choices++;
+        this.seen &= ~IN_CHOICE;
+        return Notice.Choice;
       case Place.Array:
-        this.again = ++this.arraysInChoice > 1;
-        return Notice.Array;
       case Place.Raw:
-        this.again = ++this.arraysInElement > 1;
-        return Notice.Array;
       case Place.ChoiceRaw:
-        this.again = ++this.rawInChoice > 1;
         return Notice.Array;
       case Place.Usage:
         this.counts.beginUsage();
@@ -134,43 +144,8 @@ export class ReplyReader {
     }
     if (isListed(place)) return Notice.Listed;
     if (isMember(place)) return Notice.Member;
-    const kind = kindAt(place);
-    if (kind == Kind.Count) return Notice.Other;
-    this.enterValue(kind, isInChoice(place));
-    return Notice.Value;
-  }
-
-  private enterContainer(place: Place): Notice {
-    switch (place) {
-      case Place.Root: {
-        const first = this.scanner.first;
-        this.list = first == 0x5b;
-        return this.list || first == 0x7b ? Notice.Root : Notice.Broken;
-      }
-      case Place.Element:
-        this.element++;
-        this.arraysInElement = 0;
-        this.counts.reset();
-        return Notice.Element;
-      case Place.Choices:
-        return ++this.choicesMembers > 1 ? Notice.SecondChoices : Notice.None;
-      case Place.Choice:
-        this.choices++;
-        this.arraysInChoice = this.rawInChoice = this.kindsInChoice = 0;
-        return Notice.Choice;
-      default:
-        // `choices` of an element: no engine answers with a list of such replies.
-        return Notice.Broken;
-    }
-  }
-
-  private enterValue(kind: Kind, inChoice: bool): void {
-    this.kind = kind;
-    this.inChoice = inChoice;
-    this.again = this.has(kind, inChoice);
-    const bit = 1 << (<i32>kind);
-    if (inChoice) this.kindsInChoice |= bit;
-    else this.kindsInDocument |= bit;
+    this.kind = kindAt(place);
+    return this.kind == Kind.Count ? Notice.Other : Notice.Value;
   }
 
   /** A watched value has ended. */
@@ -195,6 +170,20 @@ export class ReplyReader {
     return this.counts.tell(place, this.scanner.integer) ? Notice.None : Notice.OtherEnd;
   }
 }
+
+/** The bit of a place in a set of places. */
+// @ts-ignore: decorator
+@inline
+function bitOf(place: Place): u64 {
+  return (<u64>1) << place;
+}
+
+/** Places of a choice's members. */
+const IN_CHOICE: u64 =
+  ((<u64>1) << Place.Array) |
+  ((<u64>1) << Place.ChoiceRaw) |
+  ((<u64>1) << Place.ChoicePromptExperts) |
+  ((<u64>1) << Place.ChoicePromptLogprobs);
 
 /** Whether the place is one of nested lists. */
 // @ts-ignore: decorator
@@ -226,8 +215,4 @@ function kindAt(place: Place): Kind {
     default:
       return Kind.Count;
   }
-}
-
-function isInChoice(place: Place): bool {
-  return place == Place.ChoicePromptExperts || place == Place.ChoicePromptLogprobs;
 }

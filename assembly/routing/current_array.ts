@@ -22,8 +22,6 @@ export class CurrentArray {
   /** Where the array begins in the body. */
   private from: u64 = 0;
 
-  constructor(private site: Site) {}
-
   /** Whether an array has begun that has not ended. */
   get open(): bool {
     return this.array !== null;
@@ -44,35 +42,34 @@ export class CurrentArray {
    * Begins an array at the scanner's cursor; `plan` (borrowed) is null where decode has served the
    * request alone. True: `read` comes next. False: see `reason`.
    */
-  begin(format: Format, plan: RowPlan | null): bool {
+  begin(site: Site, format: Format, plan: RowPlan | null): bool {
     const array = this.arrayOf(format);
     array.reason = Reason.None;
     this.array = array;
-    this.from = this.site.position;
-    return array.begin(this.site, plan);
+    this.from = site.position;
+    return array.begin(site, plan);
   }
 
-  read(): Progress {
-    return this.array!.read(this.site);
+  read(site: Site): Progress {
+    return this.array!.read(site);
   }
 
   /** A member of the array begins. True: `read` comes next. */
-  onMember(place: Place): bool {
+  onMember(site: Site, place: Place): bool {
     const array = this.array;
-    return array !== null && array.onValue(this.site, place);
+    return array !== null && array.onValue(site, place);
   }
 
-  onMemberEnd(place: Place): void {
+  onMemberEnd(site: Site, place: Place): void {
     const array = this.array;
-    if (array !== null) array.onValueEnd(this.site, place);
+    if (array !== null) array.onValueEnd(site, place);
   }
 
   /**
    * The value has ended. Returns why the array can't be merged: by itself, or beside the rows of the
    * others, whose examination is judged. The array then stays open, to be abandoned if it is held.
    */
-  end(): Reason {
-    const site = this.site;
+  end(site: Site): Reason {
     const array = this.array!;
     const heldFrom = array.heldFrom;
     array.reason = array.end(site);
@@ -99,15 +96,15 @@ export class CurrentArray {
   }
 
   /** Bytes to come that prefill's rows replace whatever they are. The array is reading. */
-  get replacedAhead(): u64 {
-    return this.array!.replacedAhead(this.site);
+  replacedAhead(site: Site): u64 {
+    return this.array!.replacedAhead(site);
   }
 
   /** Whether prefill's rows replace all bytes from `offset` on that have been read. The array is reading. */
-  isReplaced(offset: u64): bool {
+  isReplaced(site: Site, offset: u64): bool {
     const array = this.array;
     if (array === null || array.heldFrom >= 0) return false;
-    return this.from < offset && this.site.position <= array.replacedTo(this.site);
+    return this.from < offset && site.position <= array.replacedTo(site);
   }
 
   /** Bytes to come that may leave nothing behind: the padding of the array. The array is reading. */

@@ -2,7 +2,7 @@
 // shape of generated rows beside prefill's `prompt_routed_experts` (format C): a row of the client's
 // array is a row of either leg, so both must have as many layers and the same top_k.
 
-import { Leg } from './examination';
+import { Examination, Leg } from './examination';
 import { Site } from './formats/format';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
@@ -22,41 +22,40 @@ export class DecodeLists {
 
   /** `prompt` is borrowed. `merges`: rows are to be merged, so a shape that is not prefill's is a fault. */
   constructor(
-    private site: Site,
+    examination: Examination,
     private prompt: Prompt,
     private merges: bool,
   ) {
-    this.rows = new RowLists(site.examination, Leg.Decode);
+    this.rows = new RowLists(examination, Leg.Decode);
   }
 
-  begin(): void {
+  begin(site: Site): void {
     this.open = true;
     this.rows.begin();
-    this.site.edited();
+    site.edited();
   }
 
-  onListed(place: Place): void {
+  onListed(site: Site, place: Place): void {
     if (!this.open) return;
-    const isList = this.site.scanner.first == 0x5b;
-    if (isList == (place == Place.Expert)) this.site.refuse(Reason.Shape);
+    const isList = site.scanner.first == 0x5b;
+    if (isList == (place == Place.Expert)) site.refuse(Reason.Shape);
   }
 
-  onListedEnd(place: Place): void {
+  onListedEnd(site: Site, place: Place): void {
     if (!this.open) return;
-    const scanner = this.site.scanner;
+    const scanner = site.scanner;
     if (place == Place.Expert) this.rows.expert(scanner.integer);
     else if (place == Place.Layer) {
-      this.checkDimension(TOP_K, scanner.count);
+      this.checkDimension(site, TOP_K, scanner.count);
       this.rows.endLayer(scanner.count);
     } else {
-      this.checkDimension(LAYERS, scanner.count);
+      this.checkDimension(site, LAYERS, scanner.count);
       this.rows.endRow();
     }
   }
 
   /** The value has ended: its rows are judged, and told to the site. False when it was refused. */
-  end(): bool {
-    const site = this.site;
+  end(site: Site): bool {
     this.open = false;
     let reason = this.rows.reason;
     if (reason == Reason.None) reason = site.examination.judge();
@@ -67,17 +66,17 @@ export class DecodeLists {
   }
 
   /** A member begins of a value that no format reads. */
-  onMember(place: Place): void {
-    if (place == Place.Shape && this.site.scanner.first != 0x5b) this.refuseShape();
+  onMember(site: Site, place: Place): void {
+    if (place == Place.Shape && site.scanner.first != 0x5b) this.refuseShape(site);
   }
 
   /** A member of an object has ended, which generated rows may be instead of lists. */
-  onMemberEnd(place: Place): void {
-    const scanner = this.site.scanner;
-    if (place == Place.Shape && scanner.count != 3) this.refuseShape();
+  onMemberEnd(site: Site, place: Place): void {
+    const scanner = site.scanner;
+    if (place == Place.Shape && scanner.count != 3) this.refuseShape(site);
     if (place != Place.Dimension) return;
-    if (scanner.index > TOP_K || scanner.integer < 0) this.refuseShape();
-    else this.checkDimension(scanner.index, scanner.integer);
+    if (scanner.index > TOP_K || scanner.integer < 0) this.refuseShape(site);
+    else this.checkDimension(site, scanner.index, scanner.integer);
   }
 
   free(): void {
@@ -88,13 +87,13 @@ export class DecodeLists {
     return this.merges && this.prompt.format == Format.Prompt;
   }
 
-  private refuseShape(): void {
-    if (this.checks) this.site.refuse(Reason.Shape);
+  private refuseShape(site: Site): void {
+    if (this.checks) site.refuse(Reason.Shape);
   }
 
-  private checkDimension(dimension: i32, size: i64): void {
+  private checkDimension(site: Site, dimension: i32, size: i64): void {
     if (!this.checks) return;
-    if (dimension == LAYERS && <u64>size != this.prompt.layers) this.site.refuse(Reason.Layers);
-    if (dimension == TOP_K && <u64>size != this.prompt.topK) this.site.refuse(Reason.TopK);
+    if (dimension == LAYERS && <u64>size != this.prompt.layers) site.refuse(Reason.Layers);
+    if (dimension == TOP_K && <u64>size != this.prompt.topK) site.refuse(Reason.TopK);
   }
 }

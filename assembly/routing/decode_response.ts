@@ -114,7 +114,7 @@ class CacheWord {
 
 
 @final
-export class DecodeResponse {
+export class DecodeResponse extends Site {
   /** Why arrays became `null` (`MergeOrNull`). */
   nulled: Reason = Reason.None;
   /** The document has ended. */
@@ -124,14 +124,12 @@ export class DecodeResponse {
   /** An array reads characters of its own, instead of the scanner, and more of it is to come. */
   inArray: bool = false;
 
-  private readonly scanner: Scanner;
   private readonly reader: ReplyReader;
-  private readonly site: Site;
   private readonly array: CurrentArray;
   private readonly lists: DecodeLists;
   private readonly swap: ValueSwap;
   private readonly values: PrefillValues;
-  private readonly rows: ResponseCounts;
+  private readonly totals: ResponseCounts;
   private readonly cache: CacheWord;
   private readonly prompt: Prompt;
   /** Decode has served the request alone: arrays are checked, and leave as they came. */
@@ -155,21 +153,26 @@ export class DecodeResponse {
     const alone = expected.alone;
     const scanner = Scanner.take(alone === null ? replyPaths() : alonePaths());
     const reader = new ReplyReader(scanner);
-    const site = new Site(scanner, rope, events, reader.counts, expected.examination);
-    site.form = expected.tail ? form : Form.Full;
-    site.choicesAsked = expected.choices;
-    site.maxTokens = expected.maxTokens;
-    this.scanner = scanner;
+    super(scanner, rope, events, reader.counts, expected.examination);
+    this.form = expected.tail ? form : Form.Full;
+    this.choicesAsked = expected.choices;
+    this.maxTokens = expected.maxTokens;
     this.reader = reader;
     this.prompt = prompt;
     this.isAlone = alone !== null;
-    this.site = site;
-    this.array = new CurrentArray(site);
-    this.lists = new DecodeLists(site, prompt, treatment != Treatment.Null);
-    this.swap = new ValueSwap(site);
-    this.values = new PrefillValues(site, prompt);
+    this.array = new CurrentArray();
+    this.lists = new DecodeLists(expected.examination, prompt, treatment != Treatment.Null);
+    this.swap = new ValueSwap();
+    this.values = new PrefillValues(prompt);
     const start = alone === null ? 0 : alone.start;
-    this.rows = new ResponseCounts(site, prompt, expected.prompts, alone !== null, start);
+    this.totals = new ResponseCounts(
+      prompt,
+      expected.prompts,
+      expected.choices,
+      events,
+      alone !== null,
+      start,
+    );
     this.cache = new CacheWord(alone === null ? CachedRule.Any : alone.cached);
     // What an earlier reading of the same response has examined does not count twice.
     expected.examination.forget(Leg.Decode);
@@ -179,21 +182,20 @@ export class DecodeResponse {
 
   /** Reads a piece of the body that is in the rope; `offset` is where it starts. */
   push(ptr: usize, len: usize, offset: u64): void {
-    const site = this.site;
-    if (site.reason != Reason.None) return;
-    site.base = offset - this.scanner.offset;
+    if (this.reason != Reason.None) return;
+    this.base = offset - this.scanner.offset;
     this.scanner.feed(ptr, len);
     this.walk();
-    if (this.swap.active) this.swap.pass();
+    if (this.swap.active) this.swap.pass(this);
     this.settled = offset + len;
     const heldFrom = this.array.heldFrom;
     if (heldFrom >= 0) this.settled = <u64>heldFrom;
-    if (site.deferred.length > 0) this.settled = min(this.settled, site.deferred[0].at);
+    if (this.deferred.length > 0) this.settled = min(this.settled, this.deferred[0].at);
   }
 
   /** An event of a stream has ended; one that is cut short is refused. */
   nextEvent(): void {
-    if (!this.betweenDocuments) return this.site.refuse(Reason.Json);
+    if (!this.betweenDocuments) return this.refuse(Reason.Json);
     // The counts are forgotten, too: they may be counts so far, and say nothing of the next event.
     this.reader.beginDocument();
     this.complete = false;
@@ -203,7 +205,7 @@ export class DecodeResponse {
 
   /** What is said to be a stream of events is none, and a client that reads it may find arrays in it. */
   refuseBody(): void {
-    this.site.refuse(Reason.Format);
+    this.refuse(Reason.Format);
   }
 
   free(): void {
@@ -212,39 +214,14 @@ export class DecodeResponse {
     this.array.free();
   }
 
-  /** Why the merge failed; nothing more is read then. */
-  get reason(): Reason {
-    return this.site.reason;
-  }
-
-  /** The first array's preconditions all hold, and its edits are in the rope. */
-  get planned(): bool {
-    return this.site.planned;
-  }
-
-  /** Arrays that have been edited, or become `null` by `Treatment.Null`. */
-  get choices(): i32 {
-    return this.site.choices;
-  }
-
-  /** Form in which a second reading must start: only at the end it was known which rows came. */
-  get again(): Form {
-    return this.site.again;
-  }
-
-  /** By how many bytes the edits planned so far make the body longer. */
-  get growth(): i64 {
-    return this.site.growth;
-  }
-
   /** Bytes to come that prefill's rows replace whatever they are. */
   get replacedAhead(): u64 {
-    return this.inArray ? this.array.replacedAhead : 0;
+    return this.inArray ? this.array.replacedAhead(this) : 0;
   }
 
   /** Whether prefill's rows replace all bytes from `offset` on, up to the last byte read. */
   isReplaced(offset: u64): bool {
-    return this.inArray && this.array.isReplaced(offset);
+    return this.inArray && this.array.isReplaced(this, offset);
   }
 
   /** `n` replaced bytes went by without being read. */
@@ -270,7 +247,7 @@ export class DecodeResponse {
 
   /** Whether bytes that were read must not leave yet. */
   get holding(): bool {
-    return this.array.heldFrom >= 0 || this.site.deferred.length > 0;
+    return this.array.heldFrom >= 0 || this.deferred.length > 0;
   }
 
   /**
@@ -278,24 +255,23 @@ export class DecodeResponse {
    * decode's word that nothing of its prompt was cached.
    */
   get decided(): bool {
-    return this.site.undecided == 0 && !this.cache.isAwaited(this.site.choices);
+    return this.undecided == 0 && !this.cache.isAwaited(this.choices);
   }
 
   /** Whether some of prefill's routing is in the response. */
   get merged(): bool {
-    return this.site.choices > 0 || this.values.placed;
+    return this.choices > 0 || this.values.placed;
   }
 
   /** Whether generated rows have come in a stream that had no place for the prompt's. */
   get unplaced(): bool {
-    return this.prompt.format == Format.Prompt && this.site.choices > 0 && !this.values.placed;
+    return this.prompt.format == Format.Prompt && this.choices > 0 && !this.values.placed;
   }
 
   // ---- what the reader announces
 
   private walk(): void {
-    const site = this.site;
-    while (site.reason == Reason.None && site.again == Form.Unknown) {
+    while (this.reason == Reason.None && this.again == Form.Unknown) {
       if (this.inArray) {
         if (!this.readArray()) return;
         continue;
@@ -309,9 +285,9 @@ export class DecodeResponse {
 
   /** Lets the array read on. False when it has used up the scanner's window. */
   private readArray(): bool {
-    const progress = this.array.read();
+    const progress = this.array.read(this);
     if (progress == Progress.More) return false;
-    if (progress == Progress.Broken) this.site.refuse(this.array.reason);
+    if (progress == Progress.Broken) this.refuse(this.array.reason);
     else if (progress == Progress.Refused) this.refuseArray();
     else this.inArray = false;
     return true;
@@ -320,40 +296,39 @@ export class DecodeResponse {
   /** Of a value that goes only its end counts. */
   private takeOfSwap(notice: Notice): void {
     if (notice == Notice.ArrayEnd || notice == Notice.ValueEnd) this.endSwap();
-    else if (notice == Notice.Broken) this.site.refuse(Reason.Json);
+    else if (notice == Notice.Broken) this.refuse(Reason.Json);
   }
 
   private take(notice: Notice): void {
-    const site = this.site;
     const reader = this.reader;
     const place = reader.place;
     switch (notice) {
       case Notice.Broken:
-        return site.refuse(Reason.Json);
+        return this.refuse(Reason.Json);
       case Notice.SecondChoices:
         return this.refuseUnlessNulling(Reason.Duplicate);
       case Notice.Root:
         // No engine has events of several elements, of which prefill's rows would be for one each.
-        if (reader.list && site.events && !this.isAlone) site.refuse(Reason.Format);
+        if (reader.list && this.events && !this.isAlone) this.refuse(Reason.Format);
         return;
       case Notice.Element:
         return this.beginElement();
       case Notice.Choice:
         this.choiceIsObject = this.scanner.first == 0x7b;
-        return this.rows.beginChoice();
+        return this.totals.beginChoice(this);
       case Notice.Array:
         return this.onArray();
       case Notice.Member:
-        if (!this.array.open) this.lists.onMember(place);
-        else if (this.array.onMember(place)) this.inArray = true;
+        if (!this.array.open) this.lists.onMember(this, place);
+        else if (this.array.onMember(this, place)) this.inArray = true;
         return;
       case Notice.MemberEnd:
-        this.array.onMemberEnd(place);
-        return this.lists.onMemberEnd(place);
+        this.array.onMemberEnd(this, place);
+        return this.lists.onMemberEnd(this, place);
       case Notice.Listed:
-        return this.lists.onListed(place);
+        return this.lists.onListed(this, place);
       case Notice.ListedEnd:
-        return this.lists.onListedEnd(place);
+        return this.lists.onListedEnd(this, place);
       case Notice.Value:
         return this.onValue();
       case Notice.Other:
@@ -372,7 +347,7 @@ export class DecodeResponse {
       case Notice.OtherEnd:
         return this.onOtherEnd();
       case Notice.ChoiceEnd:
-        if (!this.rows.endChoice()) this.refuseUnlessNulling(Reason.Rows);
+        if (!this.totals.endChoice()) this.refuseUnlessNulling(Reason.Rows);
         if (this.choiceIsObject) this.insertMissing(true);
         return;
       case Notice.ElementEnd:
@@ -388,7 +363,7 @@ export class DecodeResponse {
   private onArray(): void {
     const first = this.scanner.first;
     if (this.treatment == Treatment.Null) {
-      if (first != 0x6e) this.swap.begin(null);
+      if (first != 0x6e) this.swap.begin(this, null);
     } else if (this.reader.again) this.refuseValue(Reason.Duplicate);
     else if (first == 0x6e) return;
     else if (this.isAlone) this.inspect();
@@ -411,8 +386,8 @@ export class DecodeResponse {
   private onOtherEnd(): void {
     const scanner = this.scanner;
     const place = this.reader.place;
-    if (place == Place.TokenIds) this.rows.setTokens(scanner.first == 0x5b ? scanner.count : -1);
-    else if (place == Place.ChoiceIndex) this.rows.setIndex(scanner.integer);
+    if (place == Place.TokenIds) this.totals.setTokens(this, scanner.first == 0x5b ? scanner.count : -1);
+    else if (place == Place.ChoiceIndex) this.totals.setIndex(scanner.integer);
     else if (place == Place.MetaCachedTokens) this.onCached();
   }
 
@@ -425,21 +400,20 @@ export class DecodeResponse {
       // The elements of a list have ended one by one.
       if (!reader.list) this.endElement();
       else this.checkCache();
-      if (alone.counted) this.rows.endAlone(reader);
-    } else if (this.prompt.format != Format.None) this.rows.endMerged(reader, this.values.placed);
+      if (alone.counted) this.totals.endAlone(this, reader);
+    } else if (this.prompt.format != Format.None) this.totals.endMerged(this, reader, this.values.placed);
   }
 
   // ---- arrays
 
   /** An array of decode's, which prefill's rows are to be merged with. */
   private merge(): void {
-    const site = this.site;
     const prompt = this.prompt;
     const first = this.scanner.first;
     const place = this.reader.place;
     const inChoice = place == Place.Array;
-    if (inChoice && ++this.arraysOfChoices > site.choicesAsked) return site.refuse(Reason.Choices);
-    if (++this.begunValues > MAX_ARRAYS) return site.refuse(Reason.Memory);
+    if (inChoice && ++this.arraysOfChoices > this.choicesAsked) return this.refuse(Reason.Choices);
+    if (++this.begunValues > MAX_ARRAYS) return this.refuse(Reason.Memory);
     if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
     const format = formatOf(place, first);
     if (format == Format.None) return this.refuseValue(Reason.Format);
@@ -456,21 +430,21 @@ export class DecodeResponse {
     // into it.
     if (this.prompt.lastRowOfDecode) return this.refuseValue(Reason.Rows);
     if (first == 0x7b) this.begin(Format.Object, null);
-    else this.lists.begin();
+    else this.lists.begin(this);
   }
 
   /** An array, or prompt rows, of a request that decode has served alone. */
   private inspect(): void {
-    if (++this.begunValues > MAX_ARRAYS) return this.site.refuse(Reason.Memory);
+    if (++this.begunValues > MAX_ARRAYS) return this.refuse(Reason.Memory);
     const format = formatOf(this.reader.place, this.scanner.first);
     if (format == Format.None) this.refuseValue(Reason.Format);
-    else if (format == Format.Prompt) this.lists.begin();
+    else if (format == Format.Prompt) this.lists.begin(this);
     else this.begin(format, null);
   }
 
   private begin(format: Format, plan: RowPlan | null): void {
-    if (this.array.begin(format, plan)) this.inArray = true;
-    else this.site.refuse(this.array.reason);
+    if (this.array.begin(this, format, plan)) this.inArray = true;
+    else this.refuse(this.array.reason);
   }
 
   /** Prefill's rows for the element that is being read; null: nobody can tell which they are. */
@@ -484,19 +458,18 @@ export class DecodeResponse {
 
   /** A value of routing has ended; `ofPrompt`: it is that of `prompt_routed_experts`. */
   private endRouting(ofPrompt: bool): void {
-    if (this.array.open ? !this.endArray() : !this.lists.open || !this.lists.end()) return;
-    if (ofPrompt) this.rows.addPrompt();
-    else this.rows.add(this.reader.element);
+    if (this.array.open ? !this.endArray() : !this.lists.open || !this.lists.end(this)) return;
+    if (ofPrompt) this.totals.addPrompt(this);
+    else this.totals.add(this, this.reader.element);
   }
 
   /** The array has ended. False when its rows do not count, or not yet. */
   private endArray(): bool {
-    const site = this.site;
     const array = this.array;
-    const reason = array.end();
+    const reason = array.end(this);
     // What is not decided is read again, and what is deferred is counted with its element.
-    if (reason == Reason.None) return site.undecided == 0 && site.deferred.length == 0;
-    if (array.heldFrom < 0) site.refuse(reason);
+    if (reason == Reason.None) return this.undecided == 0 && this.deferred.length == 0;
+    if (array.heldFrom < 0) this.refuse(reason);
     else {
       this.refuseArray();
       if (this.swap.active) this.endSwap();
@@ -511,7 +484,7 @@ export class DecodeResponse {
     const isNull = this.scanner.first == 0x6e;
     const prompt = this.prompt;
     if (this.treatment == Treatment.Null) {
-      if (!isNull) this.swap.begin(null);
+      if (!isNull) this.swap.begin(this, null);
     } else if (this.isAlone) {
       if (again) this.refuseValue(Reason.Duplicate);
       else if (!isNull) this.inspect();
@@ -526,25 +499,25 @@ export class DecodeResponse {
   /** A value of decode's goes for prefill's, where prefill had one. */
   private replace(): void {
     if (this.treatment == Treatment.Null) return;
-    const value = this.values.valueFor(this.reader);
-    if (value !== null) this.swap.begin(value);
+    const value = this.values.valueFor(this, this.reader);
+    if (value !== null) this.swap.begin(this, value);
   }
 
   /** An object has ended. In a stream prefill's values stand where decode has some, or nowhere. */
   private insertMissing(inChoice: bool): void {
-    if (this.treatment != Treatment.Null && !this.site.events)
-      this.values.insertMissing(this.reader, inChoice);
+    if (this.treatment != Treatment.Null && !this.events)
+      this.values.insertMissing(this, this.reader, inChoice);
   }
 
   // ---- elements of a list; a document that is no list is one element
 
   private beginElement(): void {
-    this.site.forgetRaw();
-    this.cache.begin(this.site.choices);
+    this.forgetRaw();
+    this.cache.begin(this.choices);
   }
 
   private endElement(): void {
-    if (this.treatment != Treatment.Null) this.rows.endElement(this.reader);
+    if (this.treatment != Treatment.Null) this.totals.endElement(this, this.reader);
     this.checkCache();
   }
 
@@ -553,16 +526,16 @@ export class DecodeResponse {
   }
 
   private checkCache(): void {
-    if (!this.cache.suffices(this.site.choices)) this.refuseUnlessNulling(Reason.Cached);
+    if (!this.cache.suffices(this.choices)) this.refuseUnlessNulling(Reason.Cached);
   }
 
   // ---- what can't be merged
 
   /** The value at the cursor, of which nothing has left, can't be merged. */
   private refuseValue(reason: Reason): void {
-    if (this.treatment != Treatment.MergeOrNull) return this.site.refuse(reason);
+    if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
-    this.swap.begin(null);
+    this.swap.begin(this, null);
   }
 
   /** The array that was being read, and of which nothing has left, can't be merged. */
@@ -570,18 +543,18 @@ export class DecodeResponse {
     const reason = this.array.reason;
     const from = this.array.abandon();
     this.inArray = false;
-    if (this.treatment != Treatment.MergeOrNull) return this.site.refuse(reason);
+    if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
     this.swap.takeOver(from);
   }
 
   private refuseUnlessNulling(reason: Reason): void {
-    if (this.treatment != Treatment.Null) this.site.refuse(reason);
+    if (this.treatment != Treatment.Null) this.refuse(reason);
   }
 
   /** The value that goes has ended. */
   private endSwap(): void {
-    if (this.swap.end() && this.treatment == Treatment.Null) this.site.choices++;
+    if (this.swap.end(this) && this.treatment == Treatment.Null) this.choices++;
   }
 }
 

@@ -27,10 +27,7 @@ export class PrefillValues {
   private copies: i32 = 0;
 
   /** `prompt` is borrowed. */
-  constructor(
-    private site: Site,
-    private prompt: Prompt,
-  ) {}
+  constructor(private prompt: Prompt) {}
 
   /** Whether prefill had a value of the kind that begins, but at the other of the two places. */
   isElsewhere(reply: ReplyReader): bool {
@@ -39,9 +36,9 @@ export class PrefillValues {
   }
 
   /** The value (borrowed) that takes the place of the one that begins; null: that one stays. */
-  valueFor(reply: ReplyReader): PrefillValue | null {
+  valueFor(site: Site, reply: ReplyReader): PrefillValue | null {
     const value = this.prompt.value(reply.kind);
-    if (value === null || value.inChoice != reply.inChoice || !this.mayCopy(reply.kind)) return null;
+    if (value === null || value.inChoice != reply.inChoice || !this.mayCopy(site, reply.kind)) return null;
     return value;
   }
 
@@ -49,19 +46,18 @@ export class PrefillValues {
    * An object of decode's, whose closing brace has just been read, gets the members that prefill's
    * had at this place and decode's has not.
    */
-  insertMissing(reply: ReplyReader, inChoice: bool): void {
+  insertMissing(site: Site, reply: ReplyReader, inChoice: bool): void {
     const values = this.prompt.values;
     for (let i = 0; i < values.length; i++) {
       const value = values[i];
       if (!isLong(value.kind) || value.inChoice != inChoice || reply.has(placeOf(value.kind, inChoice)))
         continue;
-      if (!this.mayCopy(value.kind)) return;
-      this.insert(value);
+      if (!this.mayCopy(site, value.kind)) return;
+      this.insert(site, value);
     }
   }
 
-  private insert(value: PrefillValue): void {
-    const site = this.site;
+  private insert(site: Site, value: PrefillValue): void {
     const experts = value.kind == Kind.PromptExperts;
     if (experts) this.placed = true;
     const key = experts ? PROMPT_EXPERTS : PROMPT_LOGPROBS;
@@ -75,10 +71,10 @@ export class PrefillValues {
   }
 
   /** Whether one more value of this kind may be put in; else the response is refused. */
-  private mayCopy(kind: Kind): bool {
+  private mayCopy(site: Site, kind: Kind): bool {
     if (!isLong(kind)) return true;
-    if (<i64>++this.copies <= 2 * <i64>this.site.choicesAsked + SPARE_COPIES) return true;
-    this.site.refuse(Reason.Choices);
+    if (<i64>++this.copies <= 2 * <i64>site.choicesAsked + SPARE_COPIES) return true;
+    site.refuse(Reason.Choices);
     return false;
   }
 }

@@ -16,29 +16,32 @@ export class ResponseCounts {
   private promptRows: i64 = -1;
 
   constructor(
-    private site: Site,
     /** What prefill brought (borrowed). */
     private prompt: Prompt,
     /** Prompts in the request. */
     private prompts: i32,
+    /** Choices that were asked for of each. */
+    choices: i32,
+    /** The response is a stream of events. */
+    events: bool,
     /** Decode has served the request alone. */
     private alone: bool,
     /** The first token whose row the client asks for, where decode has served the request alone. */
     private start: i64,
   ) {
-    this.counter = new RowCounter(site.choicesAsked, site.events);
+    this.counter = new RowCounter(choices, events);
   }
 
   // ---- a choice
 
-  beginChoice(): void {
-    this.site.tokens = -1;
+  beginChoice(site: Site): void {
+    site.tokens = -1;
     this.counter.beginChoice();
   }
 
   /** The choice lists this many tokens in `token_ids`; -1: what it has there is no list. */
-  setTokens(tokens: i64): void {
-    this.site.tokens = this.counter.tokens = tokens;
+  setTokens(site: Site, tokens: i64): void {
+    site.tokens = this.counter.tokens = tokens;
   }
 
   setIndex(index: i64): void {
@@ -51,8 +54,7 @@ export class ResponseCounts {
   }
 
   /** An array, which has told the site its rows, has ended in this element; -1: the reply is no list. */
-  add(element: i32): void {
-    const site = this.site;
+  add(site: Site, element: i32): void {
     const prompt = this.prompt;
     if (this.alone) return this.counter.add(site.firstRow, site.rows, -1);
     if (prompt.format == Format.Prompt)
@@ -64,17 +66,16 @@ export class ResponseCounts {
   }
 
   /** A `prompt_routed_experts` of decode's has ended: one for each choice, or for all of them. */
-  addPrompt(): void {
-    const rows = <i64>this.site.rows;
-    if (this.promptRows >= 0 && this.promptRows != rows) this.site.refuse(Reason.Rows);
+  addPrompt(site: Site): void {
+    const rows = <i64>site.rows;
+    if (this.promptRows >= 0 && this.promptRows != rows) site.refuse(Reason.Rows);
     this.promptRows = rows;
   }
 
   // ---- an element of a list, or a document that is no list
 
   /** Checks arrays without a header against the counts beside them. */
-  endElement(reply: ReplyReader): void {
-    const site = this.site;
+  endElement(site: Site, reply: ReplyReader): void {
     const counts = site.counts;
     const deferred = site.deferred.length > 0;
     if (site.rawRows < 0 && !deferred) return;
@@ -86,7 +87,7 @@ export class ResponseCounts {
     const generated = counts.completion;
     // The counts are of all choices together: of several each may have another number of tokens.
     const single = reply.list || site.choicesAsked == 1;
-    if (deferred) return this.readDeferred(single ? tokens + generated - 1 - start : -1, start);
+    if (deferred) return this.readDeferred(site, single ? tokens + generated - 1 - start : -1, start);
     if (!single) return;
     const known = tokens >= 0 && generated >= 1;
     if (site.rawUneven || (known && site.rawRows + start != tokens + generated - 1)) site.refuse(Reason.Rows);
@@ -96,8 +97,7 @@ export class ResponseCounts {
    * Reads arrays of which only now is known how many rows they have: `rows`, the first one that of
    * token `start`. Where the counts do not tell, nothing is known of the rows and they are not read.
    */
-  private readDeferred(rows: i64, start: i64): void {
-    const site = this.site;
+  private readDeferred(site: Site, rows: i64, start: i64): void {
     const deferred: Deferred[] = site.deferred;
     const counted = rows >= 0 && site.counts.prompt >= 0 && site.counts.completion >= 1;
     for (let i = 0; i < deferred.length && site.reason == Reason.None; i++) {
@@ -110,8 +110,7 @@ export class ResponseCounts {
   // ---- a document
 
   /** A document has ended that was merged. `placed`: prefill's `prompt_routed_experts` is in it. */
-  endMerged(reply: ReplyReader, placed: bool): void {
-    const site = this.site;
+  endMerged(site: Site, reply: ReplyReader, placed: bool): void {
     const prompt = this.prompt;
     if (reply.list) {
       // Where an element is missing, nobody knows which of the prompts the others are of.
@@ -120,22 +119,21 @@ export class ResponseCounts {
       return;
     }
     if (site.undecided > 0) {
-      if (site.form == Form.Unknown) site.form = this.formOfAll(reply);
+      if (site.form == Form.Unknown) site.form = this.formOfAll(site, reply);
       if (site.form == Form.Unknown) return site.refuse(Reason.Ambiguous);
       site.again = site.form;
-    } else this.checkTotal(reply);
+    } else this.checkTotal(site, reply);
     // The legs must have tokenised the same prompt.
     const tokens = site.counts.prompt;
     const other = site.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
     if (other && (site.choices > 0 || placed || site.undecided > 0)) site.refuse(Reason.Prompt);
-    this.endElement(reply);
+    this.endElement(site, reply);
     // Prefill's value may stand beside no rows of decode's. In a stream these may still come.
     if (placed && !site.events) site.refuse(site.examination.judge());
   }
 
   /** Compares all arrays with the number of generated tokens, which is that of all choices together. */
-  private checkTotal(reply: ReplyReader): void {
-    const site = this.site;
+  private checkTotal(site: Site, reply: ReplyReader): void {
     const arrays = this.counter.arrays;
     // The tokens of a choice without an array are counted, too.
     const choices = site.events ? site.choicesAsked : reply.choices;
@@ -146,8 +144,7 @@ export class ResponseCounts {
   }
 
   /** The form of all arrays together, which follows from the number of tokens of all choices. */
-  private formOfAll(reply: ReplyReader): Form {
-    const site = this.site;
+  private formOfAll(site: Site, reply: ReplyReader): Form {
     // The tokens of a choice without an array are counted, too.
     if (site.counts.completion < 0 || site.undecided != reply.choices) return Form.Unknown;
     const plan = this.prompt.planOf(0);
@@ -160,12 +157,12 @@ export class ResponseCounts {
   }
 
   /** A document has ended of a request that decode has served alone and that the filter has read. */
-  endAlone(reply: ReplyReader): void {
+  endAlone(site: Site, reply: ReplyReader): void {
     const counter = this.counter;
     const whole = counter.arrays > 0 && counter.arrays == reply.choices;
-    if (reply.list || this.site.events || !whole) return;
-    const counts = this.site.counts;
-    if (counts.differ) return this.site.refuse(Reason.Prompt);
+    if (reply.list || site.events || !whole) return;
+    const counts = site.counts;
+    if (counts.differ) return site.refuse(Reason.Prompt);
     const prompts = this.prompts;
     let good: bool;
     if (this.promptRows < 0)
@@ -175,6 +172,6 @@ export class ResponseCounts {
       const prompt = prompts > 1 || counts.prompt < 0 || counts.prompt == this.promptRows;
       good = prompt && counter.matchesAlone(0, counts.completion, prompts, 0);
     }
-    if (!good) this.site.refuse(Reason.Rows);
+    if (!good) site.refuse(Reason.Rows);
   }
 }

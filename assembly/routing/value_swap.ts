@@ -24,12 +24,10 @@ export class ValueSwap {
   /** What is written in its place; null: `null`. */
   private instead: PrefillValue | null = null;
 
-  constructor(private site: Site) {}
-
   /** Begins with the value at the scanner's cursor; null: it becomes `null`. */
-  begin(instead: PrefillValue | null): void {
-    if (++this.count > MAX_SWAPS) return this.site.refuse(Reason.Memory);
-    this.from = this.site.position;
+  begin(site: Site, instead: PrefillValue | null): void {
+    if (++this.count > MAX_SWAPS) return site.refuse(Reason.Memory);
+    this.from = site.position;
     this.instead = instead;
     this.active = true;
   }
@@ -42,19 +40,18 @@ export class ValueSwap {
   }
 
   /** Removes what has been read of the value. */
-  pass(): void {
-    const to = this.site.position;
+  pass(site: Site): void {
+    const to = site.position;
     if (to == this.from) return;
-    this.site.rope.replace(this.from, to - this.from, NULL_TEXT, 0);
-    this.site.growth -= <i64>(to - this.from);
+    site.rope.replace(this.from, to - this.from, NULL_TEXT, 0);
+    site.growth -= <i64>(to - this.from);
     this.from = to;
   }
 
   /** The value has ended. True when it has become `null`. */
-  end(): bool {
-    this.pass();
+  end(site: Site): bool {
+    this.pass(site);
     this.active = false;
-    const site = this.site;
     const value = this.instead;
     if (value !== null) {
       site.rope.replaceFrom(site.position, 0, value.text, 0, value.text.length);

@@ -89,8 +89,7 @@ export class Deferred {
 }
 
 /** Decode's response around its arrays: what all formats read and write. */
-@final
-export class Site {
+export abstract class Site {
   /** Why the merge failed; nothing more is read then. */
   reason: Reason = Reason.None;
   /** The first array's preconditions all hold, and its edits are in the rope. */

@@ -113,12 +113,9 @@ export class CurrentArray {
   }
 
   free(): void {
-    const npy = this.npy;
-    if (npy !== null) npy.free();
-    const object = this.object;
-    if (object !== null) object.free();
-    const raw = this.raw;
-    if (raw !== null) raw.free();
+    freeArray(this.npy);
+    freeArray(this.object);
+    freeArray(this.raw);
   }
 
   private arrayOf(format: Format): DecodeArray {
@@ -136,4 +133,8 @@ export class CurrentArray {
     if (raw === null) this.raw = raw = new RawDecode();
     return raw;
   }
+}
+
+function freeArray(array: DecodeArray | null): void {
+  if (array !== null) array.free();
 }

@@ -231,14 +231,6 @@ export class WideChars extends RowChars {
  */
 @final
 export class PromptRows {
-  rows: u64 = 0;
-  /** First token that has a row. */
-  start: u64 = 0;
-  dtype: Dtype = Dtype.None;
-  /** 0 where the format does not tell. */
-  layers: u64 = 0;
-  topK: u64 = 0;
-  rowBytes: u64 = 0;
   /** Of an object: its dtype is named as in a .npy header, not as NumPy names it. */
   coded: bool = false;
 
@@ -247,31 +239,33 @@ export class PromptRows {
   /** The same rows in wider dtypes, as arrays needed them. */
   private wide: WideChars[] = [];
 
-  /** Takes over `chars`, which have been checked. */
+  /** Takes over `chars`, which are of the alphabet. */
   constructor(
     chars: RowChars,
     private lead: i32,
+    /** The first token that has a row. */
+    readonly start: u64,
+    /** How many rows there are. */
+    readonly rows: u64,
+    readonly dtype: Dtype,
+    /** 0 where the format does not tell. */
+    readonly layers: u64,
+    readonly topK: u64,
+    readonly rowBytes: u64,
   ) {
     this.aligned[lead >> 1] = chars;
   }
 
   /** No rows, of what begins with token `start`. */
   static none(start: u64): PromptRows {
-    const rows = new PromptRows(new HeldChars(1), 0);
-    rows.start = start;
-    rows.dtype = Dtype.I4;
-    return rows;
+    return new PromptRows(new HeldChars(1), 0, start, 0, Dtype.I4, 0, 0, 0);
   }
 
   /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
   static ofNpy(header: NpyHeader, chars: RowChars): PromptRows {
-    const rows = new PromptRows(chars, leadOf(header.size));
-    rows.rows = header.rows;
-    rows.dtype = header.dtype;
-    rows.layers = header.layers;
-    rows.topK = header.topK;
-    rows.rowBytes = header.rowBytes;
-    return rows;
+    const lead = leadOf(header.size);
+    const rowBytes = header.rowBytes;
+    return new PromptRows(chars, lead, 0, header.rows, header.dtype, header.layers, header.topK, rowBytes);
   }
 
   /** Bytes of all rows. */

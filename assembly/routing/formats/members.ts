@@ -4,6 +4,7 @@ import { Scanner } from '../../json/scanner';
 import { Dtype, dtypeCode, itemSize, MAX_DIMENSION, MAX_ROW_BYTES } from '../npy';
 import { Place } from '../places';
 import { Reason } from '../reason';
+import { PromptRows, RowChars } from '../rows';
 import { Progress } from './format';
 import { Run } from './run';
 
@@ -145,6 +146,22 @@ export class Members {
 
   get rowBytes(): u64 {
     return <u64>this.layers * <u64>this.topK * itemSize(this.dtype);
+  }
+
+  /** The rows that the object holds; `chars`, those of `data`, are taken over. After `judge`. */
+  rowsOf(chars: RowChars): PromptRows {
+    const rows = new PromptRows(
+      chars,
+      0,
+      this.start,
+      this.rows,
+      this.dtype,
+      this.layers,
+      this.topK,
+      this.rowBytes,
+    );
+    rows.coded = this.coded;
+    return rows;
   }
 
   refuse(reason: Reason): void {

@@ -12,7 +12,7 @@ import { Examination, Leg } from '../examination';
 import { Place, addObject } from '../places';
 import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
-import { PromptRows, RowChars, SliceChars } from '../rows';
+import { RowChars, SliceChars } from '../rows';
 import { Members, Reading } from './members';
 import { Progress } from './format';
 
@@ -90,12 +90,7 @@ export class PromptCheck {
       this.rows = members.rows;
       this.layers = members.layers;
       this.topK = members.topK;
-      const rows = new PromptRows(new SliceChars(text, members.dataAt, members.run.chars), 0);
-      rows.rows = members.rows;
-      rows.dtype = members.dtype;
-      rows.layers = members.layers;
-      rows.topK = members.topK;
-      rows.rowBytes = members.rowBytes;
+      const rows = members.rowsOf(new SliceChars(text, members.dataAt, members.run.chars));
       this.refuse(rows.read(this.examination));
     }
     if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);

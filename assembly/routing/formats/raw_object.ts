@@ -90,14 +90,7 @@ export class ObjectPrefill extends PrefillArray {
       this.reason = Reason.Prompt;
       return null;
     }
-    const rows = new PromptRows(chars, 0);
-    rows.rows = members.rows;
-    rows.start = members.start;
-    rows.dtype = members.dtype;
-    rows.layers = members.layers;
-    rows.topK = members.topK;
-    rows.rowBytes = members.rowBytes;
-    rows.coded = members.coded;
+    const rows = members.rowsOf(chars);
     this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;

@@ -80,11 +80,8 @@ export class RawPrefill extends PrefillArray {
     else if (promptTokens < 0 || (bytes == 0) != (held == 0)) this.reason = Reason.Prompt;
     else if (held > 0 && (bytes % held != 0 || (bytes / held) % ITEM != 0)) this.reason = Reason.Size;
     if (this.reason != Reason.None) return null;
-    const rows = new PromptRows(chars, 0);
-    rows.start = start;
-    rows.rows = max<i64>(promptTokens - start, 0);
-    rows.dtype = Dtype.I4;
-    rows.rowBytes = held > 0 ? bytes / held : 0;
+    const count = max<i64>(promptTokens - start, 0);
+    const rows = new PromptRows(chars, 0, start, count, Dtype.I4, 0, 0, held > 0 ? bytes / held : 0);
     if (rows.rows > 0) this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;

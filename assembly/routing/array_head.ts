@@ -1,7 +1,7 @@
 // Reads the .npy header at the start of a base64 string that a scanner has entered, however the string is cut.
 
 import { Scanner } from '../json/scanner';
-import { carriers, decode, inAlphabet, valueOf } from './base64';
+import { carriers, decode, inAlphabet, leadOf, valueOf } from './base64';
 import { MAX_HEADER_BYTES, NpyHeader, PREFIX_BYTES, readHeader, readPrefix } from './npy';
 import { Reason } from './reason';
 
@@ -47,9 +47,9 @@ export class ArrayHead {
     return load<u8>(this.chars + this.have - 1);
   }
 
-  /** Where it is (borrowed). */
-  get lastCharPtr(): usize {
-    return this.chars + this.have - 1;
+  /** Where that character lies (borrowed), if it carries bits of the first row; else 0. */
+  get shared(): usize {
+    return leadOf(this.header.size) > 0 ? this.chars + this.have - 1 : 0;
   }
 
   /** Characters read: those that carry bits of the header. */

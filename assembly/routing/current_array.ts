@@ -35,7 +35,8 @@ export class CurrentArray {
 
   /** Why the array can't be merged. */
   get reason(): Reason {
-    return this.array!.reason;
+    const array = this.array;
+    return array === null ? Reason.None : array.reason;
   }
 
   /**
@@ -51,7 +52,8 @@ export class CurrentArray {
   }
 
   read(site: Site): Progress {
-    return this.array!.read(site);
+    const array = this.array;
+    return array === null ? Progress.Done : array.read(site);
   }
 
   /** A member of the array begins. True: `read` comes next. */
@@ -70,7 +72,8 @@ export class CurrentArray {
    * others, whose examination is judged. The array then stays open, to be abandoned if it is held.
    */
   end(site: Site): Reason {
-    const array = this.array!;
+    const array = this.array;
+    if (array === null) return Reason.None;
     const heldFrom = array.heldFrom;
     array.reason = array.end(site);
     if (array.reason == Reason.None) {
@@ -88,16 +91,18 @@ export class CurrentArray {
 
   /** Gives up an array of which nothing has left. Returns the offset in the body where it is held. */
   abandon(): u64 {
-    const array = this.array!;
+    const array = this.array;
+    this.array = null;
+    if (array === null) return 0;
     const from = <u64>array.heldFrom;
     array.heldFrom = -1;
-    this.array = null;
     return from;
   }
 
   /** Bytes to come that prefill's rows replace whatever they are. The array is reading. */
   replacedAhead(site: Site): u64 {
-    return this.array!.replacedAhead(site);
+    const array = this.array;
+    return array === null ? 0 : array.replacedAhead(site);
   }
 
   /** Whether prefill's rows replace all bytes from `offset` on that have been read. The array is reading. */
@@ -109,7 +114,8 @@ export class CurrentArray {
 
   /** Bytes to come that may leave nothing behind: the padding of the array. The array is reading. */
   get paddingAhead(): u64 {
-    return this.array!.paddingAhead;
+    const array = this.array;
+    return array === null ? 0 : array.paddingAhead;
   }
 
   free(): void {

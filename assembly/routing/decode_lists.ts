@@ -20,11 +20,10 @@ export class DecodeLists {
   open: bool = false;
   private readonly rows: RowLists;
 
-  /** `prompt` is borrowed. `merges`: rows are to be merged, so a shape that is not prefill's is a fault. */
+  /** What prefill brought, and what examines the rows (borrowed). */
   constructor(
     examination: Examination,
     private prompt: Prompt,
-    private merges: bool,
   ) {
     this.rows = new RowLists(examination, Leg.Decode);
   }
@@ -84,7 +83,7 @@ export class DecodeLists {
   }
 
   private get checks(): bool {
-    return this.merges && this.prompt.format == Format.Prompt;
+    return this.prompt.format == Format.Prompt;
   }
 
   private refuseShape(site: Site): void {

@@ -153,15 +153,21 @@ export class DecodeResponse extends Site {
     const alone = expected.alone;
     const scanner = Scanner.take(alone === null ? replyPaths() : alonePaths());
     const reader = new ReplyReader(scanner);
-    super(scanner, rope, events, reader.counts, expected.examination);
-    this.form = expected.tail ? form : Form.Full;
-    this.choicesAsked = expected.choices;
-    this.maxTokens = expected.maxTokens;
+    super(
+      scanner,
+      rope,
+      events,
+      reader.counts,
+      expected.examination,
+      expected.choices,
+      expected.maxTokens,
+      expected.tail ? form : Form.Full,
+    );
     this.reader = reader;
     this.prompt = prompt;
     this.isAlone = alone !== null;
     this.array = new CurrentArray();
-    this.lists = new DecodeLists(expected.examination, prompt, treatment != Treatment.Null);
+    this.lists = new DecodeLists(expected.examination, prompt);
     this.swap = new ValueSwap();
     this.values = new PrefillValues(prompt);
     const start = alone === null ? 0 : alone.start;
@@ -279,6 +285,7 @@ export class DecodeResponse extends Site {
       const notice = this.reader.next();
       if (notice == Notice.More) return;
       if (this.swap.active) this.takeOfSwap(notice);
+      else if (this.treatment == Treatment.Null) this.takeNulling(notice);
       else this.take(notice);
     }
   }
@@ -299,6 +306,15 @@ export class DecodeResponse extends Site {
     else if (notice == Notice.Broken) this.refuse(Reason.Json);
   }
 
+  /** Where all routing becomes `null`, nothing else in the document counts. */
+  private takeNulling(notice: Notice): void {
+    const ofValue = notice == Notice.Value && this.reader.kind == Kind.PromptExperts;
+    if (ofValue || notice == Notice.Array) {
+      if (this.scanner.first != 0x6e) this.swap.begin(this, null);
+    } else if (notice == Notice.Broken) this.refuse(Reason.Json);
+    else if (notice == Notice.DocumentEnd) this.complete = true;
+  }
+
   private take(notice: Notice): void {
     const reader = this.reader;
     const place = reader.place;
@@ -306,7 +322,7 @@ export class DecodeResponse extends Site {
       case Notice.Broken:
         return this.refuse(Reason.Json);
       case Notice.SecondChoices:
-        return this.refuseUnlessNulling(Reason.Duplicate);
+        return this.refuse(Reason.Duplicate);
       case Notice.Root:
         // No engine has events of several elements, of which prefill's rows would be for one each.
         if (reader.list && this.events && !this.isAlone) this.refuse(Reason.Format);
@@ -347,7 +363,7 @@ export class DecodeResponse extends Site {
       case Notice.OtherEnd:
         return this.onOtherEnd();
       case Notice.ChoiceEnd:
-        if (!this.totals.endChoice()) this.refuseUnlessNulling(Reason.Rows);
+        if (!this.totals.endChoice()) this.refuse(Reason.Rows);
         if (this.choiceIsObject) this.insertMissing(true);
         return;
       case Notice.ElementEnd:
@@ -362,9 +378,7 @@ export class DecodeResponse extends Site {
 
   private onArray(): void {
     const first = this.scanner.first;
-    if (this.treatment == Treatment.Null) {
-      if (first != 0x6e) this.swap.begin(this, null);
-    } else if (this.reader.again) this.refuseValue(Reason.Duplicate);
+    if (this.reader.again) this.refuseValue(Reason.Duplicate);
     else if (first == 0x6e) return;
     else if (this.isAlone) this.inspect();
     else this.merge();
@@ -395,7 +409,6 @@ export class DecodeResponse extends Site {
     this.complete = true;
     const alone = this.expected.alone;
     const reader = this.reader;
-    if (this.treatment == Treatment.Null) return;
     if (alone !== null) {
       // The elements of a list have ended one by one.
       if (!reader.list) this.endElement();
@@ -483,30 +496,29 @@ export class DecodeResponse extends Site {
     const again = this.reader.again;
     const isNull = this.scanner.first == 0x6e;
     const prompt = this.prompt;
-    if (this.treatment == Treatment.Null) {
-      if (!isNull) this.swap.begin(this, null);
-    } else if (this.isAlone) {
+    if (this.isAlone) {
       if (again) this.refuseValue(Reason.Duplicate);
       else if (!isNull) this.inspect();
     } else if (prompt.format == Format.Prompt) {
       if (again) return this.refuseValue(Reason.Duplicate);
       this.values.placed = true;
-      if (this.values.isElsewhere(this.reader)) this.refuseValue(Reason.Mixed);
-      else this.replace();
+      if (!this.replace()) this.refuseValue(Reason.Mixed);
     } else if (!isNull) this.refuseValue(prompt.format == Format.None ? prompt.missing : Reason.Mixed);
   }
 
-  /** A value of decode's goes for prefill's, where prefill had one. */
-  private replace(): void {
-    if (this.treatment == Treatment.Null) return;
-    const value = this.values.valueFor(this, this.reader);
-    if (value !== null) this.swap.begin(this, value);
+  /** A value of decode's goes for prefill's. False when prefill had it at the other place. */
+  private replace(): bool {
+    const reader = this.reader;
+    const value = this.prompt.value(reader.kind);
+    if (value === null) return true;
+    if (value.inChoice != reader.inChoice) return false;
+    if (this.values.mayCopy(this, reader.kind)) this.swap.begin(this, value);
+    return true;
   }
 
   /** An object has ended. In a stream prefill's values stand where decode has some, or nowhere. */
   private insertMissing(inChoice: bool): void {
-    if (this.treatment != Treatment.Null && !this.events)
-      this.values.insertMissing(this, this.reader, inChoice);
+    if (!this.events) this.values.insertMissing(this, this.reader, inChoice);
   }
 
   // ---- elements of a list; a document that is no list is one element
@@ -517,16 +529,16 @@ export class DecodeResponse extends Site {
   }
 
   private endElement(): void {
-    if (this.treatment != Treatment.Null) this.totals.endElement(this, this.reader);
+    this.totals.endElement(this, this.reader);
     this.checkCache();
   }
 
   private onCached(): void {
-    if (!this.cache.says(this.scanner.integer)) this.refuseUnlessNulling(Reason.Cached);
+    if (!this.cache.says(this.scanner.integer)) this.refuse(Reason.Cached);
   }
 
   private checkCache(): void {
-    if (!this.cache.suffices(this.choices)) this.refuseUnlessNulling(Reason.Cached);
+    if (!this.cache.suffices(this.choices)) this.refuse(Reason.Cached);
   }
 
   // ---- what can't be merged
@@ -546,10 +558,6 @@ export class DecodeResponse extends Site {
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
     this.swap.takeOver(from);
-  }
-
-  private refuseUnlessNulling(reason: Reason): void {
-    if (this.treatment != Treatment.Null) this.refuse(reason);
   }
 
   /** The value that goes has ended. */

@@ -29,19 +29,6 @@ export class PrefillValues {
   /** `prompt` is borrowed. */
   constructor(private prompt: Prompt) {}
 
-  /** Whether prefill had a value of the kind that begins, but at the other of the two places. */
-  isElsewhere(reply: ReplyReader): bool {
-    const value = this.prompt.value(reply.kind);
-    return value !== null && value.inChoice != reply.inChoice;
-  }
-
-  /** The value (borrowed) that takes the place of the one that begins; null: that one stays. */
-  valueFor(site: Site, reply: ReplyReader): PrefillValue | null {
-    const value = this.prompt.value(reply.kind);
-    if (value === null || value.inChoice != reply.inChoice || !this.mayCopy(site, reply.kind)) return null;
-    return value;
-  }
-
   /**
    * An object of decode's, whose closing brace has just been read, gets the members that prefill's
    * had at this place and decode's has not.
@@ -71,7 +58,7 @@ export class PrefillValues {
   }
 
   /** Whether one more value of this kind may be put in; else the response is refused. */
-  private mayCopy(site: Site, kind: Kind): bool {
+  mayCopy(site: Site, kind: Kind): bool {
     if (!isLong(kind)) return true;
     if (<i64>++this.copies <= 2 * <i64>site.choicesAsked + SPARE_COPIES) return true;
     site.refuse(Reason.Choices);

@@ -56,13 +56,19 @@ export class ResponseCounts {
   /** An array, which has told the site its rows, has ended in this element; -1: the reply is no list. */
   add(site: Site, element: i32): void {
     const prompt = this.prompt;
-    if (this.alone) return this.counter.add(site.firstRow, site.rows, -1);
-    if (prompt.format == Format.Prompt)
-      return this.counter.add(prompt.promptEnd, site.rows, prompt.promptEnd);
-    // An array without a header is counted with its element.
-    if (prompt.format == Format.Raw) return;
-    const plan = prompt.planOf(max(element, 0));
-    if (plan !== null) this.counter.add(site.firstRow, site.rows, plan.promptEnd);
+    let firstRow = site.firstRow;
+    let promptTokens: i64 = -1;
+    if (!this.alone) {
+      // An array without a header is counted with its element.
+      if (prompt.format == Format.Raw) return;
+      if (prompt.format == Format.Prompt) firstRow = promptTokens = prompt.promptEnd;
+      else {
+        const plan = prompt.planOf(max(element, 0));
+        if (plan === null) return;
+        promptTokens = plan.promptEnd;
+      }
+    }
+    this.counter.add(firstRow, site.rows, promptTokens);
   }
 
   /** A `prompt_routed_experts` of decode's has ended: one for each choice, or for all of them. */

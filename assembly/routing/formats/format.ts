@@ -103,11 +103,6 @@ export abstract class Site {
 
   /** Offset of the scanned document in the body: events of a stream are documents of their own. */
   base: u64 = 0;
-  /** Choices asked for, and the most tokens that each can have; -1 when not known. */
-  choicesAsked: i32 = 1;
-  maxTokens: i64 = -1;
-  /** Form of the arrays, as far as it is known. */
-  form: Form = Form.Unknown;
   /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
   tokens: i64 = -1;
   /** Arrays whose form was not known when they came, and the rows in them. */
@@ -126,6 +121,11 @@ export abstract class Site {
     readonly counts: Counts,
     /** What checked rows say (borrowed). */
     readonly examination: Examination,
+    /** Choices asked for, and the most tokens that each can have; -1 when not known. */
+    readonly choicesAsked: i32,
+    readonly maxTokens: i64,
+    /** Form of the arrays, as far as it is known. */
+    public form: Form,
   ) {}
 
   /** Keeps the first reason for which the merge fails; `None` is no reason. */

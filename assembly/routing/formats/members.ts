@@ -12,10 +12,12 @@ import { Run } from './run';
 const NAME_BYTES: usize = 8;
 /** Length of a dtype's code; NumPy's names are longer. */
 const CODE_BYTES: usize = 3;
-/** What of an object's member the scanner leaves to us. */
-export const enum Reading {
+/** What of an object's member is read here, and not by the scanner. */
+const enum Reading {
   Nothing,
+  /** Characters of `data`. */
   Data,
+  /** The name of the dtype. */
   Name,
 }
 
@@ -41,6 +43,7 @@ export class Members {
   coded: bool = false;
   readonly run: Run = new Run();
 
+  private reading: Reading = Reading.Nothing;
   private seen: i32 = 0;
   private name: usize = 0;
   private nameLen: usize = 0;
@@ -62,8 +65,27 @@ export class Members {
     return this.nameLen > 0;
   }
 
-  /** What of a member has to be read by us. */
-  onValue(scanner: Scanner, place: Place): Reading {
+  /** Whether `read` reads `data`. */
+  get inData(): bool {
+    return this.reading == Reading.Data;
+  }
+
+  /** A member, or an element of one, begins. True: `read` comes next. */
+  onValue(scanner: Scanner, place: Place): bool {
+    this.reading = this.readingOf(scanner, place);
+    return this.reading != Reading.Nothing;
+  }
+
+  /** Reads the string that was entered. `Done`: the scanner goes on, also where it was refused. */
+  read(scanner: Scanner): Progress {
+    const data = this.inData;
+    const progress = data ? this.run.read(scanner) : this.readName(scanner);
+    if (progress != Progress.Refused) return progress;
+    this.refuse(data ? Reason.Base64 : Reason.Dtype);
+    return Progress.Done;
+  }
+
+  private readingOf(scanner: Scanner, place: Place): Reading {
     if (place == Place.Dimension) {
       if (scanner.index == 0) this.rowsAt = scanner.offset;
       return Reading.Nothing;
@@ -123,7 +145,7 @@ export class Members {
   }
 
   /** Reads the name of the dtype up to its quote. */
-  readName(scanner: Scanner): Progress {
+  private readName(scanner: Scanner): Progress {
     while (scanner.rest > 0) {
       const c = load<u8>(scanner.cursor);
       if (c == 0x22 && this.nameLen > 0) return Progress.Done;

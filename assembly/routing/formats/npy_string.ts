@@ -285,12 +285,7 @@ export class NpyDecode extends DecodeArray {
 
   /** All rows of the array are read; the header's last character may have bits of the first one. */
   private examineAll(site: Site, header: NpyHeader, firstRow: u64, rows: u64): void {
-    this.tail.examine(site, header, leadOf(header.size), firstRow, rows, this.shared);
-  }
-
-  /** Where the header's last character lies, if it has bits of the first row; else 0. */
-  private get shared(): usize {
-    return leadOf(this.head.header.size) > 0 ? this.head.lastCharPtr : 0;
+    this.tail.examine(site, header, leadOf(header.size), firstRow, rows, this.head.shared);
   }
 
   private edit(site: Site, header: NpyHeader, plan: RowPlan, form: Form): Reason {
@@ -371,11 +366,11 @@ export class NpyDecode extends DecodeArray {
       tail.left -= gone;
       site.scanner.skip(gone);
       this.stage = Stage.Overlay;
-      tail.examine(site, header, inLead, plan.seam, kept, 0);
-    } else this.examineAll(site, header, plan.seam, kept);
-    if (dtype == header.dtype)
-      tail.move(site, start + read, inLead, outLead, this.head.lastChar, header.rows);
-    else tail.widen(header.dtype, dtype, inLead, outLead, full ? 0 : this.shared);
+    }
+    const shared: usize = full ? 0 : this.head.shared;
+    tail.examine(site, header, inLead, plan.seam, kept, shared);
+    if (dtype != header.dtype) tail.widen(header.dtype, dtype, inLead, outLead, shared);
+    else tail.move(site, start + read, inLead, outLead, this.head.lastChar, header.rows);
     return Reason.None;
   }
 }

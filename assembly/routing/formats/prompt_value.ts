@@ -9,11 +9,11 @@ import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
 import { Event, Scanner } from '../../json/scanner';
 import { Examination, Leg } from '../examination';
-import { Place, addObject } from '../places';
+import { Place, ROWS_OBJECT, watch } from '../places';
 import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
 import { RowChars, SliceChars } from '../rows';
-import { Members, Reading } from './members';
+import { Members } from './members';
 import { Progress } from './format';
 
 let paths: Paths | null = null;
@@ -21,12 +21,10 @@ let paths: Paths | null = null;
 function valuePaths(): Paths {
   const known = paths;
   if (known !== null) return known;
-  const made = new Paths()
-    .add('', Place.Root)
-    .add('*', Place.Row)
-    .add('*.*', Place.Layer)
-    .add('encoding', Place.Start);
-  addObject(made, '');
+  const made = new Paths();
+  made.add('', Place.Root);
+  watch(made, '', '* *.*', Place.Row);
+  watch(made, '', ROWS_OBJECT, Place.Data);
   paths = made;
   return made;
 }
@@ -41,7 +39,8 @@ export class PromptCheck {
   private object: bool = false;
   /** Lists in nested lists, of whatever depth. */
   private lists: i64 = 0;
-  private reading: Reading = Reading.Nothing;
+  /** A string of the object is read by `members`, and not by the scanner. */
+  private inMember: bool = false;
   private members: Members = new Members();
   private reason: Reason = Reason.None;
   private experts: RowLists;
@@ -103,12 +102,10 @@ export class PromptCheck {
   /** False when the window is not JSON. */
   private read(scanner: Scanner): bool {
     while (true) {
-      if (this.reading != Reading.Nothing) {
-        const data = this.reading == Reading.Data;
-        const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
-        if (progress == Progress.More) return true;
-        if (progress == Progress.Refused) this.refuse(data ? Reason.Base64 : Reason.Dtype);
-        this.reading = Reading.Nothing;
+      if (this.inMember) {
+        if (this.members.read(scanner) == Progress.More) return true;
+        this.refuse(this.members.reason);
+        this.inMember = false;
       }
       const event = scanner.next();
       if (event == Event.More) return true;
@@ -123,7 +120,7 @@ export class PromptCheck {
     if (place == Place.Row || place == Place.Layer) {
       if (scanner.first != 0x5b) this.refuse(Reason.Shape);
     } else if (place != Place.Root && place != Place.Start) {
-      this.reading = this.members.onValue(scanner, place);
+      this.inMember = this.members.onValue(scanner, place);
     }
   }
 

@@ -22,7 +22,7 @@ import { HeldChars, PromptRows, RowChars, move } from '../rows';
 import { Dtype } from '../npy';
 import { Widener, commonDtype } from '../widen';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
-import { Members, Reading, dtypeName } from './members';
+import { Members, dtypeName } from './members';
 
 const NUMBER_BYTES: usize = 20;
 const DTYPE_KEY = ',"dtype":';
@@ -36,7 +36,6 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   private members: Members = new Members();
-  private reading: Reading = Reading.Nothing;
   private chars: RowChars | null = null;
 
   get format(): Format {
@@ -49,13 +48,14 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   onValue(scanner: Scanner, place: Place): bool {
-    this.reading = this.members.onValue(scanner, place);
-    if (this.reading == Reading.Data) {
+    const members = this.members;
+    if (!members.onValue(scanner, place)) return false;
+    if (members.inData) {
       const wanted = new Wanted();
       wanted.at = scanner.offset;
       this.wanted = wanted;
     }
-    return this.reading != Reading.Nothing;
+    return true;
   }
 
   onValueEnd(scanner: Scanner, place: Place): void {
@@ -63,14 +63,7 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   read(scanner: Scanner): Progress {
-    if (this.wanted !== null) return Progress.Done;
-    const data = this.reading == Reading.Data;
-    const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
-    if (progress == Progress.Refused) {
-      this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
-      return Progress.Done;
-    }
-    return progress;
+    return this.wanted !== null ? Progress.Done : this.members.read(scanner);
   }
 
   take(scanner: Scanner, chars: RowChars, reason: Reason): void {
@@ -109,7 +102,6 @@ export class ObjectPrefill extends PrefillArray {
 @final
 export class ObjectDecode extends DecodeArray {
   private members: Members = new Members();
-  private reading: Reading = Reading.Nothing;
   private plan: RowPlan | null = null;
   private readonly reader: RowReader = new RowReader();
   private readonly widener: Widener = new Widener();
@@ -126,8 +118,7 @@ export class ObjectDecode extends DecodeArray {
   }
 
   onValue(site: Site, place: Place): bool {
-    this.reading = this.members.onValue(site.scanner, place);
-    return this.reading != Reading.Nothing;
+    return this.members.onValue(site.scanner, place);
   }
 
   onValueEnd(site: Site, place: Place): void {
@@ -135,11 +126,7 @@ export class ObjectDecode extends DecodeArray {
   }
 
   read(site: Site): Progress {
-    const data = this.reading == Reading.Data;
-    const progress = data ? this.members.run.read(site.scanner) : this.members.readName(site.scanner);
-    if (progress != Progress.Refused) return progress;
-    this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
-    return Progress.Done;
+    return this.members.read(site.scanner);
   }
 
   end(site: Site): Reason {

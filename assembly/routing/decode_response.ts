@@ -8,6 +8,7 @@
 
 import { Rope } from '../bytes/rope';
 import { Scanner } from '../json/scanner';
+import { ArrayMatch } from './array_match';
 import { CurrentArray } from './current_array';
 import { DecodeLists } from './decode_lists';
 import { Examination, Leg, RowCheck } from './examination';
@@ -18,7 +19,7 @@ import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
 import { Notice, ReplyReader } from './reply_reader';
 import { ResponseCounts } from './response_counts';
-import { RowPlan } from './row_plan';
+import { RowCounter } from './row_counter';
 import { ValueSwap } from './value_swap';
 
 export { Form } from './formats/format';
@@ -74,12 +75,6 @@ export class Expected {
   maxTokens: i64 = -1;
 }
 
-/**
- * The most arrays in a response: vLLM allows no more choices (VLLM_MAX_N_SEQUENCES). The edits of
- * arrays that are held take memory which is not counted.
- */
-const MAX_ARRAYS: i32 = 16384;
-
 /** What decode says of its cache, in the document or in the element of a list that is being read. */
 @final
 class CacheWord {
@@ -95,15 +90,17 @@ class CacheWord {
     this.uncached = false;
   }
 
-  /** `cached_tokens` says so; below 0: it is no plain number. False when that is not allowed. */
-  says(tokens: i64): bool {
+  /** `cached_tokens` has ended. What is no plain number says nothing. */
+  take(site: Site): void {
+    const tokens = site.scanner.integer;
     if (tokens == 0) this.uncached = this.rule != CachedRule.Never;
-    return tokens <= 0 || this.rule == CachedRule.Any;
+    if (tokens > 0 && this.rule != CachedRule.Any) site.refuse(Reason.Cached);
   }
 
-  /** Whether the document or element, which has ended, has said what its arrays needed. */
-  suffices(arrays: i32): bool {
-    return this.rule < CachedRule.Zero || this.uncached || arrays == this.arraysBefore;
+  /** The document or element has ended: it must have said what its arrays needed. */
+  end(site: Site): void {
+    if (this.rule < CachedRule.Zero || this.uncached) return;
+    if (site.choices > this.arraysBefore) site.refuse(Reason.Cached);
   }
 
   /** Whether arrays have come that still need the word. */
@@ -125,20 +122,15 @@ export class DecodeResponse extends Site {
   inArray: bool = false;
 
   private readonly reader: ReplyReader;
+  private readonly match: ArrayMatch;
   private readonly array: CurrentArray;
   private readonly lists: DecodeLists;
   private readonly swap: ValueSwap;
   private readonly values: PrefillValues;
   private readonly totals: ResponseCounts;
   private readonly cache: CacheWord;
-  private readonly prompt: Prompt;
   /** Decode has served the request alone: arrays are checked, and leave as they came. */
   private readonly isAlone: bool;
-
-  /** Arrays of choices, and values of routing at all places, as far as they were begun. */
-  private arraysOfChoices: i32 = 0;
-  private begunValues: i32 = 0;
-  private choiceIsObject: bool = false;
 
   /** `expected` must be complete; the edits go into `rope` (borrowed). */
   constructor(
@@ -164,21 +156,15 @@ export class DecodeResponse extends Site {
       expected.tail ? form : Form.Full,
     );
     this.reader = reader;
-    this.prompt = prompt;
     this.isAlone = alone !== null;
+    this.match = new ArrayMatch(prompt, expected.prompts, expected.choices, alone !== null);
     this.array = new CurrentArray();
     this.lists = new DecodeLists(expected.examination, prompt);
     this.swap = new ValueSwap();
     this.values = new PrefillValues(prompt);
     const start = alone === null ? 0 : alone.start;
-    this.totals = new ResponseCounts(
-      prompt,
-      expected.prompts,
-      expected.choices,
-      events,
-      alone !== null,
-      start,
-    );
+    const counter = new RowCounter(expected.choices, events);
+    this.totals = new ResponseCounts(prompt, counter, expected.prompts, alone !== null, start);
     this.cache = new CacheWord(alone === null ? CachedRule.Any : alone.cached);
     // What an earlier reading of the same response has examined does not count twice.
     expected.examination.forget(Leg.Decode);
@@ -207,11 +193,6 @@ export class DecodeResponse extends Site {
     this.complete = false;
     this.swap.count = 0;
     this.beginElement();
-  }
-
-  /** What is said to be a stream of events is none, and a client that reads it may find arrays in it. */
-  refuseBody(): void {
-    this.refuse(Reason.Format);
   }
 
   free(): void {
@@ -243,7 +224,7 @@ export class DecodeResponse extends Site {
 
   /** Whether a value of routing has begun, also one that becomes `null`. */
   get begun(): bool {
-    return this.begunValues > 0 || this.swap.count > 0;
+    return this.match.values > 0 || this.swap.count > 0;
   }
 
   /** Whether no document has begun that has not ended. */
@@ -271,7 +252,7 @@ export class DecodeResponse extends Site {
 
   /** Whether generated rows have come in a stream that had no place for the prompt's. */
   get unplaced(): bool {
-    return this.prompt.format == Format.Prompt && this.choices > 0 && !this.values.placed;
+    return this.expected.prompt.format == Format.Prompt && this.choices > 0 && !this.values.placed;
   }
 
   // ---- what the reader announces
@@ -330,7 +311,6 @@ export class DecodeResponse extends Site {
       case Notice.Element:
         return this.beginElement();
       case Notice.Choice:
-        this.choiceIsObject = this.scanner.first == 0x7b;
         return this.totals.beginChoice(this);
       case Notice.Array:
         return this.onArray();
@@ -364,12 +344,12 @@ export class DecodeResponse extends Site {
         return this.onOtherEnd();
       case Notice.ChoiceEnd:
         if (!this.totals.endChoice()) this.refuse(Reason.Rows);
-        if (this.choiceIsObject) this.insertMissing(true);
+        if (this.reader.choiceIsObject) this.values.insertMissing(this, this.reader, true);
         return;
       case Notice.ElementEnd:
         return this.endElement();
       case Notice.RootEnd:
-        if (!this.reader.list) this.insertMissing(false);
+        if (!this.reader.list) this.values.insertMissing(this, this.reader, false);
         return;
       default:
         this.onDocumentEnd();
@@ -377,32 +357,23 @@ export class DecodeResponse extends Site {
   }
 
   private onArray(): void {
-    const first = this.scanner.first;
     if (this.reader.again) this.refuseValue(Reason.Duplicate);
-    else if (first == 0x6e) return;
-    else if (this.isAlone) this.inspect();
-    else this.merge();
+    else if (this.scanner.first != 0x6e) this.begin();
   }
 
   private onValue(): void {
-    const kind = this.reader.kind;
-    if (kind == Kind.PromptExperts) this.onPromptExperts();
-    // Only details that are `null` go as a whole; of an object `cached_tokens` goes.
-    else if (kind != Kind.TokensDetails || this.scanner.first == 0x6e) this.replace();
+    if (!this.isAlone) this.refuseValue(this.values.put(this, this.reader, this.swap));
+    else if (this.reader.kind == Kind.PromptExperts) this.onArray();
   }
 
   private onValueEnd(): void {
-    const kind = this.reader.kind;
-    if (kind == Kind.CachedTokens) this.onCached();
-    else if (kind == Kind.PromptExperts && this.isAlone) this.endRouting(true);
+    if (this.reader.kind == Kind.CachedTokens) this.cache.take(this);
+    else if (this.reader.kind == Kind.PromptExperts && this.isAlone) this.endRouting(true);
   }
 
   private onOtherEnd(): void {
-    const scanner = this.scanner;
-    const place = this.reader.place;
-    if (place == Place.TokenIds) this.totals.setTokens(this, scanner.first == 0x5b ? scanner.count : -1);
-    else if (place == Place.ChoiceIndex) this.totals.setIndex(scanner.integer);
-    else if (place == Place.MetaCachedTokens) this.onCached();
+    if (this.reader.place == Place.MetaCachedTokens) this.cache.take(this);
+    else this.totals.take(this, this.reader.place);
   }
 
   private onDocumentEnd(): void {
@@ -412,61 +383,24 @@ export class DecodeResponse extends Site {
     if (alone !== null) {
       // The elements of a list have ended one by one.
       if (!reader.list) this.endElement();
-      else this.checkCache();
+      else this.cache.end(this);
       if (alone.counted) this.totals.endAlone(this, reader);
-    } else if (this.prompt.format != Format.None) this.totals.endMerged(this, reader, this.values.placed);
+    } else if (this.expected.prompt.format != Format.None)
+      this.totals.endMerged(this, reader, this.values.placed);
   }
 
   // ---- arrays
 
-  /** An array of decode's, which prefill's rows are to be merged with. */
-  private merge(): void {
-    const prompt = this.prompt;
-    const first = this.scanner.first;
-    const place = this.reader.place;
-    const inChoice = place == Place.Array;
-    if (inChoice && ++this.arraysOfChoices > this.choicesAsked) return this.refuse(Reason.Choices);
-    if (++this.begunValues > MAX_ARRAYS) return this.refuse(Reason.Memory);
-    if (prompt.format == Format.None) return this.refuseValue(prompt.missing);
-    const format = formatOf(place, first);
-    if (format == Format.None) return this.refuseValue(Reason.Format);
-    if (prompt.format == Format.Prompt && inChoice && first != 0x22) return this.generated(first);
-    if (format != prompt.format) return this.refuseValue(Reason.Mixed);
-    const plan = this.planHere(prompt);
-    if (plan === null) return this.refuseValue(Reason.Choices);
-    this.begin(format, plan);
-  }
-
-  /** Rows that decode forwarded itself, in lists or an object, beside prefill's value of the prompt's. */
-  private generated(first: u8): void {
-    // Prefill's value ends with the row of the last prompt token, and a row of decode's can't be put
-    // into it.
-    if (this.prompt.lastRowOfDecode) return this.refuseValue(Reason.Rows);
-    if (first == 0x7b) this.begin(Format.Object, null);
-    else this.lists.begin(this);
-  }
-
-  /** An array, or prompt rows, of a request that decode has served alone. */
-  private inspect(): void {
-    if (++this.begunValues > MAX_ARRAYS) return this.refuse(Reason.Memory);
-    const format = formatOf(this.reader.place, this.scanner.first);
-    if (format == Format.None) this.refuseValue(Reason.Format);
-    else if (format == Format.Prompt) this.lists.begin(this);
-    else this.begin(format, null);
-  }
-
-  private begin(format: Format, plan: RowPlan | null): void {
-    if (this.array.begin(this, format, plan)) this.inArray = true;
+  /** A value of routing, which is not `null`, begins at the cursor. */
+  private begin(): void {
+    const match = this.match;
+    const surplus = match.exceeds(this.reader);
+    if (surplus != Reason.None) return this.refuse(surplus);
+    const reason = match.judge(this.reader, this.scanner.first);
+    if (reason != Reason.None) return this.refuseValue(reason);
+    if (match.format == Format.Prompt) this.lists.begin(this);
+    else if (this.array.begin(this, match.format, match.plan)) this.inArray = true;
     else this.refuse(this.array.reason);
-  }
-
-  /** Prefill's rows for the element that is being read; null: nobody can tell which they are. */
-  private planHere(prompt: Prompt): RowPlan | null {
-    const several = prompt.plans.length > 1;
-    const prompts = this.expected.prompts > 1;
-    // An array beside no other does not tell which prompt it is of, and one of a list is of one prompt.
-    if (this.reader.list ? prompts && !several : prompts || several) return null;
-    return prompt.planOf(max(this.reader.element, 0));
   }
 
   /** A value of routing has ended; `ofPrompt`: it is that of `prompt_routed_experts`. */
@@ -490,37 +424,6 @@ export class DecodeResponse extends Site {
     return false;
   }
 
-  // ---- values that prefill knows better
-
-  private onPromptExperts(): void {
-    const again = this.reader.again;
-    const isNull = this.scanner.first == 0x6e;
-    const prompt = this.prompt;
-    if (this.isAlone) {
-      if (again) this.refuseValue(Reason.Duplicate);
-      else if (!isNull) this.inspect();
-    } else if (prompt.format == Format.Prompt) {
-      if (again) return this.refuseValue(Reason.Duplicate);
-      this.values.placed = true;
-      if (!this.replace()) this.refuseValue(Reason.Mixed);
-    } else if (!isNull) this.refuseValue(prompt.format == Format.None ? prompt.missing : Reason.Mixed);
-  }
-
-  /** A value of decode's goes for prefill's. False when prefill had it at the other place. */
-  private replace(): bool {
-    const reader = this.reader;
-    const value = this.prompt.value(reader.kind);
-    if (value === null) return true;
-    if (value.inChoice != reader.inChoice) return false;
-    if (this.values.mayCopy(this, reader.kind)) this.swap.begin(this, value);
-    return true;
-  }
-
-  /** An object has ended. In a stream prefill's values stand where decode has some, or nowhere. */
-  private insertMissing(inChoice: bool): void {
-    if (!this.events) this.values.insertMissing(this, this.reader, inChoice);
-  }
-
   // ---- elements of a list; a document that is no list is one element
 
   private beginElement(): void {
@@ -530,21 +433,14 @@ export class DecodeResponse extends Site {
 
   private endElement(): void {
     this.totals.endElement(this, this.reader);
-    this.checkCache();
-  }
-
-  private onCached(): void {
-    if (!this.cache.says(this.scanner.integer)) this.refuse(Reason.Cached);
-  }
-
-  private checkCache(): void {
-    if (!this.cache.suffices(this.choices)) this.refuse(Reason.Cached);
+    this.cache.end(this);
   }
 
   // ---- what can't be merged
 
-  /** The value at the cursor, of which nothing has left, can't be merged. */
+  /** The value at the cursor, of which nothing has left, can't be merged; `None`: it can. */
   private refuseValue(reason: Reason): void {
+    if (reason == Reason.None) return;
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
     this.swap.begin(this, null);
@@ -564,12 +460,4 @@ export class DecodeResponse extends Site {
   private endSwap(): void {
     if (this.swap.end(this) && this.treatment == Treatment.Null) this.choices++;
   }
-}
-
-/** The format of a value of routing that begins with `first`. */
-function formatOf(place: Place, first: u8): Format {
-  const raw = place == Place.Raw || place == Place.ChoiceRaw;
-  if (first == 0x22) return raw ? Format.Raw : Format.Npy;
-  if (raw) return Format.None;
-  return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;
 }

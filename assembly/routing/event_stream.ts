@@ -87,7 +87,7 @@ export class EventStream {
       case Line.Begin:
       case Line.Blank:
         if (c == 0x7b || c == 0x5b) {
-          this.response.refuseBody();
+          this.response.refuse(Reason.Format);
           return false;
         }
         if (space) this.line = Line.Blank;

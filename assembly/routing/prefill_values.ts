@@ -4,9 +4,10 @@
 import { Ascii } from '../bytes/ascii';
 import { Site } from './formats/format';
 import { Place } from './places';
-import { Kind, PrefillValue, Prompt } from './prompt';
+import { Format, Kind, PrefillValue, Prompt } from './prompt';
 import { Reason } from './reason';
 import { ReplyReader } from './reply_reader';
+import { ValueSwap } from './value_swap';
 
 /**
  * Long values of prefill's are put in twice for each choice that was asked for, and so often more:
@@ -30,10 +31,39 @@ export class PrefillValues {
   constructor(private prompt: Prompt) {}
 
   /**
+   * A value that prefill knows better begins: prefill's takes its place. Returns why it may not stay,
+   * where it is routing and prefill's can't.
+   */
+  put(site: Site, reply: ReplyReader, swap: ValueSwap): Reason {
+    const isNull = site.scanner.first == 0x6e;
+    const prompt = this.prompt;
+    const kind = reply.kind;
+    if (kind == Kind.PromptExperts) {
+      if (prompt.format != Format.Prompt) {
+        if (isNull) return Reason.None;
+        return prompt.format == Format.None ? prompt.missing : Reason.Mixed;
+      }
+      if (reply.again) return Reason.Duplicate;
+      this.placed = true;
+    }
+    // Only details that are `null` go as a whole; of an object `cached_tokens` goes.
+    if (kind == Kind.TokensDetails && !isNull) return Reason.None;
+    const value = prompt.value(kind);
+    if (value === null) return Reason.None;
+    if (value.inChoice == reply.inChoice) {
+      if (this.mayCopy(site, kind)) swap.begin(site, value);
+      return Reason.None;
+    }
+    return kind == Kind.PromptExperts ? Reason.Mixed : Reason.None;
+  }
+
+  /**
    * An object of decode's, whose closing brace has just been read, gets the members that prefill's
    * had at this place and decode's has not.
    */
   insertMissing(site: Site, reply: ReplyReader, inChoice: bool): void {
+    // In a stream they stand where decode has some, or nowhere.
+    if (site.events) return;
     const values = this.prompt.values;
     for (let i = 0; i < values.length; i++) {
       const value = values[i];
@@ -58,7 +88,7 @@ export class PrefillValues {
   }
 
   /** Whether one more value of this kind may be put in; else the response is refused. */
-  mayCopy(site: Site, kind: Kind): bool {
+  private mayCopy(site: Site, kind: Kind): bool {
     if (!isLong(kind)) return true;
     if (<i64>++this.copies <= 2 * <i64>site.choicesAsked + SPARE_COPIES) return true;
     site.refuse(Reason.Choices);

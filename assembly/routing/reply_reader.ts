@@ -57,6 +57,8 @@ export class ReplyReader {
   element: i32 = -1;
   /** Choices of the document that have begun. */
   choices: i32 = 0;
+  /** Whether the choice that is being read is an object. */
+  choiceIsObject: bool = false;
 
   /** What the last notice was about. */
   place: Place = Place.Root;
@@ -128,6 +130,7 @@ export class ReplyReader {
         return this.again ? Notice.SecondChoices : Notice.None;
       case Place.Choice:
         this.choices++;
+        this.choiceIsObject = this.scanner.first == 0x7b;
         this.seen &= ~IN_CHOICE;
         return Notice.Choice;
       case Place.Array:

@@ -3,6 +3,7 @@
 
 import { Deferred, Form, Site } from './formats/format';
 import { readRaw } from './formats/raw_string';
+import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
 import { ReplyReader } from './reply_reader';
@@ -11,26 +12,20 @@ import { RowCounter } from './row_counter';
 
 @final
 export class ResponseCounts {
-  private readonly counter: RowCounter;
   /** Rows of decode's own `prompt_routed_experts`; -1: it has none. */
   private promptRows: i64 = -1;
 
   constructor(
     /** What prefill brought (borrowed). */
     private prompt: Prompt,
+    private counter: RowCounter,
     /** Prompts in the request. */
     private prompts: i32,
-    /** Choices that were asked for of each. */
-    choices: i32,
-    /** The response is a stream of events. */
-    events: bool,
     /** Decode has served the request alone. */
     private alone: bool,
     /** The first token whose row the client asks for, where decode has served the request alone. */
     private start: i64,
-  ) {
-    this.counter = new RowCounter(choices, events);
-  }
+  ) {}
 
   // ---- a choice
 
@@ -39,13 +34,12 @@ export class ResponseCounts {
     this.counter.beginChoice();
   }
 
-  /** The choice lists this many tokens in `token_ids`; -1: what it has there is no list. */
-  setTokens(site: Site, tokens: i64): void {
-    site.tokens = this.counter.tokens = tokens;
-  }
-
-  setIndex(index: i64): void {
-    this.counter.index = index;
+  /** A member of the choice has ended: `token_ids` lists its tokens, `index` tells it from others. */
+  take(site: Site, place: Place): void {
+    const scanner = site.scanner;
+    if (place == Place.TokenIds)
+      site.tokens = this.counter.tokens = scanner.first == 0x5b ? scanner.count : -1;
+    else if (place == Place.ChoiceIndex) this.counter.index = scanner.integer;
   }
 
   /** The choice has ended. False when its array does not have the rows of its tokens. */

@@ -1,6 +1,6 @@
-// The array of decode's response that is being read: one at a time, in one of three formats. It says
-// what of the body must stay until more has come, and what need not be read because prefill's rows
-// take its place.
+// The array of decode's response that is being read, in one of three formats; there is one at a time.
+// It says which bytes of the body must stay until more has come, and which need not be read because
+// prefill's rows replace them.
 
 import { DecodeArray, Form, Progress, Site } from './formats/format';
 import { NpyDecode } from './formats/npy_string';
@@ -15,11 +15,11 @@ import { RowPlan } from './row_plan';
 @final
 export class CurrentArray {
   private array: DecodeArray | null = null;
-  /** Arrays of each format as they have been made: they are used again for the next array. */
+  /** The readers of the formats. Each is made for the first array of its format, and used for all of them. */
   private npy: NpyDecode | null = null;
   private object: ObjectDecode | null = null;
   private raw: RawDecode | null = null;
-  /** Where the array begins in the body. */
+  /** Offset in the body at which the array begins. */
   private from: u64 = 0;
 
   /** Whether an array has begun that has not ended. */
@@ -27,7 +27,7 @@ export class CurrentArray {
     return this.array !== null;
   }
 
-  /** Offset in the body from which on nothing may leave before the array is decided; -1: all may. */
+  /** Offset in the body from which on nothing may leave before more of the array has come; -1: all may leave. */
   get heldFrom(): i64 {
     const array = this.array;
     return array === null ? -1 : array.heldFrom;
@@ -56,7 +56,7 @@ export class CurrentArray {
     return array === null ? Progress.Done : array.read(site);
   }
 
-  /** A member of the array begins. True: `read` comes next. */
+  /** A member of an array that is an object begins. True: `read` comes next. */
   onMember(site: Site, place: Place): bool {
     const array = this.array;
     return array !== null && array.onValue(site, place);
@@ -68,8 +68,8 @@ export class CurrentArray {
   }
 
   /**
-   * The value has ended. Returns why the array can't be merged: by itself, or beside the rows of the
-   * others, whose examination is judged. The array then stays open, to be abandoned if it is held.
+   * The value has ended. Returns why it can't be merged: because of itself, or because of how its rows
+   * look beside those of the other arrays. The array then stays open; if it is held, call `abandon`.
    */
   end(site: Site): Reason {
     const array = this.array;
@@ -79,7 +79,7 @@ export class CurrentArray {
     if (array.reason == Reason.None) {
       array.reason = site.examination.judge();
       if (array.reason != Reason.None && heldFrom >= 0) {
-        // Its edits are in the rope already.
+        // The array itself was good, so its edits are in the rope already.
         site.rope.forgetEdits(<u64>heldFrom);
         site.choices--;
         array.heldFrom = heldFrom;
@@ -89,7 +89,7 @@ export class CurrentArray {
     return array.reason;
   }
 
-  /** Gives up an array of which nothing has left. Returns the offset in the body where it is held. */
+  /** Gives up an array that is held. Returns the offset in the body from which on it is held. */
   abandon(): u64 {
     const array = this.array;
     this.array = null;
@@ -99,20 +99,20 @@ export class CurrentArray {
     return from;
   }
 
-  /** Bytes to come that prefill's rows replace whatever they are. The array is reading. */
+  /** How many of the next bytes prefill's rows replace, whatever they are. */
   replacedAhead(site: Site): u64 {
     const array = this.array;
     return array === null ? 0 : array.replacedAhead(site);
   }
 
-  /** Whether prefill's rows replace all bytes from `offset` on that have been read. The array is reading. */
+  /** Whether prefill's rows replace all bytes from `offset` on that have been read. */
   isReplaced(site: Site, offset: u64): bool {
     const array = this.array;
     if (array === null || array.heldFrom >= 0) return false;
     return this.from < offset && site.position <= array.replacedTo(site);
   }
 
-  /** Bytes to come that may leave nothing behind: the padding of the array. The array is reading. */
+  /** How many of the next bytes may leave without anything in their place: the padding of the array. */
   get paddingAhead(): u64 {
     const array = this.array;
     return array === null ? 0 : array.paddingAhead;

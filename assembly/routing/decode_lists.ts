@@ -1,6 +1,7 @@
-// Generated rows of decode's that are nested lists of numbers, as the scanner announces them, and the
-// shape of generated rows beside prefill's `prompt_routed_experts` (format C): a row of the client's
-// array is a row of either leg, so both must have as many layers and the same top_k.
+// Arrays of decode's that are nested lists of numbers, [[[expert, …], …], …], as the reader announces
+// their rows, layers and experts. In format C these are the generated rows, beside the prompt's rows in
+// prefill's `prompt_routed_experts`; both must have the same number of layers and the same top_k. That
+// is checked here, also for generated rows that are an object.
 
 import { Examination, Leg } from './examination';
 import { Site } from './formats/format';
@@ -53,7 +54,7 @@ export class DecodeLists {
     }
   }
 
-  /** The value has ended: its rows are judged, and told to the site. False when it was refused. */
+  /** The value has ended: its rows are judged, and told to the site. Returns false when it is refused. */
   end(site: Site): bool {
     this.open = false;
     let reason = this.rows.reason;
@@ -64,12 +65,12 @@ export class DecodeLists {
     return true;
   }
 
-  /** A member begins of a value that no format reads. */
+  /** A member begins of an object that no format reads. */
   onMember(site: Site, place: Place): void {
     if (place == Place.Shape && site.scanner.first != 0x5b) this.refuseShape(site);
   }
 
-  /** A member of an object has ended, which generated rows may be instead of lists. */
+  /** A member of an object has ended. Of generated rows that are an object `shape` tells the shape. */
   onMemberEnd(site: Site, place: Place): void {
     const scanner = site.scanner;
     if (place == Place.Shape && scanner.count != 3) this.refuseShape(site);
@@ -82,6 +83,7 @@ export class DecodeLists {
     this.rows.free();
   }
 
+  /** Whether the rows are generated ones beside prefill's value. */
   private get checks(): bool {
     return this.prompt.format == Format.Prompt;
   }
@@ -90,6 +92,7 @@ export class DecodeLists {
     if (this.checks) site.refuse(Reason.Shape);
   }
 
+  /** The rows have `size` in the dimension of this index. */
   private checkDimension(site: Site, dimension: i32, size: i64): void {
     if (!this.checks) return;
     if (dimension == LAYERS && <u64>size != this.prompt.layers) site.refuse(Reason.Layers);

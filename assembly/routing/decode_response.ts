@@ -1,10 +1,17 @@
 // Reads decode's response as it passes and says how it is to be edited. It holds no bytes of the body:
 // the edits go into the caller's rope, and `settled` says how far the body may leave.
 //
-// The reader announces arrays and values. An array is left to its format (`CurrentArray`), nested
-// lists to `DecodeLists`, a value that goes to `ValueSwap`, one that prefill knows to `PrefillValues`;
-// `ResponseCounts` compares rows with tokens. What is decided here: which of these an announced value
-// is for, and whether one that can't be merged refuses the response or becomes `null`.
+// `ReplyReader` announces arrays and values, and each is handed to the object whose business it is:
+//
+//   ArrayMatch      decides in which format an array is read, and with which rows of prefill's
+//   CurrentArray    the array that is being read and edited
+//   DecodeLists     arrays that are nested lists
+//   PrefillValues   puts prefill's values in the place of decode's
+//   ValueSwap       replaces a whole value, by prefill's or by `null`
+//   ResponseCounts  compares rows with the counts of tokens
+//   CacheWord       what decode says of its cache, where it serves the request alone
+//
+// What can't be merged makes the whole response fail, or becomes `null`: that is decided here.
 
 import { Rope } from '../bytes/rope';
 import { Scanner } from '../json/scanner';
@@ -26,84 +33,92 @@ export { Form } from './formats/format';
 
 /** What becomes of the arrays. */
 export const enum Treatment {
+  /** They are merged; if one can't be, the whole response is refused. */
   Merge,
   /** Every array becomes `null`. */
   Null,
-  /** An array that can't be merged becomes `null` if nothing of it has left; for streams, where nothing can be read twice. */
+  /**
+   * An array that can't be merged becomes `null`, as long as nothing of it has left. This is for streams
+   * of events, which can't be read a second time.
+   */
   MergeOrNull,
 }
 
-/** What decode's own `cached_tokens` must say where decode serves a request alone. */
+/**
+ * What decode's own `cached_tokens` must say where decode serves a request alone. A token that comes from
+ * the prefix cache is not forwarded, so its row is whatever its slot held before.
+ */
 export const enum CachedRule {
-  /** Nothing: samples and prompts of one request share what decode itself has forwarded for it. */
+  /** It may say anything: samples and prompts of a request share what was forwarded for that request. */
   Any,
-  /** Not above 0: the request had a salt of its own, so a hit says that the engine does not know salts. */
+  /** It must not say more than 0: the request had a salt of its own, so a hit means that the engine ignores salts. */
   NoHit,
-  /** 0, and said: rows of tokens that came from a cache are those of whoever had the slots before. */
+  /** It must be there, and say 0. */
   Zero,
-  /** What it says is of one of several prompts, and proves nothing for the others. */
+  /** No value is good enough: it speaks of one of several prompts, and proves nothing for the others. */
   Never,
 }
 
-/** A request that decode serves alone: its arrays are checked, and leave as they came. */
+/** What is known of a request that decode serves alone. Its arrays are checked, and leave as they came. */
 @final
 export class Alone {
   constructor(
     readonly cached: CachedRule,
-    /** First token whose row the client asks for. */
+    /** The first token whose row the client asks for; -1: not known. */
     readonly start: i64,
-    /** Whether the request has been read, so that the response's counts say how many rows there must be. */
+    /** Whether the filter has read the request, so that it knows how many rows the response's counts ask for. */
     readonly counted: bool,
   ) {}
 }
 
-/** What is known before the response comes. */
+/** What is known before the response comes. It must be complete when a `DecodeResponse` is made of it. */
 @final
 export class Expected {
   /** What prefill brought (borrowed). */
   prompt: Prompt = new Prompt();
   /** Set where there is no prefill leg. */
   alone: Alone | null = null;
-  /** What checked rows say, of both legs (borrowed). */
+  /** Judges the rows of both legs together (borrowed). */
   examination: Examination = new Examination(RowCheck.Off, null);
-  /** Decode was asked for the generated rows only. */
+  /** Whether decode was asked for the generated rows only. */
   tail: bool = false;
-  /** Prompts in the request, and choices asked for of each. */
+  /** Prompts in the request, and choices that it asks for of each prompt. */
   prompts: i32 = 1;
   choices: i32 = 1;
-  /** Most tokens a choice can have; -1 when not known. */
+  /** The most tokens that a choice can have; -1: not known. */
   maxTokens: i64 = -1;
 }
 
-/** What decode says of its cache, in the document or in the element of a list that is being read. */
+/** What decode says of its cache, in the document, or the element of a list, that is being read. */
 @final
 class CacheWord {
-  /** `cached_tokens` has said that nothing of the prompt came from the cache. */
+  /** Whether `cached_tokens` has said that no token of the prompt came from the cache. */
   private uncached: bool = false;
-  /** Arrays of the response before this document or element. */
+  /** How many arrays the response had before this document or element. */
   private arraysBefore: i32 = 0;
 
   constructor(private rule: CachedRule) {}
 
+  /** A document or element begins; `arrays` have come before it. */
   begin(arrays: i32): void {
     this.arraysBefore = arrays;
     this.uncached = false;
   }
 
-  /** `cached_tokens` has ended. What is no plain number says nothing. */
+  /** `cached_tokens` has ended. A value that is no plain number says nothing. */
   take(site: Site): void {
     const tokens = site.scanner.integer;
     if (tokens == 0) this.uncached = this.rule != CachedRule.Never;
     if (tokens > 0 && this.rule != CachedRule.Any) site.refuse(Reason.Cached);
   }
 
-  /** The document or element has ended: it must have said what its arrays needed. */
+  /** The document or element has ended. If it had arrays, it must have said what the rule asks for. */
   end(site: Site): void {
     if (this.rule < CachedRule.Zero || this.uncached) return;
     if (site.choices > this.arraysBefore) site.refuse(Reason.Cached);
   }
 
-  /** Whether arrays have come that still need the word. */
+  /** Whether arrays have come for which `cached_tokens` must still say 0. */
   isAwaited(arrays: i32): bool {
     return this.rule >= CachedRule.Zero && arrays > 0 && !this.uncached;
   }
@@ -112,13 +127,13 @@ class CacheWord {
 
 @final
 export class DecodeResponse extends Site {
-  /** Why arrays became `null` (`MergeOrNull`). */
+  /** Why an array became `null`, by `Treatment.MergeOrNull`. */
   nulled: Reason = Reason.None;
-  /** The document has ended. */
+  /** Whether the document has ended. */
   complete: bool = false;
-  /** The body may leave up to this offset. */
+  /** Offset up to which the body may leave. */
   settled: u64 = 0;
-  /** An array reads characters of its own, instead of the scanner, and more of it is to come. */
+  /** Whether an array reads characters that the scanner leaves to it, and more of them are to come. */
   inArray: bool = false;
 
   private readonly reader: ReplyReader;
@@ -129,16 +144,16 @@ export class DecodeResponse extends Site {
   private readonly values: PrefillValues;
   private readonly totals: ResponseCounts;
   private readonly cache: CacheWord;
-  /** Decode has served the request alone: arrays are checked, and leave as they came. */
+  /** Whether decode has served the request alone. */
   private readonly isAlone: bool;
 
-  /** `expected` must be complete; the edits go into `rope` (borrowed). */
+  /** The edits go into `rope` (borrowed). `form`: which rows come, where an earlier reading has found out. */
   constructor(
     private expected: Expected,
     rope: Rope,
     private treatment: Treatment,
     form: Form,
-    /** The body is an event stream: a document an event. */
+    /** Whether the body is a stream of events, each with a document of its own. */
     events: bool,
   ) {
     const prompt = expected.prompt;
@@ -166,13 +181,13 @@ export class DecodeResponse extends Site {
     const counter = new RowCounter(expected.choices, events);
     this.totals = new ResponseCounts(prompt, counter, expected.prompts, alone !== null, start);
     this.cache = new CacheWord(alone === null ? CachedRule.Any : alone.cached);
-    // What an earlier reading of the same response has examined does not count twice.
+    // A second reading of the same response examines its rows again.
     expected.examination.forget(Leg.Decode);
   }
 
   // ---- for the caller
 
-  /** Reads a piece of the body that is in the rope; `offset` is where it starts. */
+  /** Reads a piece of the body, which is in the rope; it starts at `offset` of the body. */
   push(ptr: usize, len: usize, offset: u64): void {
     if (this.reason != Reason.None) return;
     this.base = offset - this.scanner.offset;
@@ -185,10 +200,11 @@ export class DecodeResponse extends Site {
     if (this.deferred.length > 0) this.settled = min(this.settled, this.deferred[0].at);
   }
 
-  /** An event of a stream has ended; one that is cut short is refused. */
+  /** An event of a stream has ended. If its document has not, the response is refused. */
   nextEvent(): void {
     if (!this.betweenDocuments) return this.refuse(Reason.Json);
-    // The counts are forgotten, too: they may be counts so far, and say nothing of the next event.
+    // The counts are forgotten, too. An engine may send the counts so far with every event, so those of
+    // one event say nothing of the next.
     this.reader.beginDocument();
     this.complete = false;
     this.swap.count = 0;
@@ -211,7 +227,7 @@ export class DecodeResponse extends Site {
     return this.inArray && this.array.isReplaced(this, offset);
   }
 
-  /** `n` replaced bytes went by without being read. */
+  /** `n` bytes of `replacedAhead` have come and gone without being read. */
   passReplaced(n: u64): void {
     this.scanner.pass(n);
     this.settled += n;
@@ -222,7 +238,7 @@ export class DecodeResponse extends Site {
     return this.inArray ? this.array.paddingAhead : 0;
   }
 
-  /** Whether a value of routing has begun, also one that becomes `null`. */
+  /** Whether a value of routing has begun, even one that becomes `null`. */
   get begun(): bool {
     return this.match.values > 0 || this.swap.count > 0;
   }
@@ -232,14 +248,14 @@ export class DecodeResponse extends Site {
     return this.complete || this.scanner.offset == 0;
   }
 
-  /** Whether bytes that were read must not leave yet. */
+  /** Whether bytes that have been read must not leave yet. */
   get holding(): bool {
     return this.array.heldFrom >= 0 || this.deferred.length > 0;
   }
 
   /**
-   * Whether what was read may be acted upon: no array waits for the end of the document, nor for
-   * decode's word that nothing of its prompt was cached.
+   * Whether the caller may commit to what has been read: no array has to wait for the end of the document
+   * to be understood, nor for `cached_tokens` to say that nothing of the prompt came from the cache.
    */
   get decided(): bool {
     return this.undecided == 0 && !this.cache.isAwaited(this.choices);
@@ -250,7 +266,7 @@ export class DecodeResponse extends Site {
     return this.choices > 0 || this.values.placed;
   }
 
-  /** Whether generated rows have come in a stream that had no place for the prompt's. */
+  /** Whether generated rows have come, but no value of decode's that prefill's prompt rows could replace. */
   get unplaced(): bool {
     return this.expected.prompt.format == Format.Prompt && this.choices > 0 && !this.values.placed;
   }
@@ -271,7 +287,7 @@ export class DecodeResponse extends Site {
     }
   }
 
-  /** Lets the array read on. False when it has used up the scanner's window. */
+  /** Lets the array read on. Returns false when it has used up the scanner's window. */
   private readArray(): bool {
     const progress = this.array.read(this);
     if (progress == Progress.More) return false;
@@ -281,13 +297,13 @@ export class DecodeResponse extends Site {
     return true;
   }
 
-  /** Of a value that goes only its end counts. */
+  /** Takes a notice while a value is being removed, of which only the end matters. */
   private takeOfSwap(notice: Notice): void {
     if (notice == Notice.ArrayEnd || notice == Notice.ValueEnd) this.endSwap();
     else if (notice == Notice.Broken) this.refuse(Reason.Json);
   }
 
-  /** Where all routing becomes `null`, nothing else in the document counts. */
+  /** Takes a notice under `Treatment.Null`: nothing but values of routing matters. */
   private takeNulling(notice: Notice): void {
     const ofValue = notice == Notice.Value && this.reader.kind == Kind.PromptExperts;
     if (ofValue || notice == Notice.Array) {
@@ -305,7 +321,7 @@ export class DecodeResponse extends Site {
       case Notice.SecondChoices:
         return this.refuse(Reason.Duplicate);
       case Notice.Root:
-        // No engine has events of several elements, of which prefill's rows would be for one each.
+        // A list has a prompt for each element. No engine sends such lists as events.
         if (reader.list && this.events && !this.isAlone) this.refuse(Reason.Format);
         return;
       case Notice.Element:
@@ -381,7 +397,7 @@ export class DecodeResponse extends Site {
     const alone = this.expected.alone;
     const reader = this.reader;
     if (alone !== null) {
-      // The elements of a list have ended one by one.
+      // The elements of a list have been checked one by one; the list itself may have `cached_tokens`.
       if (!reader.list) this.endElement();
       else this.cache.end(this);
       if (alone.counted) this.totals.endAlone(this, reader);
@@ -391,7 +407,7 @@ export class DecodeResponse extends Site {
 
   // ---- arrays
 
-  /** A value of routing, which is not `null`, begins at the cursor. */
+  /** A value of routing that is not `null` begins at the scanner's cursor. */
   private begin(): void {
     const match = this.match;
     const surplus = match.exceeds(this.reader);
@@ -403,18 +419,18 @@ export class DecodeResponse extends Site {
     else this.refuse(this.array.reason);
   }
 
-  /** A value of routing has ended; `ofPrompt`: it is that of `prompt_routed_experts`. */
+  /** A value of routing has ended. `ofPrompt`: it was the value of `prompt_routed_experts`. */
   private endRouting(ofPrompt: bool): void {
     if (this.array.open ? !this.endArray() : !this.lists.open || !this.lists.end(this)) return;
     if (ofPrompt) this.totals.addPrompt(this);
     else this.totals.add(this, this.reader.element);
   }
 
-  /** The array has ended. False when its rows do not count, or not yet. */
+  /** The array has ended. Returns false when its rows are not to be counted now. */
   private endArray(): bool {
     const array = this.array;
     const reason = array.end(this);
-    // What is not decided is read again, and what is deferred is counted with its element.
+    // An array whose form is not known is read again, and a deferred one is counted with its element.
     if (reason == Reason.None) return this.undecided == 0 && this.deferred.length == 0;
     if (array.heldFrom < 0) this.refuse(reason);
     else {
@@ -438,7 +454,7 @@ export class DecodeResponse extends Site {
 
   // ---- what can't be merged
 
-  /** The value at the cursor, of which nothing has left, can't be merged; `None`: it can. */
+  /** The value at the scanner's cursor can't be merged; nothing of it has left. `None`: it can be. */
   private refuseValue(reason: Reason): void {
     if (reason == Reason.None) return;
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
@@ -446,7 +462,7 @@ export class DecodeResponse extends Site {
     this.swap.begin(this, null);
   }
 
-  /** The array that was being read, and of which nothing has left, can't be merged. */
+  /** The array that is being read can't be merged; nothing of it has left. */
   private refuseArray(): void {
     const reason = this.array.reason;
     const from = this.array.abandon();
@@ -456,7 +472,7 @@ export class DecodeResponse extends Site {
     this.swap.takeOver(from);
   }
 
-  /** The value that goes has ended. */
+  /** The value that was being removed has ended. */
   private endSwap(): void {
     if (this.swap.end(this) && this.treatment == Treatment.Null) this.choices++;
   }

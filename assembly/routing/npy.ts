@@ -1,20 +1,21 @@
-// The header of a .npy file, read and written as NumPy does (numpy/lib/_format_impl.py; NEP 1).
+// The header of a .npy file, read and written as NumPy does it (numpy/lib/_format_impl.py; NEP 1).
 
 import { readDecimal, writeDecimal } from '../bytes/ascii';
 import { Reason } from './reason';
 
-/** Bytes that tell how long the header is: magic, version, and the length in its longer form. */
+/** The bytes that tell how long the header is: magic, version, and the length, which has 2 or 4 bytes. */
 export const PREFIX_BYTES: usize = 12;
-/** NumPy refuses longer headers too (`max_header_size`). */
+/** NumPy refuses longer headers, too (`max_header_size`). */
 export const MAX_HEADER_BYTES: usize = 10000;
 /** Room for the header that `writeHeader` makes. */
 export const WRITTEN_HEADER_BYTES: usize = 256;
 
-/** Digits that NumPy leaves room for, so that the first dimension can grow in place. */
+/** NumPy leaves room for this many digits, so that the first dimension can grow in place. */
 const GROWTH_AXIS_MAX_DIGITS: usize = 21;
 const ALIGN: usize = 64;
-/** No engine counts so far; keeps products of dimensions inside 64 bits. */
+/** The largest dimension that is taken. No engine counts so far, and products stay within 64 bits. */
 export const MAX_DIMENSION: i64 = 1 << 31;
+/** The longest row that is taken. */
 export const MAX_ROW_BYTES: u64 = 1 << 20;
 
 const MAGIC = memory.data<u8>([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59]);
@@ -33,10 +34,10 @@ export function itemSize(dtype: Dtype): u64 {
   return dtype == Dtype.U1 ? 1 : dtype == Dtype.I4 ? 4 : 2;
 }
 
-/** What a routed-experts array announces: shape (rows, layers, top_k), C order. */
+/** What the header of an array says: its dtype, and its shape (rows, layers, top_k) in C order. */
 @final
 export class NpyHeader {
-  /** Bytes before the first row. */
+  /** Bytes of the header itself, before the first row. */
   size: u64 = 0;
   dtype: Dtype = Dtype.None;
   rows: u64 = 0;
@@ -54,7 +55,7 @@ export class NpyHeader {
   }
 }
 
-/** Length of the whole header from its first `PREFIX_BYTES` bytes into `header.size`. */
+/** Reads the length of the whole header from its first `PREFIX_BYTES` bytes (borrowed) into `header.size`. */
 export function readPrefix(ptr: usize, header: NpyHeader): Reason {
   if (memory.compare(ptr, MAGIC, 6) != 0) return Reason.Magic;
   const major = load<u8>(ptr, 6);
@@ -100,7 +101,7 @@ export function readHeader(ptr: usize, header: NpyHeader): Reason {
     if (key == Key.Descr && peek() == 0x5b) return Reason.Dtype;
     const found = readValue(key, header);
     if (found == Reason.Header) return found;
-    // What is no array of numbers at all is said before how it lies in memory.
+    // Of two things that are wrong, the dtype is told.
     if (found == Reason.Dtype || reason == Reason.None) reason = found;
     if (!passes(0x2c) && peek() != 0x7d) return Reason.Header;
   }
@@ -180,7 +181,7 @@ export function writeHeader(ptr: usize, like: NpyHeader, dtype: Dtype, rows: u64
   return to - ptr;
 }
 
-/** As a header names it. */
+/** The name of a dtype in a header. */
 export function dtypeCode(dtype: Dtype): string {
   return dtype == Dtype.U1 ? '|u1' : dtype == Dtype.U2 ? '<u2' : dtype == Dtype.I2 ? '<i2' : '<i4';
 }

@@ -1,5 +1,5 @@
-// Puts values of prefill's reply into decode's response: in the place of decode's own, or where an
-// object of decode's ends without the member.
+// Puts values of prefill's reply into decode's response: in the place of decode's own value, or before
+// the closing brace of an object that has no such member.
 
 import { Ascii } from '../bytes/ascii';
 import { Site } from './formats/format';
@@ -10,8 +10,8 @@ import { ReplyReader } from './reply_reader';
 import { ValueSwap } from './value_swap';
 
 /**
- * Long values of prefill's are put in twice for each choice that was asked for, and so often more:
- * each is as long as its prompt, and a response with many would grow without a limit.
+ * A value that is as long as the prompt is put in at most twice for each choice that was asked for, and
+ * this many times more. Otherwise a response with many choices would make the body grow without a limit.
  */
 const SPARE_COPIES: i32 = 64;
 
@@ -22,17 +22,18 @@ const COMMA = new Ascii(',');
 
 @final
 export class PrefillValues {
-  /** Prefill's `prompt_routed_experts` has been put in. */
+  /** Whether prefill's `prompt_routed_experts` has been put in. */
   placed: bool = false;
-  /** Long values that have been put in. */
+  /** How many long values have been put in. */
   private copies: i32 = 0;
 
   /** `prompt` is borrowed. */
   constructor(private prompt: Prompt) {}
 
   /**
-   * A value that prefill knows better begins: prefill's takes its place. Returns why it may not stay,
-   * where it is routing and prefill's can't.
+   * A value of one of the kinds begins at the scanner's cursor: if prefill had one at the same place, it
+   * replaces decode's. Returns why decode's can't stay where it is the prompt's routing, and prefill's
+   * can't replace it.
    */
   put(site: Site, reply: ReplyReader, swap: ValueSwap): Reason {
     const isNull = site.scanner.first == 0x6e;
@@ -46,7 +47,7 @@ export class PrefillValues {
       if (reply.again) return Reason.Duplicate;
       this.placed = true;
     }
-    // Only details that are `null` go as a whole; of an object `cached_tokens` goes.
+    // Details that are an object stay: only `cached_tokens` in them is replaced.
     if (kind == Kind.TokensDetails && !isNull) return Reason.None;
     const value = prompt.value(kind);
     if (value === null) return Reason.None;
@@ -58,11 +59,11 @@ export class PrefillValues {
   }
 
   /**
-   * An object of decode's, whose closing brace has just been read, gets the members that prefill's
-   * had at this place and decode's has not.
+   * The closing brace of an object of decode's has just been read: the object gets the long values that
+   * prefill had at this place and decode has not.
    */
   insertMissing(site: Site, reply: ReplyReader, inChoice: bool): void {
-    // In a stream they stand where decode has some, or nowhere.
+    // Every event of a stream would get them again.
     if (site.events) return;
     const values = this.prompt.values;
     for (let i = 0; i < values.length; i++) {
@@ -79,7 +80,7 @@ export class PrefillValues {
     if (experts) this.placed = true;
     const key = experts ? PROMPT_EXPERTS : PROMPT_LOGPROBS;
     const comma = site.scanner.count > 0 ? COMMA.len : 0;
-    // Before the brace.
+    // The position of the brace.
     const at = site.position - 1;
     if (comma > 0) site.rope.replace(at, 0, COMMA.ptr, comma);
     site.rope.replace(at, 0, key.ptr, key.len);
@@ -87,7 +88,7 @@ export class PrefillValues {
     site.growth += <i64>(comma + key.len) + <i64>value.text.length;
   }
 
-  /** Whether one more value of this kind may be put in; else the response is refused. */
+  /** Counts one more value of this kind. Returns false when there are too many; the response is then refused. */
   private mayCopy(site: Site, kind: Kind): bool {
     if (!isLong(kind)) return true;
     if (<i64>++this.copies <= 2 * <i64>site.choicesAsked + SPARE_COPIES) return true;
@@ -96,12 +97,12 @@ export class PrefillValues {
   }
 }
 
-/** Whether values of this kind are as long as the prompt, and are put in where decode has none. */
+/** Whether values of this kind are as long as the prompt. Those are put in even where decode has none. */
 function isLong(kind: Kind): bool {
   return kind == Kind.PromptExperts || kind == Kind.PromptLogprobs;
 }
 
-/** Where a long value stands. */
+/** The place of a long value, in a choice or in the reply. */
 function placeOf(kind: Kind, inChoice: bool): Place {
   if (kind == Kind.PromptExperts) return inChoice ? Place.ChoicePromptExperts : Place.PromptExperts;
   return inChoice ? Place.ChoicePromptLogprobs : Place.PromptLogprobs;

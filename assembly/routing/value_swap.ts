@@ -1,12 +1,12 @@
-// Replaces a value of decode's response as a whole, while it passes, by prefill's or by `null`. The
-// value is removed piece by piece, so that nothing of it is held; what takes its place is written
-// behind its last byte.
+// Replaces a whole value of decode's response, by prefill's or by `null`, while the value passes. It is
+// removed piece by piece, so that nothing of it has to be held, and what replaces it is written behind
+// its last byte.
 
 import { Site } from './formats/format';
 import { PrefillValue } from './prompt';
 import { Reason } from './reason';
 
-/** The most values that one document may have replaced: four in each choice that vLLM allows. */
+/** The most values that are replaced in one document: four for each choice that vLLM allows. */
 const MAX_SWAPS: i32 = 4 * 16384;
 
 const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
@@ -16,15 +16,15 @@ const NULL_TEXT = memory.data<u8>([0x6e, 0x75, 0x6c, 0x6c]);
 export class ValueSwap {
   /** Whether a value is being removed. */
   active: bool = false;
-  /** Values of the document so far, but for arrays that were abandoned while they were read. */
+  /** Values that `begin` has been called for in this document. */
   count: i32 = 0;
 
   /** Offset in the body up to which the value has been removed. */
   private from: u64 = 0;
-  /** What is written in its place; null: `null`. */
+  /** The value that is written in its place; null: the text `null` is. */
   private instead: PrefillValue | null = null;
 
-  /** Begins with the value at the scanner's cursor; null: it becomes `null`. */
+  /** Removes the value at the scanner's cursor for `instead` (borrowed); null: it becomes `null`. */
   begin(site: Site, instead: PrefillValue | null): void {
     if (++this.count > MAX_SWAPS) return site.refuse(Reason.Memory);
     this.from = site.position;
@@ -32,14 +32,14 @@ export class ValueSwap {
     this.active = true;
   }
 
-  /** Goes on with a value that began at `from` and has been read in part; it becomes `null`. */
+  /** Removes a value that has been read in part; it began at offset `from` of the body, and becomes `null`. */
   takeOver(from: u64): void {
     this.from = from;
     this.instead = null;
     this.active = true;
   }
 
-  /** Removes what has been read of the value. */
+  /** Removes the bytes of the value that have been read since the last call. */
   pass(site: Site): void {
     const to = site.position;
     if (to == this.from) return;
@@ -48,7 +48,7 @@ export class ValueSwap {
     this.from = to;
   }
 
-  /** The value has ended. True when it has become `null`. */
+  /** The value has ended, and is replaced. Returns true when it has become `null`. */
   end(site: Site): bool {
     this.pass(site);
     this.active = false;

@@ -32,7 +32,9 @@ const PIECE: u64 = 512 << 10;
 export class NpyPrefill extends PrefillArray {
   private head: ArrayHead = new ArrayHead();
   private close: ArrayClose = new ArrayClose();
+  /** Whether the rows have been taken, and the end of the string is read. */
   private closing: bool = false;
+  /** The rows (owned until they are given). */
   private rows: PromptRows | null = null;
   private readonly reader: RowReader = new RowReader();
 
@@ -72,12 +74,12 @@ export class NpyPrefill extends PrefillArray {
     this.wanted = null;
     this.reason = reason;
     if (reason == Reason.Base64 || reason == Reason.Size) {
-      // Where the string ends is for the scanner to find.
+      // The scanner finds where the string ends.
       chars.free();
       return;
     }
     this.rows = PromptRows.ofNpy(header, chars);
-    // The first carrier may have been read with the header.
+    // The first of the characters may have been read with the header.
     const known = this.head.length - firstCarrier(header);
     scanner.skip(wanted.len - known);
     scanner.pass(scanner.skipping);
@@ -105,6 +107,7 @@ export class NpyPrefill extends PrefillArray {
     this.rows = null;
   }
 
+  /** The header is known: says which characters the caller is to fetch. */
   private askForRows(): Progress {
     const header = this.head.header;
     if (header.rows == 0) return this.refuse(Reason.Prompt);
@@ -205,6 +208,7 @@ export class NpyDecode extends DecodeArray {
     this.tail.free();
   }
 
+  /** Reads the end of the string. Where the array is written anew, its padding is, too. */
   private readClose(site: Site): Progress {
     const from = site.position;
     const progress = this.close.read(site.scanner);
@@ -273,7 +277,7 @@ export class NpyDecode extends DecodeArray {
     return Form.Unknown;
   }
 
-  /** Decode has served the request alone: all its rows are read, and none is edited. */
+  /** No rows of prefill's are merged with the array: all its own are examined, and leave as they came. */
   private leave(site: Site, header: NpyHeader): Reason {
     const misfit = site.examination.misfits(header.layers, header.topK);
     if (misfit != Reason.None) return misfit;
@@ -283,11 +287,12 @@ export class NpyDecode extends DecodeArray {
     return Reason.None;
   }
 
-  /** All rows of the array are read; the header's last character may have bits of the first one. */
+  /** All rows of the array are examined. */
   private examineAll(site: Site, header: NpyHeader, firstRow: u64, rows: u64): void {
     this.tail.examine(site, header, leadOf(header.size), firstRow, rows, this.head.shared);
   }
 
+  /** Plans the edits of an array whose form is known. */
   private edit(site: Site, header: NpyHeader, plan: RowPlan, form: Form): Reason {
     if (plan.taken == 0) {
       // Without rows of prefill's the array is decode's as it is.
@@ -300,6 +305,7 @@ export class NpyDecode extends DecodeArray {
     return this.planRewrite(site, header, plan, full, dtype);
   }
 
+  /** Prefill's rows are written over decode's, which has the same dtype and all rows. */
   private planOverlay(site: Site, header: NpyHeader, plan: RowPlan): Reason {
     const lead = leadOf(header.size);
     const chars = plan.rows.inDtype(header.dtype, lead);

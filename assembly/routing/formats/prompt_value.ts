@@ -1,9 +1,11 @@
-// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, holds the prompt's rows and
-// `choices[i].routed_experts` the generated ones, both as nested lists or as objects {encoding, dtype, shape, data}.
+// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, has the prompt's rows, and
+// `choices[i].routed_experts` the generated ones. Both are nested lists, or objects
+//   {"encoding": …, "dtype": …, "shape": [rows, layers, top_k], "data": base64 of the rows}
 //
-// Matched: prefill's value takes the place of decode's, or is put in where decode has none; generated rows stay as they are.
-// Checked: prefill's value has a row for every token of the prompt, all of one shape, without negative numbers or sentinels;
-// generated rows have its layers and top_k.
+// Matched: prefill's value takes the place of decode's, or is put in where decode has none. The generated rows
+// stay as they are.
+// Checked: prefill's value has a row for every token of the prompt, all of one shape, without negative numbers
+// and sentinels; the generated rows have the same layers and top_k.
 
 import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
@@ -29,17 +31,18 @@ function valuePaths(): Paths {
   return made;
 }
 
-/** What prefill's value was found to be. */
+/** Checks prefill's value, and says what its shape is. */
 @final
 export class PromptCheck {
   rows: i64 = 0;
   layers: i64 = -1;
   topK: i64 = -1;
 
+  /** Whether the value is an object, and not lists. */
   private object: bool = false;
-  /** Lists in nested lists, of whatever depth. */
+  /** How many lists there are in nested lists, of whatever depth. */
   private lists: i64 = 0;
-  /** A string of the object is read by `members`, and not by the scanner. */
+  /** Whether `members` reads a string of the object, and not the scanner. */
   private inMember: bool = false;
   private members: Members = new Members();
   private reason: Reason = Reason.None;
@@ -50,7 +53,7 @@ export class PromptCheck {
     this.experts = new RowLists(examination, Leg.Prefill);
   }
 
-  /** Checks a whole JSON value (borrowed) against the tokens of the prompt; -1: not known. */
+  /** Checks a JSON value (borrowed) against the number of tokens of the prompt; -1: not known. Returns what is wrong. */
   check(text: RowChars, promptTokens: i64): Reason {
     const scanner = Scanner.take(valuePaths());
     this.members.begin();
@@ -61,7 +64,7 @@ export class PromptCheck {
       if (got == 0) whole = false;
       else {
         scanner.feed(text.ptr, <usize>got);
-        // The first byte tells a list, whose bytes are then all looked at.
+        // The first byte tells lists from an object. Of lists every byte is looked at.
         if (offset == 0) this.object = load<u8>(text.ptr) == 0x7b;
         if (!this.object) {
           this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
@@ -94,12 +97,12 @@ export class PromptCheck {
     }
     if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
     else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
-    // An expert is a number.
+    // With more lists than those of the rows and the layers, some expert would be a list.
     else if (!this.object && this.lists != 1 + this.rows * (1 + this.layers)) this.refuse(Reason.Shape);
     else this.refuse(this.examination.misfits(<u64>this.layers, <u64>this.topK));
   }
 
-  /** False when the window is not JSON. */
+  /** Reads the scanner's window. Returns false when it is not JSON. */
   private read(scanner: Scanner): bool {
     while (true) {
       if (this.inMember) {
@@ -140,7 +143,10 @@ export class PromptCheck {
   }
 }
 
-/** What a byte that nested lists of experts do not have says; a minus sign is a row that the engine did not know. */
+/**
+ * What is wrong with bytes that nested lists of experts do not have. With a minus sign an engine marks a row
+ * that it did not know.
+ */
 function unlisted(ptr: usize, end: usize): Reason {
   const minus = lanes(0x2d);
   const zero = lanes(0x30);

@@ -1,12 +1,12 @@
 // Format B, prime-rl and Dynamo: `choices[i].routed_experts` is an object
 //   {"data": base64 of the rows, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
-// with its keys in any order; without `start` the first token is 0, without `dtype` it is uint8.
+// with its keys in any order. Without `start` the first token is 0, without `dtype` the dtype is uint8.
 //
-// Matched: rows by token. Prefill's rows for the tokens of the prompt replace decode's for the same tokens; where decode's
-// begin behind the prompt, prefill's go before them, and `shape` and `start` follow. Where the legs chose different dtypes, the
-// rows of the narrower are widened, and decode's `dtype` follows.
-// Checked: layers and top_k the same, length of the data, alphabet, sentinels, that no token of the prompt is without
-// a row and none is missing between the legs' rows.
+// Matched: rows by token. Prefill's rows replace decode's for the same tokens of the prompt. Where decode's
+// begin behind the prompt, prefill's go before them, and `shape` and `start` are edited. Where the legs chose
+// different dtypes, the rows of the narrower one are widened, and decode's `dtype` is edited.
+// Checked: the same layers and top_k, the length of the data, its alphabet, sentinels; that every token of
+// the prompt has a row, and that no row is missing between those of the legs.
 
 import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
@@ -24,6 +24,7 @@ import { Widener, commonDtype } from '../widen';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
 import { Members, dtypeName } from './members';
 
+/** Room for the digits of a number of 64 bits. */
 const NUMBER_BYTES: usize = 20;
 const DTYPE_KEY = ',"dtype":';
 
@@ -98,7 +99,7 @@ export class ObjectPrefill extends PrefillArray {
   }
 }
 
-/** Nothing of an object leaves before its end: only then its members are all known. */
+/** An object is held up to its end, as only then all of its members are known. */
 @final
 export class ObjectDecode extends DecodeArray {
   private members: Members = new Members();
@@ -156,7 +157,7 @@ export class ObjectDecode extends DecodeArray {
     const wronged = this.readFrom(site, plan.seam - start, plan.seam);
     if (wronged != Reason.None) return wronged;
     const at = site.base + members.dataAt;
-    // Behind prefill's, with nothing missing in between.
+    // Where decode's rows begin at the seam, prefill's go before them.
     let reason = Reason.None;
     const dtype = commonDtype(rows.dtype, members.dtype);
     if (start < plan.seam && dtype == members.dtype) reason = this.overlay(site, plan, at, start);
@@ -165,7 +166,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** Decode has served the request alone: its rows are read, and none is edited. */
+  /** No rows of prefill's are merged with the array: its own are examined, and leave as they came. */
   private leave(site: Site): Reason {
     const members = this.members;
     let wrong = members.judge();
@@ -177,7 +178,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** Reads decode's rows from its `skipped`-th on, which is that of token `firstRow`. */
+  /** Examines decode's rows but for the first `skipped`; the next one is that of token `firstRow`. */
   private readFrom(site: Site, skipped: u64, firstRow: u64): Reason {
     const members = this.members;
     const before = skipped * members.rowBytes * 8;
@@ -205,11 +206,11 @@ export class ObjectDecode extends DecodeArray {
     return reader.reason;
   }
 
-  /** Prefill's rows from token `start` on are written over decode's. */
+  /** Prefill's rows, from that of token `start` on, replace decode's, of which the first is that of `start`. */
   private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
     const rowBytes = this.members.rowBytes;
     const before = (start - plan.start) * rowBytes * 8;
-    // So that what is copied begins with a character of its own.
+    // Prefill's characters are taken at the bit position where the row of `start` begins a character.
     const lead = <i32>((6 - (before % 6)) % 6);
     const chars = plan.rows.inDtype(this.members.dtype, lead);
     if (chars === null) return Reason.Memory;
@@ -231,8 +232,8 @@ export class ObjectDecode extends DecodeArray {
   }
 
   /**
-   * The data is written anew, in `dtype`: prefill's rows, then decode's from the seam on; decode's first row is that of token
-   * `start`. Where that is the seam, prefill's go before decode's.
+   * The data is written anew in `dtype`: prefill's rows, then decode's from the seam on. Decode's first row is
+   * that of token `start`.
    */
   private rewrite(site: Site, plan: RowPlan, at: u64, start: u64, dtype: Dtype): Reason {
     const members = this.members;
@@ -273,7 +274,7 @@ export class ObjectDecode extends DecodeArray {
     return Reason.None;
   }
 
-  /** Puts the edits of all members into the rope, in the order of the body. */
+  /** Puts the edits of all members into the rope, in the order in which the members stand in the body. */
   private replaceMembers(
     site: Site,
     chars: RowChars,
@@ -290,10 +291,11 @@ export class ObjectDecode extends DecodeArray {
     const data = members.dataAt;
     const shape = moved ? members.rowsAt : 0;
     const start = moved ? members.startAt : 0;
-    // A dtype that is missing becomes the last member, before the brace, which has been passed.
+    // A dtype that is missing becomes the last member, before the closing brace, which has been read.
     const known = members.dtypeAt > 0;
     const name = !wider ? 0 : known ? members.dtypeAt : site.position - 1 - site.base;
-    // As this object, else prefill's, names dtypes: one of the two does, as without a name it is the narrowest.
+    // The dtype is named the way this object names its own, else as prefill's does. One of the two has a
+    // name, because the dtypes differ and the one without a name is uint8.
     const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
     for (let done: u64 = 0; ;) {
       let next = u64.MAX_VALUE;
@@ -315,7 +317,7 @@ export class ObjectDecode extends DecodeArray {
     }
   }
 
-  /** Widens decode's rows, from `gone` bits of the data on, to `lead` bits into `tail`, behind those of `last`. */
+  /** Widens decode's rows, which begin `gone` bits into the data, behind the first `lead` bits of `last` into `tail`. */
   private widenTail(site: Site, at: u64, gone: u64, tail: Block, dtype: Dtype, lead: i32, last: u8): bool {
     const members = this.members;
     const widener = this.widener;
@@ -327,7 +329,7 @@ export class ObjectDecode extends DecodeArray {
     return true;
   }
 
-  /** Re-encodes decode's `held` characters at `lead` bits into the first of `left`. */
+  /** Copies decode's `held` characters into `left` characters of `tail`, so that the rows begin `lead` bits into them. */
   private moveTail(site: Site, at: u64, held: u64, tail: Block, left: usize, lead: i32): bool {
     if (lead == 0) return site.rope.read(at, held, tail.ptr);
     store<u8>(tail.ptr, 0x41);
@@ -347,7 +349,7 @@ function writeNumber(site: Site, at: u64, remove: u64, value: u64): void {
   site.replaceNumber(at, remove, digits, writeDecimal(value, digits.ptr));
 }
 
-/** Writes a dtype's name as JSON, behind `key`. */
+/** Writes the name of a dtype as a JSON string, behind `key`. */
 function writeDtype(site: Site, at: u64, remove: u64, key: string, name: string): void {
   const text = key + '"' + name + '"';
   const len = <usize>text.length;

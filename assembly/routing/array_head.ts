@@ -1,5 +1,5 @@
-// Reads the two ends of a base64 string that holds a .npy file: the header at its start, and the padding
-// and the closing quote. A scanner has entered the string, which may be cut anywhere.
+// Reads the two ends of a base64 string that holds a .npy file: the header at its start, and the
+// padding and the closing quote. A scanner has entered the string, which may be cut anywhere.
 
 import { Scanner } from '../json/scanner';
 import { carriers, decode, inAlphabet, leadOf, valueOf } from './base64';
@@ -28,7 +28,7 @@ export class ArrayHead {
   /** Offset of the string's first character in the document. */
   start: u64 = 0;
 
-  /** The characters that have been read (owned, 0: no memory yet), and how many there is room for. */
+  /** The characters that have been read (owned; 0: none yet), and how many there is room for. */
   private chars: usize = 0;
   private room: usize = 0;
   /** How many have been read, and how many are needed for the next step. */
@@ -103,8 +103,8 @@ export class ArrayHead {
 }
 
 /**
- * What is wrong with a string that has a character outside the alphabet among the next `len`. If it is
- * the closing quote, the string is shorter than its header announces.
+ * What is wrong with a string that has a character outside the alphabet among the next `len`. If it
+ * is the closing quote, the string is shorter than its header announces.
  */
 export function stranger(scanner: Scanner, len: usize): Reason {
   const end = scanner.cursor + len;

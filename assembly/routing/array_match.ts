@@ -35,7 +35,7 @@ export class ArrayMatch {
     private alone: bool,
   ) {}
 
-  /** Whether the response has more arrays than any treatment of them takes; checked before `judge`. */
+  /** Counts the value that begins. Returns why there are too many; call it before `judge`. */
   exceeds(reader: ReplyReader): Reason {
     const surplus = reader.place == Place.Array && ++this.arrays > this.choices;
     if (surplus && !this.alone) return Reason.Choices;
@@ -52,8 +52,8 @@ export class ArrayMatch {
     if (format == Format.None) return Reason.Format;
     if (this.alone) return Reason.None;
     if (prompt.format == Format.Prompt && (format == Format.Prompt || format == Format.Object)) {
-      // Generated rows, beside prefill's value. That ends with the row of the last prompt token, and a
-      // row of decode's can't be put into it.
+      // Generated rows, beside prefill's value. That ends with the row of the last prompt token,
+      // and a row of decode's can't be put into it.
       return prompt.lastRowOfDecode ? Reason.Rows : Reason.None;
     }
     if (format != prompt.format) return Reason.Mixed;
@@ -65,7 +65,8 @@ export class ArrayMatch {
   private planHere(reader: ReplyReader): RowPlan | null {
     const several = this.prompt.plans.length > 1;
     const prompts = this.prompts > 1;
-    // An array beside no other does not tell which prompt it is of, and one of a list is of one prompt.
+    // An array beside no other does not tell which prompt it is of, and one of a list is of one
+    // prompt.
     if (reader.list ? prompts && !several : prompts || several) return null;
     return this.prompt.planOf(max(reader.element, 0));
   }

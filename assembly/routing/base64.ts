@@ -1,6 +1,6 @@
-// Base64 (RFC 4648, section 4) by characters: they are checked, decoded, encoded, and bytes in them are
-// moved to another bit position. A character carries 6 bits, so the bytes begin 0, 2 or 4 bits into a
-// character: these bits before them are their `lead`.
+// Base64 (RFC 4648, section 4) by characters: they are checked, decoded, encoded, and bytes in them
+// are moved to another bit position. A character carries 6 bits, so the bytes begin 0, 2 or 4 bits
+// into a character: these bits before them are their `lead`.
 
 import { lanes } from '../bytes/vector';
 
@@ -16,23 +16,25 @@ export function encodedLength(bytes: u64): u64 {
   return ((bytes + 2) / 3) * 4;
 }
 
-/** How many characters carry bits of the first `bytes` bytes: the text's length without its padding. */
+/** How many characters carry bits of the first `bytes` bytes: a text without its padding. */
 @inline
 export function carriers(bytes: u64): u64 {
   return (bytes * 8 + 5) / 6;
 }
 
-// Tables for swizzles. They are in memory so that loops keep them in registers (see bytes/vector.ts).
+// Tables for swizzles. They are in memory so that loops keep them in registers (see
+// bytes/vector.ts).
 
-// By the character less '+': 0 for + / and the digits, else 255. The places from 1 to 3 are for , - .
+// By the character less '+': 0 for + / and the digits, else 255. The places from 1 to 3 are for , -
+// .
 // prettier-ignore
 const NO_LETTERS = memory.data<u8>([255, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
-// By the high nibble of a character: what is added to it for its value. '/' has the nibble of '+', and
-// is moved to place 1.
+// By the high nibble of a character: what is added to it for its value. '/' has the nibble of '+',
+// and is moved to place 1.
 // prettier-ignore
 const TO_VALUE = memory.data<i8>([0, 16, 19, 4, -65, -65, -71, -71, 0, 0, 0, 0, 0, 0, 0, 0]);
-// By the class of a value: what is added to it for its character. 0 is lower case, 1 to 10 are digits,
-// 11 is '+', 12 is '/', 13 is upper case.
+// By the class of a value: what is added to it for its character. 0 is lower case, 1 to 10 are
+// digits, 11 is '+', 12 is '/', 13 is upper case.
 // prettier-ignore
 const TO_CHAR = memory.data<i8>([71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0]);
 
@@ -40,7 +42,8 @@ const TO_CHAR = memory.data<i8>([71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19
 const JOIN_TWELVE = memory.data<u16>([4096, 1, 4096, 1, 4096, 1, 4096, 1]);
 // The three bytes of the 24 bits in each lane of 32, from the highest on.
 const BIG_ENDIAN = memory.data<u8>([2, 1, 0, 6, 5, 4, 10, 9, 8, 14, 13, 12, 255, 255, 255, 255]);
-// Puts three bytes into each lane of 32 bits, the first one highest: they are four characters' bits.
+// Puts three bytes into each lane of 32 bits, the first one highest: they are four characters'
+// bits.
 // prettier-ignore
 const BYTES_TO_LANES = memory.data<u8>([2, 1, 0, 255, 5, 4, 3, 255, 8, 7, 6, 255, 11, 10, 9, 255]);
 // The bits of two characters in each lane of 16 bits.
@@ -99,8 +102,8 @@ export function alphabetEnd(ptr: usize, end: usize): usize {
 }
 
 /**
- * Lanes of `chars` that are outside the alphabet are not zero: in lower case they are no letter from a to
- * z, and the table does not have them.
+ * Lanes of `chars` that are outside the alphabet are not zero: in lower case they are no letter
+ * from a to z, and the table does not have them.
  */
 // @ts-ignore: decorator
 @inline
@@ -109,16 +112,16 @@ function strangers(chars: v128, fold: v128, a: v128, z: v128, plus: v128, table:
   return v128.andnot(letter, i8x16.swizzle(table, i8x16.sub(chars, plus)));
 }
 
-/** A character of the highest `top` bits of the first one and the others of the second; both are of the alphabet. */
+/** A character with the highest `top` bits of the first, and the other bits of the second. */
 export function mix(first: u8, second: u8, top: i32): u8 {
   const keep = 0x3f & ~(0x3f >> top);
   return charOf((valueOf(first) & keep) | (valueOf(second) & ~keep & 0x3f));
 }
 
 /**
- * Moves bytes in characters by `by` (2 or 4) bits to the left: character i of `dst` has the low bits of
- * character i of `src`, above the high bits of the one behind it. Reads n + 1 characters of the alphabet
- * at `src` and writes n at `dst`; the two do not overlap.
+ * Moves bytes in characters by `by` (2 or 4) bits to the left: character i of `dst` has the low
+ * bits of character i of `src`, above the high bits of the one behind it. Reads n + 1 characters of
+ * the alphabet at `src` and writes n at `dst`; the two do not overlap.
  */
 export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
   const back = 6 - by;
@@ -161,12 +164,12 @@ function charsOf(values: v128, digits: v128, letters: v128, upper: v128, toChar:
   return i8x16.add(values, i8x16.swizzle(toChar, kind));
 }
 
-/** What two neighbouring characters become in the place of the first, when the bytes move `by` bits to the left. */
+/** What becomes of a character when the bytes move `by` bits to the left; `next` is behind it. */
 export function joined(here: u8, next: u8, by: i32): u8 {
   return charOf(((valueOf(here) << by) & 0x3f) | (valueOf(next) >> (6 - by)));
 }
 
-/** Decodes `chars` characters of the alphabet at `src` to `dst`; returns the number of whole bytes. */
+/** Decodes `chars` characters of the alphabet at `src` to `dst`. Returns how many bytes. */
 export function decode(src: usize, chars: usize, dst: usize): usize {
   const start = dst;
   const end = src + chars;
@@ -210,8 +213,9 @@ function bytesOf(values: v128, twelve: v128, order: v128): v128 {
 }
 
 /**
- * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`, all of the alphabet, to
- * `dst`. Reads no character behind theirs and writes nothing behind `dst + len`.
+ * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`,
+ * all of the alphabet, to `dst`. Reads no character behind theirs and writes nothing behind `dst +
+ * len`.
  */
 export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
   const end = dst + len;
@@ -227,7 +231,10 @@ export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
   decode(src, <usize>carriers(<u64>(end - dst)), dst);
 }
 
-/** Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits; returns the end. */
+/**
+ * Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits;
+ * returns the end.
+ */
 export function encode(src: usize, len: usize, dst: usize): usize {
   let bits: u32 = 0;
   let have = 0;

@@ -48,7 +48,7 @@ export class Counts {
     return max(this.usageCompletion, this.metaCompletion);
   }
 
-  /** Whether `usage` and `meta_info` tell different numbers, so that nobody knows which are right. */
+  /** Whether `usage` and `meta_info` tell different numbers: nobody knows which are right. */
   get differ(): bool {
     return (
       contradict(this.usagePrompt, this.metaPrompt) || contradict(this.usageCompletion, this.metaCompletion)

@@ -1,6 +1,6 @@
-// The array of decode's response that is being read, in one of three formats; there is one at a time.
-// It says which bytes of the body must stay until more has come, and which need not be read because
-// prefill's rows replace them.
+// The array of decode's response that is being read, in one of three formats; there is one at a
+// time. It says which bytes of the body must stay until more has come, and which need not be read
+// because prefill's rows replace them.
 
 import { DecodeArray, Form, Progress, Site } from './formats/format';
 import { NpyDecode } from './formats/npy_string';
@@ -15,7 +15,7 @@ import { RowPlan } from './row_plan';
 @final
 export class CurrentArray {
   private array: DecodeArray | null = null;
-  /** The readers of the formats. Each is made for the first array of its format, and used for all of them. */
+  /** The readers of the formats, made when they are needed and used for all arrays. */
   private npy: NpyDecode | null = null;
   private object: ObjectDecode | null = null;
   private raw: RawDecode | null = null;
@@ -27,7 +27,7 @@ export class CurrentArray {
     return this.array !== null;
   }
 
-  /** Offset in the body from which on nothing may leave before more of the array has come; -1: all may leave. */
+  /** Offset in the body from which on nothing may leave yet; -1: everything may leave. */
   get heldFrom(): i64 {
     const array = this.array;
     return array === null ? -1 : array.heldFrom;
@@ -68,8 +68,9 @@ export class CurrentArray {
   }
 
   /**
-   * The value has ended. Returns why it can't be merged: because of itself, or because of how its rows
-   * look beside those of the other arrays. The array then stays open; if it is held, call `abandon`.
+   * The value has ended. Returns why it can't be merged: because of itself, or because of how its
+   * rows look beside those of the other arrays. The array then stays open; if it is held, call
+   * `abandon`.
    */
   end(site: Site): Reason {
     const array = this.array;
@@ -112,7 +113,7 @@ export class CurrentArray {
     return this.from < offset && site.position <= array.replacedTo(site);
   }
 
-  /** How many of the next bytes may leave without anything in their place: the padding of the array. */
+  /** How many of the next bytes may leave with nothing in their place: padding. */
   get paddingAhead(): u64 {
     const array = this.array;
     return array === null ? 0 : array.paddingAhead;

@@ -1,7 +1,7 @@
-// Arrays of decode's that are nested lists of numbers, [[[expert, …], …], …], as the reader announces
-// their rows, layers and experts. In format C these are the generated rows, beside the prompt's rows in
-// prefill's `prompt_routed_experts`; both must have the same number of layers and the same top_k. That
-// is checked here, also for generated rows that are an object.
+// Arrays of decode's that are nested lists of numbers, [[[expert, …], …], …], as the reader
+// announces their rows, layers and experts. In format C these are the generated rows, beside the
+// prompt's rows in prefill's `prompt_routed_experts`; both must have the same number of layers and
+// the same top_k. That is checked here, also for generated rows that are an object.
 
 import { Examination, Leg } from './examination';
 import { Site } from './formats/format';
@@ -54,7 +54,7 @@ export class DecodeLists {
     }
   }
 
-  /** The value has ended: its rows are judged, and told to the site. Returns false when it is refused. */
+  /** The value has ended: judges its rows and tells the site of them. False when it is refused. */
   end(site: Site): bool {
     this.open = false;
     let reason = this.rows.reason;
@@ -70,7 +70,7 @@ export class DecodeLists {
     if (place == Place.Shape && site.scanner.first != 0x5b) this.refuseShape(site);
   }
 
-  /** A member of an object has ended. Of generated rows that are an object `shape` tells the shape. */
+  /** A member of an object has ended, which generated rows may be, too. */
   onMemberEnd(site: Site, place: Place): void {
     const scanner = site.scanner;
     if (place == Place.Shape && scanner.count != 3) this.refuseShape(site);

@@ -1,5 +1,5 @@
-// Reads decode's response as it passes and says how it is to be edited. It holds no bytes of the body:
-// the edits go into the caller's rope, and `settled` says how far the body may leave.
+// Reads decode's response as it passes and says how it is to be edited. It holds no bytes of the
+// body: the edits go into the caller's rope, and `settled` says how far the body may leave.
 //
 // `ReplyReader` announces arrays and values, and each is handed to the object whose business it is:
 //
@@ -38,40 +38,40 @@ export const enum Treatment {
   /** Every array becomes `null`. */
   Null,
   /**
-   * An array that can't be merged becomes `null`, as long as nothing of it has left. This is for streams
-   * of events, which can't be read a second time.
+   * An array that can't be merged becomes `null`, as long as nothing of it has left. This is for
+   * streams of events, which can't be read a second time.
    */
   MergeOrNull,
 }
 
 /**
- * What decode's own `cached_tokens` must say where decode serves a request alone. A token that comes from
- * the prefix cache is not forwarded, so its row is whatever its slot held before.
+ * What decode's own `cached_tokens` must say where decode serves a request alone. A token that
+ * comes from the prefix cache is not forwarded, so its row is whatever its slot held before.
  */
 export const enum CachedRule {
-  /** It may say anything: samples and prompts of a request share what was forwarded for that request. */
+  /** It may say anything: samples of a request share what was forwarded for that request. */
   Any,
-  /** It must not say more than 0: the request had a salt of its own, so a hit means that the engine ignores salts. */
+  /** It must not say more than 0: the request had a salt, so a hit means that salts are ignored. */
   NoHit,
   /** It must be there, and say 0. */
   Zero,
-  /** No value is good enough: it speaks of one of several prompts, and proves nothing for the others. */
+  /** No value is good enough: it speaks of one of several prompts only. */
   Never,
 }
 
-/** What is known of a request that decode serves alone. Its arrays are checked, and leave as they came. */
+/** A request that decode serves alone: its arrays are checked, and leave as they came. */
 @final
 export class Alone {
   constructor(
     readonly cached: CachedRule,
     /** The first token whose row the client asks for; -1: not known. */
     readonly start: i64,
-    /** Whether the filter has read the request, so that it knows how many rows the response's counts ask for. */
+    /** Whether the filter has read the request, and so knows how many rows there must be. */
     readonly counted: bool,
   ) {}
 }
 
-/** What is known before the response comes. It must be complete when a `DecodeResponse` is made of it. */
+/** What is known before the response comes: complete when a `DecodeResponse` is made. */
 @final
 export class Expected {
   /** What prefill brought (borrowed). */
@@ -112,7 +112,7 @@ class CacheWord {
     if (tokens > 0 && this.rule != CachedRule.Any) site.refuse(Reason.Cached);
   }
 
-  /** The document or element has ended. If it had arrays, it must have said what the rule asks for. */
+  /** The document or element has ended. With arrays it must have said what the rule asks for. */
   end(site: Site): void {
     if (this.rule < CachedRule.Zero || this.uncached) return;
     if (site.choices > this.arraysBefore) site.refuse(Reason.Cached);
@@ -133,7 +133,7 @@ export class DecodeResponse extends Site {
   complete: bool = false;
   /** Offset up to which the body may leave. */
   settled: u64 = 0;
-  /** Whether an array reads characters that the scanner leaves to it, and more of them are to come. */
+  /** Whether an array reads characters itself, instead of the scanner, and more are to come. */
   inArray: bool = false;
 
   private readonly reader: ReplyReader;
@@ -147,7 +147,7 @@ export class DecodeResponse extends Site {
   /** Whether decode has served the request alone. */
   private readonly isAlone: bool;
 
-  /** The edits go into `rope` (borrowed). `form`: which rows come, where an earlier reading has found out. */
+  /** The edits go into `rope` (borrowed). `form`: what an earlier reading has found out. */
   constructor(
     private expected: Expected,
     rope: Rope,
@@ -203,8 +203,8 @@ export class DecodeResponse extends Site {
   /** An event of a stream has ended. If its document has not, the response is refused. */
   nextEvent(): void {
     if (!this.betweenDocuments) return this.refuse(Reason.Json);
-    // The counts are forgotten, too. An engine may send the counts so far with every event, so those of
-    // one event say nothing of the next.
+    // The counts are forgotten, too. An engine may send the counts so far with every event, so
+    // those of one event say nothing of the next.
     this.reader.beginDocument();
     this.complete = false;
     this.swap.count = 0;
@@ -253,10 +253,7 @@ export class DecodeResponse extends Site {
     return this.array.heldFrom >= 0 || this.deferred.length > 0;
   }
 
-  /**
-   * Whether the caller may commit to what has been read: no array has to wait for the end of the document
-   * to be understood, nor for `cached_tokens` to say that nothing of the prompt came from the cache.
-   */
+  /** Whether no array waits for the end of the document, or for `cached_tokens`, to be decided. */
   get decided(): bool {
     return this.undecided == 0 && !this.cache.isAwaited(this.choices);
   }
@@ -266,7 +263,7 @@ export class DecodeResponse extends Site {
     return this.choices > 0 || this.values.placed;
   }
 
-  /** Whether generated rows have come, but no value of decode's that prefill's prompt rows could replace. */
+  /** Whether generated rows have come, but there was no place for the prompt's. */
   get unplaced(): bool {
     return this.expected.prompt.format == Format.Prompt && this.choices > 0 && !this.values.placed;
   }
@@ -397,7 +394,8 @@ export class DecodeResponse extends Site {
     const alone = this.expected.alone;
     const reader = this.reader;
     if (alone !== null) {
-      // The elements of a list have been checked one by one; the list itself may have `cached_tokens`.
+      // The elements of a list have been checked one by one; the list itself may have
+      // `cached_tokens`.
       if (!reader.list) this.endElement();
       else this.cache.end(this);
       if (alone.counted) this.totals.endAlone(this, reader);
@@ -430,7 +428,8 @@ export class DecodeResponse extends Site {
   private endArray(): bool {
     const array = this.array;
     const reason = array.end(this);
-    // An array whose form is not known is read again, and a deferred one is counted with its element.
+    // An array whose form is not known is read again, and a deferred one is counted with its
+    // element.
     if (reason == Reason.None) return this.undecided == 0 && this.deferred.length == 0;
     if (array.heldFrom < 0) this.refuse(reason);
     else {
@@ -454,7 +453,7 @@ export class DecodeResponse extends Site {
 
   // ---- what can't be merged
 
-  /** The value at the scanner's cursor can't be merged; nothing of it has left. `None`: it can be. */
+  /** The value at the scanner's cursor can't be merged for a reason; `None`: it can be. */
   private refuseValue(reason: Reason): void {
     if (reason == Reason.None) return;
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);

@@ -1,9 +1,9 @@
 // Finds the layers of a row in which some expert's id occurs twice. The time is linear in the row's
 // bytes, whatever its shape and its ids.
 //
-// The low bytes of the ids decide nearly always. A vector holds the low bytes of as many whole layers as
-// fit. It is compared with itself while every layer is turned by 1, 2, … up to half of top_k places, so
-// that each id meets every other id of its layer:
+// The low bytes of the ids decide nearly always. A vector holds the low bytes of as many whole
+// layers as fit. It is compared with itself while every layer is turned by 1, 2, … up to half of
+// top_k places, so that each id meets every other id of its layer:
 //
 //     places   0 1 2 3 4 5 6 7 | 0 1 2 3 4 5 6 7      two layers of 8
 //     by 3     3 4 5 6 7 0 1 2 | 3 4 5 6 7 0 1 2
@@ -19,8 +19,8 @@ export const SLACK: usize = 64;
 /** The most ids of a layer that a vector compares. */
 const MAX_PLACES: usize = 16;
 /**
- * A vector for each number of places to turn by, less 1: where each lane's byte comes from. The vector
- * behind them marks the lanes that are in use.
+ * A vector for each number of places to turn by, less 1: where each lane's byte comes from. The
+ * vector behind them marks the lanes that are in use.
  */
 const TURNS = memory.data(128 + 16, 16);
 const IN_USE: usize = TURNS + 128;
@@ -36,8 +36,8 @@ const LOW_OF_16 = memory.data<u16>([255, 255, 255, 255, 255, 255, 255, 255]);
 const LOW_OF_32 = memory.data<u32>([255, 255, 255, 255]);
 
 /**
- * By the low 16 bits of an id: the number of the layer in which these occurred last. Layers are numbered
- * across all rows in the VM, so that nothing needs to be cleared for the next one.
+ * By the low 16 bits of an id: the number of the layer in which these occurred last. Layers are
+ * numbered across all rows in the VM, so that nothing needs to be cleared for the next one.
  */
 const SEEN_BYTES = 131072;
 const SEEN = memory.data(SEEN_BYTES, 8);
@@ -78,7 +78,7 @@ export class Distinct {
   private suspects: usize = 0;
   private sorting: Block | null = null;
 
-  /** Begins with a row of `layers` x `topK` ids at `ids`, with the room of `roomFor` (borrowed up to the last `next`). */
+  /** A row of `layers` x `topK` ids, in the room of `roomFor` (borrowed up to the last `next`). */
   begin(ids: usize, dtype: Dtype, layers: usize, topK: usize): void {
     this.ids = ids;
     this.dtype = dtype;
@@ -111,7 +111,7 @@ export class Distinct {
     this.sorting = null;
   }
 
-  /** Compares layers until there are suspects. Returns false when there are none in the rest of the row. */
+  /** Compares layers until there are suspects. False when the rest of the row has none. */
   private compare(): bool {
     const topK = this.topK;
     const together = MAX_PLACES / topK;
@@ -119,7 +119,8 @@ export class Distinct {
     while (this.suspects == 0 && this.compared < this.layers) {
       const from = this.compared;
       const vectors = min((this.layers - from) / together, MAX_VECTORS);
-      // The last layers, where they do not fill a vector, are compared together with those before them.
+      // The last layers, where they do not fill a vector, are compared together with those before
+      // them.
       const layer = vectors == 0 ? this.layers - together : from;
       const to = layer + max<usize>(vectors, 1) * together;
       this.suspects = topK <= 8 ? alikeIn8(this.low, layer, to, topK) : alikeIn16(this.low, layer, to, topK);
@@ -198,7 +199,7 @@ export class Distinct {
   }
 }
 
-/** The index of the first of `n` ids that is negative or not below `experts`; -1 when there is none. */
+/** Index of the first of `n` ids that is negative or not below `experts`; -1: there is none. */
 export function firstStranger(ids: usize, dtype: Dtype, n: usize, experts: u64): i64 {
   // Read without a sign, a negative id is above all others.
   const limit: u64 =
@@ -258,8 +259,9 @@ function lowBytes(ids: usize, dtype: Dtype, n: usize): usize {
 }
 
 /**
- * Compares the layers from `layer` to `to`, of up to 8 ids each, whose low bytes are at `low` and fill
- * whole vectors. Writes the layers with two equal bytes to SUSPECTS and returns how many these are.
+ * Compares the layers from `layer` to `to`, of up to 8 ids each, whose low bytes are at `low` and
+ * fill whole vectors. Writes the layers with two equal bytes to SUSPECTS and returns how many these
+ * are.
  */
 function alikeIn8(low: usize, layer: usize, to: usize, topK: usize): usize {
   const used = v128.load(IN_USE);
@@ -306,7 +308,7 @@ function alikeIn16(low: usize, layer: usize, to: usize, topK: usize): usize {
   return found;
 }
 
-/** Adds suspects among the layers of one vector, the first of which is `layer`; `alike`: a bit for each of its bytes. */
+/** Adds the suspects of a vector that begins with `layer`; `alike` has a bit for each byte. */
 function suspect(found: usize, layer: usize, alike: i32, topK: usize): usize {
   const places = (1 << (<i32>topK)) - 1;
   for (; alike != 0; alike >>= <i32>topK, layer++) {
@@ -339,7 +341,7 @@ function allBelow(ids: usize, dtype: Dtype, n: usize, limit: u32): bool {
   return !v128.any_true(above);
 }
 
-/** One step of a stable radix sort: copies `n` numbers from `from` to `to`, sorted by the 8 bits above `shift`. */
+/** A step of a stable radix sort: copies `n` numbers, sorted by the 8 bits above `shift`. */
 function sortByDigit(from: usize, to: usize, n: usize, shift: u32): void {
   memory.fill(COUNTS, 0, COUNTS_BYTES);
   const end = from + n * 4;

@@ -1,10 +1,10 @@
-// Server-sent events (WHATWG HTML, section 9.2): finds the JSON document in each event's data and has
-// `DecodeResponse` read it. As the standard says, lines end in LF, CR or CRLF, and one byte order mark
-// before the first line is skipped. Pieces of the body may end anywhere.
+// Server-sent events (WHATWG HTML, section 9.2): finds the JSON document in each event's data and
+// has `DecodeResponse` read it. As the standard says, lines end in LF, CR or CRLF, and one byte
+// order mark before the first line is skipped. Pieces of the body may end anywhere.
 //
 // A client may take more for an answer than the standard does: it may parse a body that is a JSON
-// document, although its type is `text/event-stream`. Such a body is refused, because its arrays would
-// reach the client without having been looked at.
+// document, although its type is `text/event-stream`. Such a body is refused, because its arrays
+// would reach the client without having been looked at.
 
 import { lanes } from '../bytes/vector';
 import { DecodeResponse } from './decode_response';
@@ -67,8 +67,8 @@ export class EventStream {
       }
       const c = load<u8>(at);
       if (c == 0x0a || c == 0x0d) {
-        // CRLF is taken for the end of a line and of an empty one. That ends the event a line early, which
-        // changes nothing: an event that is read has one line of data only.
+        // CRLF is taken for the end of a line and of an empty one. That ends the event a line
+        // early, which changes nothing: an event that is read has one line of data only.
         this.endLine(offset + (at - ptr));
         at++;
       } else if (this.step(c, offset + (at - ptr))) at++;
@@ -76,7 +76,7 @@ export class EventStream {
     this.settled = response.holding ? response.settled : offset + len;
   }
 
-  /** Takes the byte at `offset`, which does not end a line. Returns false when it must be looked at once more. */
+  /** Takes the byte at `offset`, which ends no line. False when it must be looked at once more. */
   private step(c: u8, offset: u64): bool {
     const space = c == 0x20 || c == 0x09;
     if (this.line == Line.Mark) {
@@ -119,7 +119,7 @@ export class EventStream {
     }
   }
 
-  /** A list began right before `offset`. Its bracket may have been in an earlier piece, so a copy of it is read. */
+  /** A list began right before `offset`; its bracket, maybe of an earlier piece, is read now. */
   private openList(offset: u64): void {
     this.response.push(BRACKET, 1, offset - 1);
     this.line = Line.Document;
@@ -144,8 +144,9 @@ export class EventStream {
   /** The line ends at `offset` of the body. */
   private endLine(offset: u64): void {
     if (this.line == Line.Bracket) this.openList(offset);
-    // A client would join a document that goes over several lines of data. Such a document is refused: the
-    // field names between its lines are no part of it, and can't be edited as if they were.
+    // A client would join a document that goes over several lines of data. Such a document is
+    // refused: the field names between its lines are no part of it, and can't be edited as if they
+    // were.
     if (this.lineEmpty || this.line == Line.Document) this.response.nextEvent();
     this.begin(Line.Begin);
     this.lineEmpty = true;

@@ -1,7 +1,7 @@
 // Whether the rows of an exchange can be what a router gave. In an MoE layer a router names top_k
-// different experts. But engines size their arrays by `num_hidden_layers` and fill them with zeros first,
-// so that a dense layer is zero in every row; and a model may name one expert several times by design.
-// What a layer may be in a row is therefore known only from the other rows.
+// different experts. But engines size their arrays by `num_hidden_layers` and fill them with zeros
+// first, so that a dense layer is zero in every row; and a model may name one expert several times
+// by design. What a layer may be in a row is therefore known only from the other rows.
 //
 //   in an examined row, a layer is one of     zero      all ids are 0
 //                                             repeated  some id occurs twice, and not all ids are 0
@@ -13,7 +13,7 @@ import { Distinct, firstStranger, isZero, roomFor } from './distinct';
 import { Dtype, itemSize } from './npy';
 import { Reason } from './reason';
 
-/** Which rows are examined for distinct ids. Rows of zeros are looked for in all rows, but not with `Off`. */
+/** Which rows are examined for distinct ids. Unless `Off`, no row may be all zeros. */
 export const enum RowCheck {
   /** The first row of each array, its last one, and 64 spread between them. */
   Sampled,
@@ -38,8 +38,8 @@ export class Model {
 }
 
 /**
- * A tally has for each layer: the number of rows in which it is zero and in which it is repeated (u32
- * each), and the first of these rows of either kind (i64 each). These are the offsets.
+ * A tally has for each layer: the number of rows in which it is zero and in which it is repeated
+ * (u32 each), and the first of these rows of either kind (i64 each). These are the offsets.
  */
 const TALLY_BYTES: usize = 24;
 const REPEATED: usize = 4;
@@ -49,7 +49,7 @@ const FIRST_REPEATED: usize = 16;
 /** What the examined rows of one leg are, layer by layer. */
 @final
 class Tally {
-  /** Rows that have been examined. Layers that are neither zero nor repeated in a row are distinct in it. */
+  /** Rows that have been examined. A layer that is neither zero nor repeated in one is distinct. */
   rows: u64 = 0;
   /** Layers for which there is memory; 0 as long as all layers have been distinct. */
   layers: usize = 0;
@@ -76,7 +76,8 @@ class Tally {
   count(layer: usize, row: i64, zero: bool): void {
     const at = this.block!.ptr + layer * TALLY_BYTES + (zero ? 0 : REPEATED);
     const before = load<u32>(at);
-    // The first row's offset counts from the layer's entry, and `at` is REPEATED behind that if not `zero`.
+    // The first row's offset counts from the layer's entry, and `at` is REPEATED behind that if not
+    // `zero`.
     if (before == 0) store<i64>(zero ? at + FIRST_ZERO : at + FIRST_REPEATED - REPEATED, row);
     store<u32>(at, before + 1);
   }
@@ -106,8 +107,8 @@ class Tally {
 }
 
 /**
- * What the rows of both legs of one exchange say. It holds memory from the first row that is examined on,
- * until `free`.
+ * What the rows of both legs of one exchange say. It holds memory from the first row that is
+ * examined on, until `free`.
  */
 @final
 export class Examination {
@@ -123,8 +124,8 @@ export class Examination {
   private distinct: Distinct = new Distinct();
   private scratch: Block | null = null;
   /**
-   * How many rows had been examined when `judge` last found no fault, in all of them and early; -1: it
-   * has not yet.
+   * How many rows had been examined when `judge` last found no fault, in all of them and early; -1:
+   * it has not yet.
    */
   private judged: i64 = -1;
   private judgedEarly: i64 = -1;
@@ -176,8 +177,9 @@ export class Examination {
   }
 
   /**
-   * Examines the row of token `row`, which is in base64: it begins `lead` (0, 2, 4) bits into the first of
-   * the characters at `chars` (borrowed). Returns a fault that no other row can excuse, or `Memory`.
+   * Examines the row of token `row`, which is in base64: it begins `lead` (0, 2, 4) bits into the
+   * first of the characters at `chars` (borrowed). Returns a fault that no other row can excuse, or
+   * `Memory`.
    */
   examineChars(leg: Leg, row: i64, chars: usize, lead: i32, dtype: Dtype, layers: u64, topK: u64): Reason {
     const ids = <usize>(layers * topK);
@@ -188,8 +190,9 @@ export class Examination {
   }
 
   /**
-   * Examines the row of token `row`: `layers` x `topK` ids at `bytes` (borrowed, little-endian). It must
-   * not be zero in all layers, either. Returns a fault that no other row can excuse, or `Memory`.
+   * Examines the row of token `row`: `layers` x `topK` ids at `bytes` (borrowed, little-endian). It
+   * must not be zero in all layers, either. Returns a fault that no other row can excuse, or
+   * `Memory`.
    */
   examineRow(leg: Leg, row: i64, bytes: usize, dtype: Dtype, layers: u64, topK: u64): Reason {
     if (this.check == RowCheck.Off) return Reason.None;
@@ -203,9 +206,9 @@ export class Examination {
   }
 
   /**
-   * Whether the rows examined so far can be what a router gave: `None`, `Experts` or `Memory`. `early`: all
-   * of prefill's rows have been examined, but not all of decode's, so that only what these cannot excuse
-   * is a fault.
+   * Whether the rows examined so far can be what a router gave: `None`, `Experts` or `Memory`.
+   * `early`: all of prefill's rows have been examined, but not all of decode's, so that only what
+   * these cannot excuse is a fault.
    */
   judge(early: bool = false): Reason {
     if (this.certain != Reason.None) return this.certain;
@@ -288,14 +291,14 @@ export class Examination {
     return distinct.short ? this.fail(Reason.Memory, leg, row, -1) : Reason.None;
   }
 
-  /** Whether there is a fault; `leg`, `row` and `layer` then tell the first one, prefill's before decode's. */
+  /** Whether there is a fault. `leg`, `row` and `layer` then tell the first, prefill's first. */
   private judgeLayers(early: bool): bool {
     const prefill = this.prefill;
     const decode = this.decode;
     const layers = max(prefill.layers, decode.layers);
     const both = prefill.rows > 0 && decode.rows > 0;
-    // The layers in which most of prefill's rows are repeated, and those of them in which some of decode's
-    // are, too.
+    // The layers in which most of prefill's rows are repeated, and those of them in which some of
+    // decode's are, too.
     let usual: usize = 0;
     let shared: usize = 0;
     if (both) {
@@ -321,8 +324,8 @@ export class Examination {
         byDesign = (inPrefill > 0 && inDecode > 0) || (most && shared * 2 > usual);
       } else byDesign = inPrefill * 2 > prefill.rows || inDecode * 2 > decode.rows;
       if (byDesign) continue;
-      // Decode's rows to come may show that repeats of prefill's in this layer are by design, which also
-      // excuses zeros beside them.
+      // Decode's rows to come may show that repeats of prefill's in this layer are by design, which
+      // also excuses zeros beside them.
       if (early && (inPrefill > 0 || prefill.rows == 0)) continue;
       if (mixed) {
         if (prefillZeros > 0) found = this.earlier(found, Leg.Prefill, prefill.firstZero(layer), layer);

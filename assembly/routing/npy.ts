@@ -3,7 +3,7 @@
 import { readDecimal, writeDecimal } from '../bytes/ascii';
 import { Reason } from './reason';
 
-/** The bytes that tell how long the header is: magic, version, and the length, which has 2 or 4 bytes. */
+/** Bytes that tell how long the header is: magic, version, and a length of 2 or 4 bytes. */
 export const PREFIX_BYTES: usize = 12;
 /** NumPy refuses longer headers, too (`max_header_size`). */
 export const MAX_HEADER_BYTES: usize = 10000;
@@ -13,7 +13,7 @@ export const WRITTEN_HEADER_BYTES: usize = 256;
 /** NumPy leaves room for this many digits, so that the first dimension can grow in place. */
 const GROWTH_AXIS_MAX_DIGITS: usize = 21;
 const ALIGN: usize = 64;
-/** The largest dimension that is taken. No engine counts so far, and products stay within 64 bits. */
+/** The largest dimension that is taken: no engine has more, and products stay in 64 bits. */
 export const MAX_DIMENSION: i64 = 1 << 31;
 /** The longest row that is taken. */
 export const MAX_ROW_BYTES: u64 = 1 << 20;
@@ -55,7 +55,7 @@ export class NpyHeader {
   }
 }
 
-/** Reads the length of the whole header from its first `PREFIX_BYTES` bytes (borrowed) into `header.size`. */
+/** Reads `header.size` from the first `PREFIX_BYTES` bytes of a header (borrowed). */
 export function readPrefix(ptr: usize, header: NpyHeader): Reason {
   if (memory.compare(ptr, MAGIC, 6) != 0) return Reason.Magic;
   const major = load<u8>(ptr, 6);
@@ -156,8 +156,9 @@ function readShape(header: NpyHeader): Reason {
 }
 
 /**
- * Writes the header that `numpy.save` gives an array of `rows` rows of `dtype` with the layers and top_k of `like`
- * (version 1); `ptr` has room for `WRITTEN_HEADER_BYTES`. Returns its length, a multiple of 64.
+ * Writes the header that `numpy.save` gives an array of `rows` rows of `dtype` with the layers and
+ * top_k of `like` (version 1); `ptr` has room for `WRITTEN_HEADER_BYTES`. Returns its length, a
+ * multiple of 64.
  */
 export function writeHeader(ptr: usize, like: NpyHeader, dtype: Dtype, rows: u64): usize {
   memory.copy(ptr, MAGIC, 6);

@@ -1,8 +1,9 @@
-// Where the legs' replies hold what the filter reads or writes. Both legs' replies have the same shape.
+// Where the legs' replies hold what the filter reads or writes. Both legs' replies have the same
+// shape.
 
 import { Paths } from '../json/paths';
 
-/** A watched place. Members of one object stand in the order in which their names are listed below. */
+/** A watched place. Members of an object stand in the order of their names below. */
 export const enum Place {
   Root,
   /** A row, a layer and an expert, of rows that are nested lists. */
@@ -59,8 +60,8 @@ export function replyPaths(): Paths {
 }
 
 /**
- * Places in decode's response to a request that prefill had no part in. They are also those of prompt
- * rows that decode gives itself, and of what it says of its cache.
+ * Places in decode's response to a request that prefill had no part in. They are also those of
+ * prompt rows that decode gives itself, and of what it says of its cache.
  */
 export function alonePaths(): Paths {
   const known = alone;

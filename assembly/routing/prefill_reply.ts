@@ -18,7 +18,7 @@ import { PromptRows, RowChars } from './rows';
 /** The most arrays that are read: more prompts than P/D serves in one request. */
 const MAX_ARRAYS: i32 = 4096;
 
-/** Where a value lies in the body: [start, end). `end` is 0 where there is none that can be used. */
+/** Where a value lies in the body: [start, end). `end` is 0 where no value can be used. */
 @final
 export class Span {
   /** The value is a member of a choice, not of the reply. */
@@ -58,7 +58,7 @@ export class PrefillReply {
   readonly params: Span = new Span();
   /** The first choice's `finish_reason`. */
   readonly finishReason: Span = new Span();
-  /** Tokens of the prompt as the counts say, else as the rows do; -1: not known. After `giveRows`. */
+  /** Tokens of the prompt by the counts, else by the rows; -1: not known. After `giveRows`. */
   promptTokens: i64 = -1;
 
   private readonly scanner: Scanner;
@@ -77,7 +77,7 @@ export class PrefillReply {
   /** `size`: bytes of the whole body. */
   constructor(
     private size: u64,
-    /** The first token whose row was asked for, for formats that do not say where their rows begin. */
+    /** The first token whose row was asked for: some formats do not say where their rows begin. */
     private start: u64,
     /** Judges the rows (borrowed). */
     private examination: Examination,
@@ -97,7 +97,7 @@ export class PrefillReply {
     return this.scanner.offset;
   }
 
-  /** Rows that the caller must fetch, then call `takeRows` and `resume`; null when there are none. */
+  /** Rows that the caller must fetch, before `takeRows` and `resume`; null: there are none. */
   get wanted(): Wanted | null {
     const array = this.array;
     return this.waiting && array !== null ? array.wanted : null;
@@ -109,7 +109,7 @@ export class PrefillReply {
     return span === null || span.end == 0 ? null : span;
   }
 
-  /** Reads a window that starts at `offset`, up to the rows or its end. False: the body is not JSON. */
+  /** Reads a window that starts at `offset`, up to rows or its end. False: it is not JSON. */
   push(ptr: usize, len: usize): bool {
     this.scanner.feed(ptr, len);
     return this.resume();
@@ -136,7 +136,7 @@ export class PrefillReply {
     return this.json && this.scanner.done;
   }
 
-  /** Hands the rows over where they are good; else `prompt.missing` says why not. After `finish`. */
+  /** Hands the rows over if they are good; else `prompt.missing` says why not. After `finish`. */
   giveRows(prompt: Prompt): void {
     this.promptTokens = this.reader.counts.prompt;
     if (this.reader.counts.differ) this.refuse(Reason.Prompt);
@@ -269,8 +269,8 @@ export class PrefillReply {
     if (first == 0x6e) return;
     if (place != Place.Array) return this.onRaw();
     if (first == 0x5b) {
-      // Lists are generated rows, which are not needed. Without the prompt's rows beside them they are
-      // no format at all, see `giveRows`.
+      // Lists are generated rows, which are not needed. Without the prompt's rows beside them they
+      // are no format at all, see `giveRows`.
       if (this.format == Format.None) this.format = Format.Prompt;
       return;
     }

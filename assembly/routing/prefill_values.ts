@@ -1,5 +1,5 @@
-// Puts values of prefill's reply into decode's response: in the place of decode's own value, or before
-// the closing brace of an object that has no such member.
+// Puts values of prefill's reply into decode's response: in the place of decode's own value, or
+// before the closing brace of an object that has no such member.
 
 import { Ascii } from '../bytes/ascii';
 import { Site } from './formats/format';
@@ -10,8 +10,9 @@ import { ReplyReader } from './reply_reader';
 import { ValueSwap } from './value_swap';
 
 /**
- * A value that is as long as the prompt is put in at most twice for each choice that was asked for, and
- * this many times more. Otherwise a response with many choices would make the body grow without a limit.
+ * A value that is as long as the prompt is put in at most twice for each choice that was asked for,
+ * and this many times more. Otherwise a response with many choices would make the body grow without
+ * a limit.
  */
 const SPARE_COPIES: i32 = 64;
 
@@ -31,9 +32,9 @@ export class PrefillValues {
   constructor(private prompt: Prompt) {}
 
   /**
-   * A value of one of the kinds begins at the scanner's cursor: if prefill had one at the same place, it
-   * replaces decode's. Returns why decode's can't stay where it is the prompt's routing, and prefill's
-   * can't replace it.
+   * A value of one of the kinds begins at the scanner's cursor: if prefill had one at the same
+   * place, it replaces decode's. Returns why decode's can't stay where it is the prompt's routing,
+   * and prefill's can't replace it.
    */
   put(site: Site, reply: ReplyReader, swap: ValueSwap): Reason {
     const isNull = site.scanner.first == 0x6e;
@@ -59,8 +60,8 @@ export class PrefillValues {
   }
 
   /**
-   * The closing brace of an object of decode's has just been read: the object gets the long values that
-   * prefill had at this place and decode has not.
+   * The closing brace of an object of decode's has just been read: the object gets the long values
+   * that prefill had at this place and decode has not.
    */
   insertMissing(site: Site, reply: ReplyReader, inChoice: bool): void {
     // Every event of a stream would get them again.
@@ -88,7 +89,7 @@ export class PrefillValues {
     site.growth += <i64>(comma + key.len) + <i64>value.text.length;
   }
 
-  /** Counts one more value of this kind. Returns false when there are too many; the response is then refused. */
+  /** Counts one more value of this kind. False: there are too many, the response is refused. */
   private mayCopy(site: Site, kind: Kind): bool {
     if (!isLong(kind)) return true;
     if (<i64>++this.copies <= 2 * <i64>site.choicesAsked + SPARE_COPIES) return true;
@@ -97,7 +98,7 @@ export class PrefillValues {
   }
 }
 
-/** Whether values of this kind are as long as the prompt. Those are put in even where decode has none. */
+/** Whether values of this kind are as long as the prompt, and put in where decode has none. */
 function isLong(kind: Kind): bool {
   return kind == Kind.PromptExperts || kind == Kind.PromptLogprobs;
 }

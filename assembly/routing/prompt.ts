@@ -1,5 +1,5 @@
-// What prefill's reply brings for decode's response: the prompt's rows, and values of members that take the
-// place of decode's.
+// What prefill's reply brings for decode's response: the prompt's rows, and values of members that
+// take the place of decode's.
 
 import { Dtype } from './npy';
 import { Reason } from './reason';
@@ -52,8 +52,8 @@ export class Prompt {
   /** Tokens of all prompts of the request together; -1: not known. */
   tokens: i64 = -1;
   /**
-   * The rows (owned) and their plans, one for each element of the reply; a single one serves every choice
-   * of decode's. Empty for `Format.Prompt`.
+   * The rows (owned) and their plans, one for each element of the reply; a single one serves every
+   * choice of decode's. Empty for `Format.Prompt`.
    */
   plans: RowPlan[] = [];
   /** Whether the row of the last prompt token is decode's. */
@@ -93,7 +93,7 @@ export class Prompt {
     return sum;
   }
 
-  /** The first row that decode is asked for where it is asked for its own rows only; -1: not known. */
+  /** The first row that decode is asked for if it is asked for its own only; -1: not known. */
   get seam(): i64 {
     if (this.plans.length == 1) return <i64>this.plans[0].seam;
     return this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
@@ -104,7 +104,10 @@ export class Prompt {
     return this.format == Format.None && this.missing == Reason.Missing;
   }
 
-  /** Whether an array of decode's may have a narrower dtype than prefill's, so that it grows when it is widened. */
+  /**
+   * Whether an array of decode's may have a narrower dtype than prefill's, so that it grows when it
+   * is widened.
+   */
   get mayWiden(): bool {
     if (this.format != Format.Npy && this.format != Format.Object) return false;
     const plans = this.plans;

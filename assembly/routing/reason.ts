@@ -1,5 +1,6 @@
-// Why the legs' routing can't be merged: the closed list of reasons that users see. The two functions are
-// longer than others, as they are tables with a line for each reason; the texts below say what each means.
+// Why the legs' routing can't be merged: the closed list of reasons that users see. The two
+// functions are longer than others, as they are tables with a line for each reason; the texts below
+// say what each means.
 
 export const enum Reason {
   None,

@@ -1,8 +1,8 @@
-// The walk through a reply. Prefill's reply and decode's response have the same shape, so one reader
-// keeps track of where in it the walk is: which element of a list, which choice, which members have
-// come before, and what the counts of tokens say. Its two consumers, `PrefillReply` and
-// `DecodeResponse`, ask for one notice after the other, as a `Scanner` is asked for events, and decide
-// what becomes of an array or a value.
+// The walk through a reply. Prefill's reply and decode's response have the same shape, so one
+// reader keeps track of where in it the walk is: which element of a list, which choice, which
+// members have come before, and what the counts of tokens say. Its two consumers, `PrefillReply`
+// and `DecodeResponse`, ask for one notice after the other, as a `Scanner` is asked for events, and
+// decide what becomes of an array or a value.
 
 import { Event, Scanner } from '../json/scanner';
 import { Counts } from './counts';
@@ -34,7 +34,7 @@ export const enum Notice {
   /** A row, a layer or an expert, at `place`, of an array that is nested lists. */
   Listed,
   ListedEnd,
-  /** A value that prefill knows better than decode, of `kind`; `again`: it is not the first one there. */
+  /** A value of `kind`, which prefill knows better; `again`: it is not the first one there. */
   Value,
   ValueEnd,
   /** Another watched value, at `place`, of which the reader itself keeps nothing. */
@@ -53,7 +53,7 @@ export class ReplyReader {
   readonly counts: Counts = new Counts();
   /** Whether the reply is a list of elements, as SGLang's is for several prompts. */
   list: bool = false;
-  /** Index of the element that is being read; -1 before the first one, and where there is no list. */
+  /** Index of the element that is being read; -1 before the first one, and without a list. */
   element: i32 = -1;
   /** Choices of the document that have begun. */
   choices: i32 = 0;
@@ -66,8 +66,8 @@ export class ReplyReader {
   again: bool = false;
 
   /**
-   * Places at which a value has begun: bit p is set for the place p. Those of a choice or an element
-   * are of the one that is being read.
+   * Places at which a value has begun: bit p is set for the place p. Those of a choice or an
+   * element are of the one that is being read.
    */
   private seen: u64 = 0;
 

@@ -1,5 +1,5 @@
-// Whether the arrays of decode's response have the rows that its counts of tokens ask for: those of a
-// choice, of an element of a list, and of the whole document.
+// Whether the arrays of decode's response have the rows that its counts of tokens ask for: those of
+// a choice, of an element of a list, and of the whole document.
 
 import { Deferred, Form, Site } from './formats/format';
 import { readRaw } from './formats/raw_string';
@@ -34,7 +34,7 @@ export class ResponseCounts {
     this.counter.beginChoice();
   }
 
-  /** A member of the choice has ended: `token_ids` lists its tokens, `index` tells it from others. */
+  /** A member of the choice has ended: its `token_ids`, or its `index`. */
   take(site: Site, place: Place): void {
     const scanner = site.scanner;
     if (place == Place.TokenIds)
@@ -47,7 +47,7 @@ export class ResponseCounts {
     return this.counter.endChoice();
   }
 
-  /** An array, which has told the site its rows, has ended in this element; -1: the reply is no list. */
+  /** An array of this element (-1: no list) has ended, and has told the site its rows. */
   add(site: Site, element: i32): void {
     const prompt = this.prompt;
     let firstRow = site.firstRow;
@@ -95,7 +95,8 @@ export class ResponseCounts {
 
   /**
    * Reads arrays of which only now is known how many rows they have: `rows`, the first one that of
-   * token `start`. Where the counts do not tell, nothing is known of the rows and they are not read.
+   * token `start`. Where the counts do not tell, nothing is known of the rows and they are not
+   * read.
    */
   private readDeferred(site: Site, rows: i64, start: i64): void {
     const deferred: Deferred[] = site.deferred;
@@ -132,7 +133,7 @@ export class ResponseCounts {
     if (placed && !site.events) site.refuse(site.examination.judge());
   }
 
-  /** Compares all arrays with the number of generated tokens, which is that of all choices together. */
+  /** Compares all arrays with the count of generated tokens, which is that of all choices. */
   private checkTotal(site: Site, reply: ReplyReader): void {
     const arrays = this.counter.arrays;
     // The tokens of a choice without an array are counted, too.
@@ -156,7 +157,7 @@ export class ResponseCounts {
     return held == generated + arrays * plan.promptEnd ? Form.Full : Form.Unknown;
   }
 
-  /** A document has ended of a request that decode has served alone and that the filter has read. */
+  /** A document has ended, of a request that decode has served alone and the filter has read. */
   endAlone(site: Site, reply: ReplyReader): void {
     const counter = this.counter;
     const whole = counter.arrays > 0 && counter.arrays == reply.choices;

@@ -1,6 +1,6 @@
-// Whether arrays have as many rows as their tokens ask for: one for every token but the last, which no
-// engine has forwarded. An array may begin behind the first token, so what is compared is the position
-// behind its last row.
+// Whether arrays have as many rows as their tokens ask for: one for every token but the last, which
+// no engine has forwarded. An array may begin behind the first token, so what is compared is the
+// position behind its last row.
 
 @final
 export class RowCounter {
@@ -11,7 +11,7 @@ export class RowCounter {
   /** The sum of the tokens of their prompts. */
   private prompts: u64 = 0;
 
-  /** The position behind the last row of the choice's array, and the tokens of its prompt; -1: none. */
+  /** Of the choice: the position behind its array's last row, and its prompt's tokens; -1: none. */
   private end: i64 = -1;
   private prompt: i64 = -1;
   /** The choice's `index`, and the number of its `token_ids`; -1: it does not tell. */
@@ -19,8 +19,8 @@ export class RowCounter {
   tokens: i64 = -1;
 
   /**
-   * In a stream `token_ids` are those of one event. These are their sums by choice, below 0 where an event
-   * did not tell them. Null until the first one.
+   * In a stream `token_ids` are those of one event. These are their sums by choice, below 0 where
+   * an event did not tell them. Null until the first one.
    */
   private generated: StaticArray<i64> | null = null;
 
@@ -34,7 +34,7 @@ export class RowCounter {
     this.end = this.prompt = this.index = this.tokens = -1;
   }
 
-  /** Counts an array whose first row is that of token `firstRow`. `promptTokens` below 0: not known. */
+  /** Counts an array that begins with the row of token `firstRow`. `promptTokens` -1: not known. */
   add(firstRow: u64, rows: u64, promptTokens: i64): void {
     this.arrays++;
     this.rows += rows;
@@ -51,16 +51,16 @@ export class RowCounter {
     return this.end == this.prompt + tokens - 1;
   }
 
-  /** Whether the rows are those of `completion` tokens, generated in all choices together; -1: not known. */
+  /** Whether the rows are those of `completion` tokens, of all choices; -1: not known. */
   matches(completion: i64): bool {
     if (completion < 1) return true;
     return this.ends + <u64>this.arrays == this.prompts + <u64>completion;
   }
 
   /**
-   * The same where decode has served the request alone. `promptTokens` counts each of the prompts once, and
-   * each has the same number of samples. Rows begin with that of token `start`, or with the first one
-   * where the engine does not know that field of the request.
+   * The same where decode has served the request alone. `promptTokens` counts each of the prompts
+   * once, and each has the same number of samples. Rows begin with that of token `start`, or with
+   * the first one where the engine does not know that field of the request.
    */
   matchesAlone(promptTokens: i64, completion: i64, prompts: i32, start: i64): bool {
     if (promptTokens < 0 || completion < 1) return true;
@@ -70,7 +70,7 @@ export class RowCounter {
     return rows == tokens || rows + this.arrays * max<i64>(start, 0) == tokens;
   }
 
-  /** Adds the event's tokens to those of its choice. Returns their sum, below 0 where it is not known. */
+  /** Adds the event's tokens to those of its choice. Returns the sum; -1: not known. */
   private tokensSoFar(): i64 {
     const at = this.index >= 0 ? this.index : this.choices == 1 ? 0 : -1;
     if (at < 0 || at >= this.choices) return -1;

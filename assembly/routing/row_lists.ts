@@ -1,5 +1,6 @@
 // Rows as nested lists of numbers, [[[expert, …], …], …]. Each row is collected and handed to the
-// examination. That the lists are nested like this is checked by whoever reads the document around them.
+// examination. That the lists are nested like this is checked by whoever reads the document around
+// them.
 
 import { Block, fits } from '../bytes/block';
 import { Examination, Leg } from './examination';
@@ -60,7 +61,7 @@ export class RowLists {
     this.topK = topK;
   }
 
-  /** A row has ended. It is refused where its layers differ in length, or its shape is not that of the first row. */
+  /** A row has ended. Its layers must be of one length, and its shape that of the first row. */
   endRow(): void {
     const ids = this.ids;
     if (this.layersOfRow == 0) {

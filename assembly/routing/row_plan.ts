@@ -2,9 +2,9 @@
 //
 //   merged = prefill[start .. seam)  ++  decode[seam .. N - 1)
 //
-// Rows are numbered by the position of their token. N is the number of tokens, of the prompt and generated;
-// the last of them has no row, because no engine has forwarded it. A leg's array covers a range of
-// positions of its own, [start, start + rows).
+// Rows are numbered by the position of their token. N is the number of tokens, of the prompt and
+// generated; the last of them has no row, because no engine has forwarded it. A leg's array covers
+// a range of positions of its own, [start, start + rows).
 
 import { Dtype, itemSize } from './npy';
 import { PromptRows } from './rows';
@@ -17,7 +17,8 @@ export class RowPlan {
 
   /**
    * `rows` are prefill's (taken over), and `promptEnd` is the number of tokens of the prompt.
-   * `lastRowOfDecode`: the row of the last prompt token, which both legs forward, is taken from decode.
+   * `lastRowOfDecode`: the row of the last prompt token, which both legs forward, is taken from
+   * decode.
    */
   constructor(
     readonly rows: PromptRows,
@@ -53,7 +54,7 @@ export class RowPlan {
     return this.end(tokens) - this.seam;
   }
 
-  /** The position behind the last row of a choice with `tokens` generated tokens (at least one): N - 1. */
+  /** N - 1, the position behind the last row, with `tokens` generated tokens (at least one). */
   end(tokens: u64): u64 {
     return this.promptEnd + tokens - 1;
   }

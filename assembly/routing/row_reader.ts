@@ -1,10 +1,10 @@
-// Walks the rows of one array while its base64 characters come. It looks for rows of zeros and for sentinels
-// in all rows, and gives the rows of a sample to the examination. A row is only copied if two pieces share
-// it, or if it may be the last one of an array whose length is not known.
+// Walks the rows of one array while its base64 characters come. It looks for rows of zeros and for
+// sentinels in all rows, and gives the rows of a sample to the examination. A row is only copied if
+// two pieces share it, or if it may be the last one of an array whose length is not known.
 //
 //   characters  |......|......|......|......|......|       6 bits each
-//   rows            [         row         )[    row ...    a row begins 0, 2 or 4 bits into a character
-//   probe                 [ 8 chars )                      where these are not all zero, nor is the row
+//   rows            [         row         )[    row ...    begin 0, 2 or 4 bits into a character
+//   probe                 [ 8 chars )                      if not all zero, the row is not, either
 
 import { Block, fits } from '../bytes/block';
 import { Reader } from '../bytes/rope';
@@ -37,7 +37,7 @@ class Sample {
   /** How many rows have been passed. */
   private turn: u64 = 0;
 
-  /** An array of `rows` rows begins. -1: their number is not known, and the last one is not in the sample. */
+  /** An array of `rows` rows begins; -1: not known, and the last row is not in the sample. */
   begin(check: RowCheck, rows: i64): void {
     this.check = check;
     this.rows = rows;
@@ -50,8 +50,8 @@ class Sample {
     const last = <u64>(this.rows - 1);
     if (this.check == RowCheck.All || (this.rows >= 0 && last <= SPREAD + 1)) this.next++;
     else if (this.rows < 0) {
-      // The distance of the rows doubles as more of them come. However many there are, 64 to 128 of them
-      // are then at even distances.
+      // The distance of the rows doubles as more of them come. However many there are, 64 to 128 of
+      // them are then at even distances.
       let distance: u64 = 1;
       while (this.next + 1 >= distance * SPREAD * 2) distance *= 2;
       this.next = this.next - (this.next % distance) + distance;
@@ -100,8 +100,8 @@ class Carry {
 @final
 export class RowReader extends Reader {
   /**
-   * The first fault: `Sentinel`, `Experts` (of which the examination knows the place) or `Memory`. Nothing is
-   * read after it.
+   * The first fault: `Sentinel`, `Experts` (of which the examination knows the place) or `Memory`.
+   * Nothing is read after it.
    */
   reason: Reason = Reason.None;
 
@@ -115,7 +115,7 @@ export class RowReader extends Reader {
   private zeros: bool = false;
   private sentinels: bool = false;
   private sample: Sample = new Sample();
-  /** How many rows are read: those of the array, or all that come where their number is not known. */
+  /** How many rows are read: as many as the array has, or all where that is not known. */
   private limit: u64 = 0;
 
   private rowBits: usize = 0;
@@ -126,23 +126,23 @@ export class RowReader extends Reader {
   /** Bits from the start of a row to its probe. */
   private probe: usize = 0;
 
-  /** Whether all bits of the open row are 0 so far, whether all are 1, and whether the row is being copied. */
+  /** Of the open row: whether all bits are 0, whether all are 1, whether it is being copied. */
   private allZero: bool = false;
   private allOnes: bool = false;
   private carried: bool = false;
   private carry: Carry = new Carry();
   /**
-   * Where the number of rows is not known: the last whole row so far and its index, if it has not been
-   * examined; -1: it has been.
+   * Where the number of rows is not known: the last whole row so far and its index, if it has not
+   * been examined; -1: it has been.
    */
   private last: Carry = new Carry();
   private lastRow: i64 = -1;
 
   /**
-   * An array begins. Its rows have `rowBytes` bytes each and begin `lead` (0, 2, 4) bits into the first
-   * character that will be pushed; the first of them is that of token `firstRow`. `layers` and `topK` are
-   * 0 where the format does not tell them, and `rows` is -1 where their number is not known yet.
-   * `sentinels`: a row of -1 is a fault, whatever the examination checks.
+   * An array begins. Its rows have `rowBytes` bytes each and begin `lead` (0, 2, 4) bits into the
+   * first character that will be pushed; the first of them is that of token `firstRow`. `layers`
+   * and `topK` are 0 where the format does not tell them, and `rows` is -1 where their number is
+   * not known yet. `sentinels`: a row of -1 is a fault, whatever the examination checks.
    */
   begin(
     examination: Examination,
@@ -227,7 +227,7 @@ export class RowReader extends Reader {
     this.examination = null;
   }
 
-  /** Reads `n` whole rows, the first of which begins at bit `at` of the characters at `ptr`. False on a fault. */
+  /** Reads `n` whole rows, which begin at bit `at` of the characters at `ptr`. False on a fault. */
   private readWhole(ptr: usize, n: u64): bool {
     const end = this.row + n;
     let examined = false;
@@ -291,8 +291,8 @@ export class RowReader extends Reader {
   }
 
   /**
-   * Looks at the whole of the row that is `i` rows on. Its probe has only bits that are 0 (`zero`), or only
-   * bits that are 1. False on a fault.
+   * Looks at the whole of the row that is `i` rows on. Its probe has only bits that are 0 (`zero`),
+   * or only bits that are 1. False on a fault.
    */
   private look(ptr: usize, i: u64, zero: bool): bool {
     if (!(zero ? this.zeros : this.sentinels)) return true;
@@ -305,7 +305,7 @@ export class RowReader extends Reader {
     return true;
   }
 
-  /** A row begins at bit `at` of the `len` characters at `ptr`, and goes on in the next piece. False on a fault. */
+  /** A row begins at bit `at` of the characters at `ptr`, which end before it. False on a fault. */
   private open(ptr: usize, len: usize): bool {
     const chars = ptr + <usize>(this.at / 6);
     const lead = <i32>(this.at % 6);
@@ -375,9 +375,9 @@ export class RowReader extends Reader {
 }
 
 /**
- * Looks at `bits` bits, which begin `lead` bits into the first of the characters at `chars`, for a character
- * that differs in them from `char`. Returns how many bits behind the first of them that character begins,
- * at least 0; -1 when there is none.
+ * Looks at `bits` bits, which begin `lead` bits into the first of the characters at `chars`, for a
+ * character that differs in them from `char`. Returns how many bits behind the first of them that
+ * character begins, at least 0; -1 when there is none.
  */
 function unlike(chars: usize, lead: i32, bits: usize, char: u8): isize {
   const value = valueOf(char);

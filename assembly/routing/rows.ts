@@ -1,5 +1,5 @@
-// The prompt rows of prefill's reply, kept as the base64 characters in which they came: in the VM's memory, or
-// parked outside of it. They can be had at another bit position and in a wider dtype.
+// The prompt rows of prefill's reply, kept as the base64 characters in which they came: in the VM's
+// memory, or parked outside of it. They can be had at another bit position and in a wider dtype.
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
@@ -165,19 +165,19 @@ export class SliceChars extends RowChars {
   free(): void {}
 }
 
-/** Characters that were fetched last of any `WideChars`: all of them share this room, allocated when needed. */
+/** Room for the characters that were fetched last: all `WideChars` share it. */
 let wideText: usize = 0;
 /** Room for a chunk that is widened to four times its length, and what was left over before it. */
 const WIDE_TEXT_BYTES: usize = WIDEN_CHUNK * 4 + 256;
 
-/** Rows in a wider dtype. They are widened whenever they are fetched, and take no memory of their own. */
+/** Rows in a wider dtype. They are widened whenever they are fetched, and take no memory. */
 @final
 export class WideChars extends RowChars {
   private readonly widener: Widener = new Widener();
 
   /**
-   * The rows begin `from` bits into the characters of `narrow` (borrowed), which are in `dtype`, and `lead` bits
-   * into these, where they have `bytes` bytes in the dtype `to`.
+   * The rows begin `from` bits into the characters of `narrow` (borrowed), which are in `dtype`,
+   * and `lead` bits into these, where they have `bytes` bytes in the dtype `to`.
    */
   constructor(
     private narrow: RowChars,
@@ -230,15 +230,16 @@ export class WideChars extends RowChars {
 }
 
 /**
- * Prompt rows of prefill's, of shape (rows, layers, top_k), for the tokens from `start` on. They begin `lead`
- * (0, 2, 4) bits into the first character; the last one may carry other bits behind them.
+ * Prompt rows of prefill's, of shape (rows, layers, top_k), for the tokens from `start` on. They
+ * begin `lead` (0, 2, 4) bits into the first character; the last one may carry other bits behind
+ * them.
  */
 @final
 export class PromptRows {
   /** Whether prefill's object names its dtype as a .npy header does, and not by NumPy's name. */
   coded: bool = false;
 
-  /** By lead / 2: the rows (owned) at that bit position, made when an array of decode's needs it. */
+  /** By lead / 2: the rows (owned) at that bit position, made when an array needs it. */
   private aligned: StaticArray<RowChars | null> = [null, null, null];
   /** The rows in wider dtypes, made when an array of decode's needs them. */
   private wide: WideChars[] = [];
@@ -298,7 +299,7 @@ export class PromptRows {
     return chars.held ? 0 : chars.length;
   }
 
-  /** The rows beginning `lead` bits into the first character (borrowed); null when memory is short. */
+  /** The rows, `lead` bits into the first character (borrowed); null when memory is short. */
   at(lead: i32): RowChars | null {
     const known = this.aligned[lead >> 1];
     if (known !== null) return known;
@@ -375,8 +376,8 @@ export class PromptRows {
 }
 
 /**
- * Copies bytes that begin `from` bits into the characters of `source`, so that they begin `to` bits into those
- * of [target, end), which they fill. Returns false when some of them are lost.
+ * Copies bytes that begin `from` bits into the characters of `source`, so that they begin `to` bits
+ * into those of [target, end), which they fill. Returns false when some of them are lost.
  */
 export function move(source: RowChars, from: i32, target: usize, end: usize, to: i32): bool {
   const by = from - to;

@@ -1,6 +1,6 @@
-// Replaces a whole value of decode's response, by prefill's or by `null`, while the value passes. It is
-// removed piece by piece, so that nothing of it has to be held, and what replaces it is written behind
-// its last byte.
+// Replaces a whole value of decode's response, by prefill's or by `null`, while the value passes.
+// It is removed piece by piece, so that nothing of it has to be held, and what replaces it is
+// written behind its last byte.
 
 import { Site } from './formats/format';
 import { PrefillValue } from './prompt';
@@ -24,7 +24,7 @@ export class ValueSwap {
   /** The value that is written in its place; null: the text `null` is. */
   private instead: PrefillValue | null = null;
 
-  /** Removes the value at the scanner's cursor for `instead` (borrowed); null: it becomes `null`. */
+  /** Replaces the value at the scanner's cursor by `instead` (borrowed); null: by `null`. */
   begin(site: Site, instead: PrefillValue | null): void {
     if (++this.count > MAX_SWAPS) return site.refuse(Reason.Memory);
     this.from = site.position;
@@ -32,7 +32,7 @@ export class ValueSwap {
     this.active = true;
   }
 
-  /** Removes a value that has been read in part; it began at offset `from` of the body, and becomes `null`. */
+  /** A value that began at offset `from`, and has been read in part, becomes `null`. */
   takeOver(from: u64): void {
     this.from = from;
     this.instead = null;

@@ -1,5 +1,6 @@
-// Puts rows into a wider dtype, so that the rows of both legs have the same one, as NumPy promotes dtypes
-// (numpy.result_type). The legs' dtypes differ where engines choose the dtype by the largest id in an array.
+// Puts rows into a wider dtype, so that the rows of both legs have the same one, as NumPy promotes
+// dtypes (numpy.result_type). The legs' dtypes differ where engines choose the dtype by the largest
+// id in an array.
 //
 //   characters, `from` ──▶ bytes ──▶ ids of `to` ──▶ characters at another bit position
 
@@ -16,15 +17,16 @@ export function commonDtype(a: Dtype, b: Dtype): Dtype {
 /** How many characters are widened at a time; four are three bytes. */
 export const WIDEN_CHUNK: usize = 4096;
 /**
- * Room for the bytes of such a chunk, two bytes that were left over before it, and a vector behind them; and
- * room for the same as ids of 32 bits.
+ * Room for the bytes of such a chunk, two bytes that were left over before it, and a vector behind
+ * them; and room for the same as ids of 32 bits.
  */
 const NARROW = memory.data(3136, 16);
 const WIDE = memory.data(12416, 16);
 
 /**
- * Widens the ids of rows piece by piece, from characters to characters. The rows begin some bits into the
- * first character that is pushed, and some bits into the first one that is written. It holds no memory.
+ * Widens the ids of rows piece by piece, from characters to characters. The rows begin some bits
+ * into the first character that is pushed, and some bits into the first one that is written. It
+ * holds no memory.
  */
 @final
 export class Widener extends Reader {
@@ -33,7 +35,7 @@ export class Widener extends Reader {
 
   private from: Dtype = Dtype.None;
   private to: Dtype = Dtype.None;
-  /** Bits that have been read and are no whole byte yet. Below 0: as many bits to come are not of the rows. */
+  /** Bits that are no whole byte yet. Below 0: as many bits to come are not of the rows. */
   private inBits: u32 = 0;
   private inHave: i32 = 0;
   /** The first byte of an id whose second byte has not come; -1: none. */
@@ -43,8 +45,9 @@ export class Widener extends Reader {
   private outHave: i32 = 0;
 
   /**
-   * Rows begin that are widened from `from` to `to`. They begin `inLead` (0, 2, 4) bits into the first
-   * character to come, and are written behind the first `outLead` (0, 2, 4) bits of the character `before`.
+   * Rows begin that are widened from `from` to `to`. They begin `inLead` (0, 2, 4) bits into the
+   * first character to come, and are written behind the first `outLead` (0, 2, 4) bits of the
+   * character `before`.
    */
   begin(from: Dtype, to: Dtype, inLead: i32, outLead: i32, before: u8): void {
     this.from = from;
@@ -64,7 +67,7 @@ export class Widener extends Reader {
     return (<u64>this.outHave + ids * itemSize(this.to) * 8) / 6;
   }
 
-  /** Reads the next `len` characters at `ptr` (borrowed), all of the alphabet, and writes what they become. */
+  /** Reads the next `len` characters at `ptr` (borrowed), and writes what they become. */
   push(ptr: usize, len: usize): void {
     const end = ptr + len;
     while (ptr < end) {
@@ -74,7 +77,7 @@ export class Widener extends Reader {
     }
   }
 
-  /** All characters have been pushed: writes the bits that are left over, with zeros behind them. */
+  /** All characters have been pushed: writes the bits that are left, with zeros behind them. */
   end(): void {
     if (this.outHave > 0) store<u8>(this.out++, charOf((this.outBits << (6 - this.outHave)) & 0x3f));
     this.outHave = 0;
@@ -95,7 +98,7 @@ export class Widener extends Reader {
     this.write(WIDE, WIDE + ids * <usize>itemSize(this.to));
   }
 
-  /** Reads a character, and writes the byte that may be whole now to `to`. Returns the end of the bytes. */
+  /** Reads a character; a byte that is whole now goes to `to`. Returns the end of the bytes. */
   private read(ptr: usize, to: usize): usize {
     this.inBits = (this.inBits << 6) | (<u32>valueOf(load<u8>(ptr)));
     this.inHave += 6;

@@ -1,5 +1,5 @@
-// What a format of routed_experts is: how an array is read in prefill's reply, and how one is edited in
-// decode's response. There is a file for each format beside this one.
+// What a format of routed_experts is: how an array is read in prefill's reply, and how one is
+// edited in decode's response. There is a file for each format beside this one.
 
 import { Block } from '../../bytes/block';
 import { Rope } from '../../bytes/rope';
@@ -63,7 +63,7 @@ export abstract class PrefillArray {
   /** Reads what the format reads itself of a string that was entered. */
   abstract read(scanner: Scanner): Progress;
 
-  /** Takes over the characters that were wanted; `reason`: what a check of them has found. `read` comes next. */
+  /** Takes over the characters that were wanted. `reason`: what their check found. */
   abstract take(scanner: Scanner, chars: RowChars, reason: Reason): void;
 
   /** A member of the value begins. True: `read` comes next. */
@@ -74,8 +74,8 @@ export abstract class PrefillArray {
   onValueEnd(scanner: Scanner, place: Place): void {}
 
   /**
-   * Hands the rows over when the counts beside the array are known (-1: they are not). `completionTokens` are those
-   * of all `choices` together. Null: see `reason`.
+   * Hands the rows over when the counts beside the array are known (-1: they are not).
+   * `completionTokens` are those of all `choices` together. Null: see `reason`.
    */
   abstract giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null;
 
@@ -104,16 +104,16 @@ export abstract class Site {
   /** By how many bytes the edits so far make the body longer. */
   growth: i64 = 0;
 
-  /** Offset in the body of the document that is being scanned: each event of a stream has its own. */
+  /** Offset in the body of the document that is scanned: each event of a stream has its own. */
   base: u64 = 0;
-  /** How many tokens the choice that is being read lists in `token_ids`; -1: it has not listed any. */
+  /** How many `token_ids` the choice that is being read has listed; -1: it has not. */
   tokens: i64 = -1;
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
   /**
-   * Rows of the element's last array without a header, -1 where none has come, and whether its arrays have
-   * different numbers of rows.
+   * Rows of the element's last array without a header, -1 where none has come, and whether its
+   * arrays have different numbers of rows.
    */
   rawRows: i64 = -1;
   rawUneven: bool = false;
@@ -127,7 +127,7 @@ export abstract class Site {
     readonly counts: Counts,
     /** Judges the rows of both legs together (borrowed). */
     readonly examination: Examination,
-    /** Choices that were asked for of each prompt, and the most tokens that each can have; -1: not known. */
+    /** Choices asked for of each prompt, and the most tokens of each; -1: not known. */
     readonly choicesAsked: i32,
     readonly maxTokens: i64,
     /** The form of the arrays, as far as it is known. */
@@ -150,7 +150,7 @@ export abstract class Site {
     this.choices++;
   }
 
-  /** The rows of the array that was read last: the position of the first one, and how many there are. */
+  /** Rows of the array that was read last: the position of the first one, and how many. */
   firstRow: u64 = 0;
   rows: u64 = 0;
 
@@ -161,12 +161,12 @@ export abstract class Site {
   }
 
   /**
-   * Arrays without a header of which is not known yet how many rows they have. Nothing from the first of
-   * them on may leave.
+   * Arrays without a header of which is not known yet how many rows they have. Nothing from the
+   * first of them on may leave.
    */
   readonly deferred: Deferred[] = [];
 
-  /** An array of `chars` characters, from offset `at` of the body on, is read when its element has ended. */
+  /** An array of `chars` characters at offset `at` of the body is read at its element's end. */
   defer(at: u64, chars: u64): void {
     this.deferred.push(new Deferred(at, chars));
   }
@@ -190,7 +190,7 @@ export abstract class Site {
   }
 }
 
-/** An array of decode's response that is being edited. There is one at a time, and it is used again for the next. */
+/** An array of decode's response that is being edited. It is used again for the next one. */
 export abstract class DecodeArray {
   /** Why the array can't be merged. */
   reason: Reason = Reason.None;
@@ -200,8 +200,8 @@ export abstract class DecodeArray {
   abstract get format(): Format;
 
   /**
-   * The value begins at the scanner's cursor, and is merged as `plan` (borrowed) says. Null: no rows of
-   * prefill's are merged with it, and its rows are only checked. True: `read` comes next.
+   * The value begins at the scanner's cursor, and is merged as `plan` (borrowed) says. Null: no
+   * rows of prefill's are merged with it, and its rows are only checked. True: `read` comes next.
    */
   abstract begin(site: Site, plan: RowPlan | null): bool;
 
@@ -213,7 +213,10 @@ export abstract class DecodeArray {
     return 0;
   }
 
-  /** Offset in the body up to which prefill's rows replace the array, where that holds from its start on; else 0. */
+  /**
+   * Offset in the body up to which prefill's rows replace the array, where that holds from its
+   * start on; else 0.
+   */
   replacedTo(site: Site): u64 {
     return 0;
   }
@@ -238,7 +241,10 @@ export abstract class DecodeArray {
   free(): void {}
 }
 
-/** How many bytes a base64 text of `chars` characters and `padding` signs stands for; -1: there is no such text. */
+/**
+ * How many bytes a base64 text of `chars` characters and `padding` signs stands for; -1: there is
+ * no such text.
+ */
 export function decodedLength(chars: u64, padding: u64): i64 {
   const bytes = (chars * 6) / 8;
   return carriers(bytes) == chars && encodedLength(bytes) == chars + padding ? <i64>bytes : -1;

@@ -33,8 +33,8 @@ export class Members {
   layers: i64 = -1;
   topK: i64 = -1;
   /**
-   * Offsets in the document: of the characters of `data`, and of the first number of `shape`, the number of
-   * `start` and the value of `dtype`. 0: it has none.
+   * Offsets in the document: of the characters of `data`, and of the first number of `shape`, the
+   * number of `start` and the value of `dtype`. 0: it has none.
    */
   dataAt: u64 = 0;
   rowsAt: u64 = 0;
@@ -43,7 +43,7 @@ export class Members {
   startEnd: u64 = 0;
   dtypeAt: u64 = 0;
   dtypeEnd: u64 = 0;
-  /** Whether the dtype is named as in a .npy header, and not by NumPy's name. False where it is not `named`. */
+  /** Whether the dtype is named as in a .npy header. False where it is not `named`. */
   coded: bool = false;
   /** The characters of `data`. */
   readonly run: Run = new Run();

@@ -1,13 +1,14 @@
 // Format A, vLLM: `choices[i].routed_experts` is base64 of a .npy file, version 1 to 3, C order.
 //
-// Matched: prefill's rows are the first of decode's (all rows came), or go before them (only generated
-// rows came). Where the legs chose different dtypes, the rows of the narrower one are widened.
-// Checked: the header of both, the same layers and top_k, the length of the strings, their alphabet,
-// sentinels, the number of rows.
+// Matched: prefill's rows are the first of decode's (all rows came), or go before them (only
+// generated rows came). Where the legs chose different dtypes, the rows of the narrower one are
+// widened.
+// Checked: the header of both, the same layers and top_k, the length of the strings, their
+// alphabet, sentinels, the number of rows.
 //
-//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close     all rows came: prefill's are written over decode's; or, where
-//         │                               decode's must be widened, all of the array is written anew
-//         └▶ Tail ─▶ Close                only generated rows came: prefill's go before them
+//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close   all rows came: prefill's are written over decode's; or, where
+//         │                             decode's must be widened, all of the array is written anew
+//         └▶ Tail ─▶ Close              only generated rows came: prefill's go before them
 
 import { Block } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
@@ -223,7 +224,7 @@ export class NpyDecode extends DecodeArray {
     return Progress.Done;
   }
 
-  /** The header is known: checks every precondition, and puts the edits into the rope that follow from it. */
+  /** The header is known: checks every precondition, and puts edits into the rope. */
   private prepare(site: Site): Reason {
     const header = this.head.header;
     this.stage = Stage.Tail;
@@ -277,7 +278,7 @@ export class NpyDecode extends DecodeArray {
     return Form.Unknown;
   }
 
-  /** No rows of prefill's are merged with the array: all its own are examined, and leave as they came. */
+  /** No rows of prefill's are merged with the array. Its own are examined, and stay. */
   private leave(site: Site, header: NpyHeader): Reason {
     const misfit = site.examination.misfits(header.layers, header.topK);
     if (misfit != Reason.None) return misfit;
@@ -359,8 +360,8 @@ export class NpyDecode extends DecodeArray {
     const start = site.base + this.head.start;
     const read = this.head.length;
     site.rope.replaceOwned(start, read, made, headChars);
-    // Characters of decode's that have nothing but rows before the seam, and its bits of these rows in
-    // the next character.
+    // Characters of decode's that have nothing but rows before the seam, and its bits of these rows
+    // in the next character.
     const goneBits = (header.size + (header.rows - kept) * header.rowBytes) * 8;
     const gone = full ? goneBits / 6 - read : 0;
     const inLead = <i32>(goneBits % 6);

@@ -1,7 +1,7 @@
-// The tail of decode's array in format A: the characters behind those that prefill's rows replace. They
-// carry rows that decode forwarded itself. The rows are read as they pass, and leave as they came, at
-// another bit position, or in a wider dtype. The first character may share its bits with prefill's
-// last row.
+// The tail of decode's array in format A: the characters behind those that prefill's rows replace.
+// They carry rows that decode forwarded itself. The rows are read as they pass, and leave as they
+// came, at another bit position, or in a wider dtype. The first character may share its bits with
+// prefill's last row.
 
 import { Block, fits } from '../../bytes/block';
 import { stranger } from '../array_head';
@@ -38,10 +38,10 @@ export class NpyTail {
   private readonly reader: RowReader = new RowReader();
   private reading: bool = false;
 
-  /** How many bits of the next character are prefill's, when not all are, and the character that has them. */
+  /** How many bits of the next character are prefill's, and the character that has them. */
   private mixBits: i32 = 0;
   private mixWith: u8 = 0;
-  /** By how many bits (0, 2, 4) the rows move to the left, and the character before the ones to come. */
+  /** By how many bits (0, 2, 4) the rows move to the left, and the character that came last. */
   private shift: i32 = 0;
   private carry: u8 = 0;
   private readonly widener: Widener = new Widener();
@@ -63,9 +63,9 @@ export class NpyTail {
   }
 
   /**
-   * `rows` rows are read, the first of them that of token `firstRow`; they begin `lead` (0, 2, 4) bits
-   * into the next character. Where the header's last character has bits of them, it lies at `shared`;
-   * else that is 0.
+   * `rows` rows are read, the first of them that of token `firstRow`; they begin `lead` (0, 2, 4)
+   * bits into the next character. Where the header's last character has bits of them, it lies at
+   * `shared`; else that is 0.
    */
   examine(site: Site, header: NpyHeader, lead: i32, firstRow: u64, rows: u64, shared: usize): void {
     beginRows(this.reader, site.examination, Leg.Decode, header, lead, firstRow, rows);
@@ -74,8 +74,8 @@ export class NpyTail {
   }
 
   /**
-   * The `bits` bits of prefill's rows in their last character, which is the one at `at` of `chars`, go
-   * into the first character of the tail. False when memory is short.
+   * The `bits` bits of prefill's rows in their last character, which is the one at `at` of `chars`,
+   * go into the first character of the tail. False when memory is short.
    */
   mixAt(chars: RowChars, at: u64, bits: i32): bool {
     this.mixBits = bits;
@@ -225,7 +225,7 @@ export class NpyTail {
   }
 }
 
-/** Makes a reader ready for rows of an array with this header, the first of them that of token `firstRow`. */
+/** Makes a reader ready for rows under this header, the first of them that of `firstRow`. */
 export function beginRows(
   reader: RowReader,
   examination: Examination,

@@ -1,11 +1,12 @@
-// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, has the prompt's rows, and
-// `choices[i].routed_experts` the generated ones. Both are nested lists, or objects
+// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, has the
+// prompt's rows, and `choices[i].routed_experts` the generated ones. Both are nested lists, or
+// objects
 //   {"encoding": …, "dtype": …, "shape": [rows, layers, top_k], "data": base64 of the rows}
 //
-// Matched: prefill's value takes the place of decode's, or is put in where decode has none. The generated rows
-// stay as they are.
-// Checked: prefill's value has a row for every token of the prompt, all of one shape, without negative numbers
-// and sentinels; the generated rows have the same layers and top_k.
+// Matched: prefill's value takes the place of decode's, or is put in where decode has none. The
+// generated rows stay as they are.
+// Checked: prefill's value has a row for every token of the prompt, all of one shape, without
+// negative numbers and sentinels; the generated rows have the same layers and top_k.
 
 import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
@@ -53,7 +54,10 @@ export class PromptCheck {
     this.experts = new RowLists(examination, Leg.Prefill);
   }
 
-  /** Checks a JSON value (borrowed) against the number of tokens of the prompt; -1: not known. Returns what is wrong. */
+  /**
+   * Checks a JSON value (borrowed) against the number of tokens of the prompt; -1: not known.
+   * Returns what is wrong.
+   */
   check(text: RowChars, promptTokens: i64): Reason {
     const scanner = Scanner.take(valuePaths());
     this.members.begin();
@@ -144,8 +148,8 @@ export class PromptCheck {
 }
 
 /**
- * What is wrong with bytes that nested lists of experts do not have. With a minus sign an engine marks a row
- * that it did not know.
+ * What is wrong with bytes that nested lists of experts do not have. With a minus sign an engine
+ * marks a row that it did not know.
  */
 function unlisted(ptr: usize, end: usize): Reason {
   const minus = lanes(0x2d);

@@ -1,12 +1,14 @@
 // Format B, prime-rl and Dynamo: `choices[i].routed_experts` is an object
-//   {"data": base64 of the rows, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
-// with its keys in any order. Without `start` the first token is 0, without `dtype` the dtype is uint8.
+//   {"data": base64, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
+// with its keys in any order. Without `start` the first token is 0, without `dtype` the dtype is
+// uint8.
 //
-// Matched: rows by token. Prefill's rows replace decode's for the same tokens of the prompt. Where decode's
-// begin behind the prompt, prefill's go before them, and `shape` and `start` are edited. Where the legs chose
-// different dtypes, the rows of the narrower one are widened, and decode's `dtype` is edited.
-// Checked: the same layers and top_k, the length of the data, its alphabet, sentinels; that every token of
-// the prompt has a row, and that no row is missing between those of the legs.
+// Matched: rows by token. Prefill's rows replace decode's for the same tokens of the prompt. Where
+// decode's begin behind the prompt, prefill's go before them, and `shape` and `start` are edited.
+// Where the legs chose different dtypes, the rows of the narrower one are widened, and decode's
+// `dtype` is edited.
+// Checked: the same layers and top_k, the length of the data, its alphabet, sentinels; that every
+// token of the prompt has a row, and that no row is missing between those of the legs.
 
 import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
@@ -166,7 +168,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** No rows of prefill's are merged with the array: its own are examined, and leave as they came. */
+  /** No rows of prefill's are merged with the array. Its own are examined, and stay. */
   private leave(site: Site): Reason {
     const members = this.members;
     let wrong = members.judge();
@@ -178,7 +180,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** Examines decode's rows but for the first `skipped`; the next one is that of token `firstRow`. */
+  /** Examines decode's rows behind the first `skipped`, from that of token `firstRow` on. */
   private readFrom(site: Site, skipped: u64, firstRow: u64): Reason {
     const members = this.members;
     const before = skipped * members.rowBytes * 8;
@@ -206,11 +208,12 @@ export class ObjectDecode extends DecodeArray {
     return reader.reason;
   }
 
-  /** Prefill's rows, from that of token `start` on, replace decode's, of which the first is that of `start`. */
+  /** Prefill's rows replace decode's, from that of token `start` on, which is decode's first. */
   private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
     const rowBytes = this.members.rowBytes;
     const before = (start - plan.start) * rowBytes * 8;
-    // Prefill's characters are taken at the bit position where the row of `start` begins a character.
+    // Prefill's characters are taken at the bit position where the row of `start` begins a
+    // character.
     const lead = <i32>((6 - (before % 6)) % 6);
     const chars = plan.rows.inDtype(this.members.dtype, lead);
     if (chars === null) return Reason.Memory;
@@ -232,8 +235,8 @@ export class ObjectDecode extends DecodeArray {
   }
 
   /**
-   * The data is written anew in `dtype`: prefill's rows, then decode's from the seam on. Decode's first row is
-   * that of token `start`.
+   * The data is written anew in `dtype`: prefill's rows, then decode's from the seam on. Decode's
+   * first row is that of token `start`.
    */
   private rewrite(site: Site, plan: RowPlan, at: u64, start: u64, dtype: Dtype): Reason {
     const members = this.members;
@@ -274,7 +277,7 @@ export class ObjectDecode extends DecodeArray {
     return Reason.None;
   }
 
-  /** Puts the edits of all members into the rope, in the order in which the members stand in the body. */
+  /** Puts the edits of all members into the rope, in the order of the body. */
   private replaceMembers(
     site: Site,
     chars: RowChars,
@@ -291,11 +294,12 @@ export class ObjectDecode extends DecodeArray {
     const data = members.dataAt;
     const shape = moved ? members.rowsAt : 0;
     const start = moved ? members.startAt : 0;
-    // A dtype that is missing becomes the last member, before the closing brace, which has been read.
+    // A dtype that is missing becomes the last member, before the closing brace, which has been
+    // read.
     const known = members.dtypeAt > 0;
     const name = !wider ? 0 : known ? members.dtypeAt : site.position - 1 - site.base;
-    // The dtype is named the way this object names its own, else as prefill's does. One of the two has a
-    // name, because the dtypes differ and the one without a name is uint8.
+    // The dtype is named the way this object names its own, else as prefill's does. One of the two
+    // has a name, because the dtypes differ and the one without a name is uint8.
     const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
     for (let done: u64 = 0; ;) {
       let next = u64.MAX_VALUE;
@@ -317,7 +321,10 @@ export class ObjectDecode extends DecodeArray {
     }
   }
 
-  /** Widens decode's rows, which begin `gone` bits into the data, behind the first `lead` bits of `last` into `tail`. */
+  /**
+   * Widens decode's rows, which begin `gone` bits into the data, behind the first `lead` bits of
+   * `last` into `tail`.
+   */
   private widenTail(site: Site, at: u64, gone: u64, tail: Block, dtype: Dtype, lead: i32, last: u8): bool {
     const members = this.members;
     const widener = this.widener;
@@ -329,7 +336,10 @@ export class ObjectDecode extends DecodeArray {
     return true;
   }
 
-  /** Copies decode's `held` characters into `left` characters of `tail`, so that the rows begin `lead` bits into them. */
+  /**
+   * Copies decode's `held` characters into `left` characters of `tail`, so that the rows begin
+   * `lead` bits into them.
+   */
   private moveTail(site: Site, at: u64, held: u64, tail: Block, left: usize, lead: i32): bool {
     if (lead == 0) return site.rope.read(at, held, tail.ptr);
     store<u8>(tail.ptr, 0x41);

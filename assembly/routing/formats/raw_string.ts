@@ -1,10 +1,11 @@
-// Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of little-endian int32
-// without a header, of shape (rows, layers, top_k) in C order. A reply may be a list of elements with such
-// a member each.
+// Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of
+// little-endian int32 without a header, of shape (rows, layers, top_k) in C order. A reply may be a
+// list of elements with such a member each.
 //
 // Matched: in every element, prefill's prompt rows are the first of decode's.
-// Checked: the size of a row, which follows from prefill's counts of tokens, divides the size of both arrays;
-// decode has one row less than tokens, and at least those of the prompt; alphabet and padding; sentinels.
+// Checked: the size of a row, which follows from prefill's counts of tokens, divides the size of
+// both arrays; decode has one row less than tokens, and at least those of the prompt; alphabet and
+// padding; sentinels.
 
 import { Block } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
@@ -75,8 +76,8 @@ export class RawPrefill extends PrefillArray {
     if (chars === null || this.reason != Reason.None) return null;
     const bytes = this.run.bytes;
     const start = <i64>this.start;
-    // The array is that of the first choice. Of several choices, its length is known only if each of them has
-    // the one token that prefill generates.
+    // The array is that of the first choice. Of several choices, its length is known only if each
+    // of them has the one token that prefill generates.
     const uneven = choices > 1 && completionTokens >= 0 && completionTokens != choices;
     const generated = choices > 1 ? 0 : max<i64>(completionTokens, 1) - 1;
     // If rows were asked for from behind the prompt on, an engine has none of the prompt to send.
@@ -108,7 +109,7 @@ export class RawDecode extends DecodeArray {
   private readonly reader: RowReader = new RowReader();
   /** Offset in the body of the first character. */
   private start: u64 = 0;
-  /** Bytes of a row, as prefill's rows tell them; 0: they are not known before the element has ended. */
+  /** Bytes of a row, as prefill's rows tell; 0: not known before the element has ended. */
   private rowBytes: u64 = 0;
   /** How many whole characters prefill's rows replace. */
   private whole: u64 = 0;
@@ -207,8 +208,8 @@ export class RawDecode extends DecodeArray {
 }
 
 /**
- * Examines a deferred array, of which is now known that it has `rows` rows, the first of them that of token
- * `firstRow`. Returns what is wrong with it.
+ * Examines a deferred array, of which is now known that it has `rows` rows, the first of them that
+ * of token `firstRow`. Returns what is wrong with it.
  */
 export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): Reason {
   const bytes = decodedLength(array.chars, array.chars % 4 == 0 ? 0 : 4 - (array.chars % 4));

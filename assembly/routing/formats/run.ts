@@ -16,7 +16,7 @@ export class Run {
     this.chars = this.padding = 0;
   }
 
-  /** Reads on. `Done`: the closing quote is the scanner's next byte. `Refused`: the string is not base64. */
+  /** Reads on. `Done`: the closing quote is the next byte. `Refused`: this is not base64. */
   read(scanner: Scanner): Progress {
     if (this.padding == 0) {
       const from = scanner.cursor;

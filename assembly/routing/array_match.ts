@@ -31,7 +31,7 @@ export class ArrayMatch {
     /** Prompts in the request, and choices that were asked for of each. */
     private prompts: i32,
     private choices: i32,
-    /** Decode has served the request alone. */
+    /** Whether decode has served the request alone. */
     private alone: bool,
   ) {}
 
@@ -65,8 +65,8 @@ export class ArrayMatch {
   private planHere(reader: ReplyReader): RowPlan | null {
     const several = this.prompt.plans.length > 1;
     const prompts = this.prompts > 1;
-    // An array beside no other does not tell which prompt it is of, and one of a list is of one
-    // prompt.
+    // Outside of a list an array does not tell which of several prompts it is of. In a list each
+    // element is of one prompt, so prefill must have brought rows for each.
     if (reader.list ? prompts && !several : prompts || several) return null;
     return this.prompt.planOf(max(reader.element, 0));
   }

@@ -65,7 +65,7 @@ export class DecodeLists {
     return true;
   }
 
-  /** A member begins of an object that no format reads. */
+  /** A member of an object begins while no array is open. */
   onMember(site: Site, place: Place): void {
     if (place == Place.Shape && site.scanner.first != 0x5b) this.refuseShape(site);
   }

@@ -67,9 +67,9 @@ export class PrefillReply {
   private array: PrefillArray | null = null;
   private arrays: ReplyArray[] = [];
   private format: Format = Format.None;
-  /** The array reads characters of its own, instead of the scanner. */
+  /** Whether the array reads characters itself, instead of the scanner. */
   private inArray: bool = false;
-  /** The array waits for `takeRows`. */
+  /** Whether the array waits for `takeRows`. */
   private waiting: bool = false;
   /** The last value of each kind. */
   private spans: StaticArray<Span | null> = new StaticArray<Span | null>(Kind.Count);
@@ -115,13 +115,13 @@ export class PrefillReply {
     return this.resume();
   }
 
-  /** The rows that were asked for; `chars` are taken over. `reason`: what a check of them found. */
+  /** Takes over the rows that were asked for. `reason`: what a check of their characters found. */
   takeRows(chars: RowChars, reason: Reason): void {
     const array = this.array!;
     array.take(this.scanner, chars, reason);
     this.refuse(array.reason);
     this.waiting = false;
-    // Where a string ends that is not as it should be, the scanner finds.
+    // The scanner looks for the end of a string that is too short, or not base64.
     this.inArray = reason != Reason.Base64 && reason != Reason.Size;
   }
 

@@ -9,7 +9,7 @@ import { Counts } from './counts';
 import { Place } from './places';
 import { Kind } from './prompt';
 
-/** What `next` stopped for. Of what begins, the first byte is at the scanner's cursor. */
+/** What `next` stopped for. Where a value begins, its first byte is at the scanner's cursor. */
 export const enum Notice {
   /** The scanner's window is used up. */
   More,
@@ -42,7 +42,7 @@ export const enum Notice {
   OtherEnd,
   /** The document has ended. Told once. */
   DocumentEnd,
-  /** Nothing for a consumer. */
+  /** Never returned by `next`: the reader goes on by itself. */
   None,
 }
 
@@ -188,21 +188,21 @@ const IN_CHOICE: u64 =
   ((<u64>1) << Place.ChoicePromptExperts) |
   ((<u64>1) << Place.ChoicePromptLogprobs);
 
-/** Whether the place is one of nested lists. */
+/** Whether the place is inside of nested lists. */
 // @ts-ignore: decorator
 @inline
 function isListed(place: Place): bool {
   return place >= Place.Row && place <= Place.Expert;
 }
 
-/** Whether the place is one in an object. */
+/** Whether the place is a member of an object with rows. */
 // @ts-ignore: decorator
 @inline
 function isMember(place: Place): bool {
   return place >= Place.Data && place <= Place.Dtype;
 }
 
-/** The kind of the value at a place; `Kind.Count` where it is none. */
+/** The kind of the value at a place; `Kind.Count` where it has no kind. */
 function kindAt(place: Place): Kind {
   switch (place) {
     case Place.PromptExperts:

@@ -85,7 +85,7 @@ export class ResponseCounts {
     if (plan !== null && tokens >= 0 && <u64>tokens != plan.promptEnd) return site.refuse(Reason.Prompt);
     const start = plan !== null ? <i64>plan.start : max<i64>(this.start, 0);
     const generated = counts.completion;
-    // The counts are of all choices together: of several each may have another number of tokens.
+    // The counts are of all choices together, and each may have another number of tokens.
     const single = reply.list || site.choicesAsked == 1;
     if (deferred) return this.readDeferred(site, single ? tokens + generated - 1 - start : -1, start);
     if (!single) return;
@@ -94,9 +94,8 @@ export class ResponseCounts {
   }
 
   /**
-   * Reads arrays of which only now is known how many rows they have: `rows`, the first one that of
-   * token `start`. Where the counts do not tell, nothing is known of the rows and they are not
-   * read.
+   * Examines the deferred arrays, of which is now known that they have `rows` rows each, the first of
+   * them that of token `start`. Where the counts do not tell, they are not examined.
    */
   private readDeferred(site: Site, rows: i64, start: i64): void {
     const deferred: Deferred[] = site.deferred;
@@ -129,7 +128,7 @@ export class ResponseCounts {
     const other = site.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
     if (other && (site.choices > 0 || placed || site.undecided > 0)) site.refuse(Reason.Prompt);
     this.endElement(site, reply);
-    // Prefill's value may stand beside no rows of decode's. In a stream these may still come.
+    // Without rows of decode's nothing has judged prefill's yet. In a stream rows may still come.
     if (placed && !site.events) site.refuse(site.examination.judge());
   }
 

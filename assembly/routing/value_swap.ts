@@ -21,7 +21,7 @@ export class ValueSwap {
 
   /** Offset in the body up to which the value has been removed. */
   private from: u64 = 0;
-  /** The value that is written in its place; null: the text `null` is. */
+  /** The value that is written in its place; null: the JSON literal `null` is written. */
   private instead: PrefillValue | null = null;
 
   /** Replaces the value at the scanner's cursor by `instead` (borrowed); null: by `null`. */

@@ -212,8 +212,8 @@ export class ObjectDecode extends DecodeArray {
   private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
     const rowBytes = this.members.rowBytes;
     const before = (start - plan.start) * rowBytes * 8;
-    // Prefill's characters are taken at the bit position where the row of `start` begins a
-    // character.
+    // Of the positions at which prefill's rows can be had, this is the one where the row of `start`
+    // begins a character, so that whole characters can be copied.
     const lead = <i32>((6 - (before % 6)) % 6);
     const chars = plan.rows.inDtype(this.members.dtype, lead);
     if (chars === null) return Reason.Memory;

@@ -13,7 +13,7 @@ import { Distinct, firstStranger, isZero, roomFor } from './distinct';
 import { Dtype, itemSize } from './npy';
 import { Reason } from './reason';
 
-/** Which rows are examined for distinct ids. Unless `Off`, no row may be all zeros. */
+/** Which rows are examined for distinct ids. Unless `Off`, zeros are looked for in all rows. */
 export const enum RowCheck {
   /** The first row of each array, its last one, and 64 spread between them. */
   Sampled,

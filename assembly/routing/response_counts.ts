@@ -94,8 +94,8 @@ export class ResponseCounts {
   }
 
   /**
-   * Examines the deferred arrays, of which is now known that they have `rows` rows each, the first of
-   * them that of token `start`. Where the counts do not tell, they are not examined.
+   * Examines the deferred arrays, of which is now known that they have `rows` rows each, the first
+   * of them that of token `start`. Where the counts do not tell, they are not examined.
    */
   private readDeferred(site: Site, rows: i64, start: i64): void {
     const deferred: Deferred[] = site.deferred;

@@ -6,8 +6,8 @@
 // Checked: the header of both, the same layers and top_k, the length of the strings, their
 // alphabet, sentinels, the number of rows.
 //
-//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close   all rows came: prefill's are written over decode's; or, where
-//         │                             decode's must be widened, all of the array is written anew
+//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close   all rows came: prefill's are written over decode's; where
+//         │                             decode's must be widened, the whole array is written anew
 //         └▶ Tail ─▶ Close              only generated rows came: prefill's go before them
 
 import { Block } from '../../bytes/block';

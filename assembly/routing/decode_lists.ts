@@ -8,6 +8,7 @@ import { Site } from './formats/format';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
+import { Notice, ReplyReader } from './reply_reader';
 import { RowLists } from './row_lists';
 
 /** Index of a dimension in the shape (rows, layers, top_k). */
@@ -17,8 +18,6 @@ const TOP_K: i32 = 2;
 
 @final
 export class DecodeLists {
-  /** Whether a value of nested lists is being read. */
-  open: bool = false;
   private readonly rows: RowLists;
 
   /** What prefill brought, and what examines the rows (borrowed). */
@@ -29,34 +28,37 @@ export class DecodeLists {
     this.rows = new RowLists(examination, Leg.Decode);
   }
 
-  begin(site: Site): void {
-    this.open = true;
+  /** A value begins, whose rows, layers and experts `reader` must announce. */
+  begin(site: Site, reader: ReplyReader): void {
+    reader.announcesLists = true;
     this.rows.begin();
     site.edited();
   }
 
-  onListed(site: Site, place: Place): void {
-    if (!this.open) return;
-    const isList = site.scanner.first == 0x5b;
-    if (isList == (place == Place.Expert)) site.refuse(Reason.Shape);
-  }
-
-  onListedEnd(site: Site, place: Place): void {
-    if (!this.open) return;
+  /** Takes what is inside of the lists. Returns the first notice that is about something else. */
+  read(site: Site, reader: ReplyReader): Notice {
     const scanner = site.scanner;
-    if (place == Place.Expert) this.rows.expert(scanner.integer);
-    else if (place == Place.Layer) {
-      this.checkDimension(site, TOP_K, scanner.count);
-      this.rows.endLayer(scanner.count);
-    } else {
-      this.checkDimension(site, LAYERS, scanner.count);
-      this.rows.endRow();
+    while (site.reason == Reason.None) {
+      const notice = reader.next();
+      const place = reader.place;
+      if (notice == Notice.Listed) {
+        // An expert is a number, everything around it a list.
+        if ((scanner.first == 0x5b) == (place == Place.Expert)) site.refuse(Reason.Shape);
+      } else if (notice != Notice.ListedEnd) return notice;
+      else if (place == Place.Expert) this.rows.expert(scanner.integer);
+      else this.endList(site, place, scanner.count);
     }
+    // The response is refused: nothing more is read.
+    return Notice.More;
   }
 
-  /** The value has ended: judges its rows and tells the site of them. False when it is refused. */
-  end(site: Site): bool {
-    this.open = false;
+  /**
+   * A value has ended: judges its rows and tells the site of them. False if it had none, or is
+   * refused.
+   */
+  end(site: Site, reader: ReplyReader): bool {
+    if (!reader.announcesLists) return false;
+    reader.announcesLists = false;
     let reason = this.rows.reason;
     if (reason == Reason.None) reason = site.examination.judge();
     site.refuse(reason);
@@ -90,6 +92,17 @@ export class DecodeLists {
 
   private refuseShape(site: Site): void {
     if (this.checks) site.refuse(Reason.Shape);
+  }
+
+  /** A layer or a row has ended, of `count` elements. */
+  private endList(site: Site, place: Place, count: i32): void {
+    if (place == Place.Layer) {
+      this.checkDimension(site, TOP_K, count);
+      this.rows.endLayer(count);
+    } else {
+      this.checkDimension(site, LAYERS, count);
+      this.rows.endRow();
+    }
   }
 
   /** The rows have `size` in the dimension of this index. */

@@ -276,7 +276,8 @@ export class DecodeResponse extends Site {
         if (!this.readArray()) return;
         continue;
       }
-      const notice = this.reader.next();
+      const reader = this.reader;
+      const notice = reader.announcesLists ? this.lists.read(this, reader) : reader.next();
       if (notice == Notice.More) return;
       if (this.swap.active) this.takeOfSwap(notice);
       else if (this.treatment == Treatment.Null) this.takeNulling(notice);
@@ -334,10 +335,6 @@ export class DecodeResponse extends Site {
       case Notice.MemberEnd:
         this.array.onMemberEnd(this, place);
         return this.lists.onMemberEnd(this, place);
-      case Notice.Listed:
-        return this.lists.onListed(this, place);
-      case Notice.ListedEnd:
-        return this.lists.onListedEnd(this, place);
       case Notice.Value:
         return this.onValue();
       case Notice.Other:
@@ -412,14 +409,14 @@ export class DecodeResponse extends Site {
     if (surplus != Reason.None) return this.refuse(surplus);
     const reason = match.judge(this.reader, this.scanner.first);
     if (reason != Reason.None) return this.refuseValue(reason);
-    if (match.format == Format.Prompt) this.lists.begin(this);
+    if (match.format == Format.Prompt) this.lists.begin(this, this.reader);
     else if (this.array.begin(this, match.format, match.plan)) this.inArray = true;
     else this.refuse(this.array.reason);
   }
 
   /** A value of routing has ended. `ofPrompt`: it was the value of `prompt_routed_experts`. */
   private endRouting(ofPrompt: bool): void {
-    if (this.array.open ? !this.endArray() : !this.lists.open || !this.lists.end(this)) return;
+    if (this.array.open ? !this.endArray() : !this.lists.end(this, this.reader)) return;
     if (ofPrompt) this.totals.addPrompt(this);
     else this.totals.add(this, this.reader.element);
   }

@@ -31,7 +31,7 @@ export const enum Notice {
   /** A member of an array that is an object, at `place`: `data`, `shape` and so on. */
   Member,
   MemberEnd,
-  /** A row, a layer or an expert, at `place`, of an array that is nested lists. */
+  /** A row, a layer or an expert, at `place`, of nested lists. Told only if `announcesLists`. */
   Listed,
   ListedEnd,
   /** A value of `kind`, which prefill knows better; `again`: it is not the first one there. */
@@ -59,6 +59,8 @@ export class ReplyReader {
   choices: i32 = 0;
   /** Whether the choice that is being read is an object. */
   choiceIsObject: bool = false;
+  /** Whether rows, layers and experts of nested lists are announced; there may be millions. */
+  announcesLists: bool = false;
 
   /** What the last notice was about. */
   place: Place = Place.Root;
@@ -83,6 +85,11 @@ export class ReplyReader {
       if (event == Event.Failed) return Notice.Broken;
       if (event == Event.Done) return Notice.DocumentEnd;
       const place = <Place>scanner.id;
+      if (isListed(place)) {
+        if (!this.announcesLists) continue;
+        this.place = place;
+        return event == Event.Value ? Notice.Listed : Notice.ListedEnd;
+      }
       this.place = place;
       const notice = event == Event.Value ? this.enter(place) : this.leave(place);
       if (notice != Notice.None) return notice;
@@ -145,7 +152,6 @@ export class ReplyReader {
         return Notice.None;
       default:
     }
-    if (isListed(place)) return Notice.Listed;
     if (isMember(place)) return Notice.Member;
     this.kind = kindAt(place);
     return this.kind == Kind.Count ? Notice.Other : Notice.Value;
@@ -166,7 +172,6 @@ export class ReplyReader {
         return Notice.ArrayEnd;
       default:
     }
-    if (isListed(place)) return Notice.ListedEnd;
     if (isMember(place)) return Notice.MemberEnd;
     this.kind = kindAt(place);
     if (this.kind != Kind.Count) return Notice.ValueEnd;

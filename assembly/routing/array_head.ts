@@ -1,20 +1,23 @@
-// Reads the .npy header at the start of a base64 string that a scanner has entered, however the string is cut.
+// Reads the two ends of a base64 string that holds a .npy file: the header at its start, and the
+// padding and the closing quote. A scanner has entered the string, which may be cut anywhere.
 
 import { Scanner } from '../json/scanner';
-import { carriers, decode, inAlphabet, valueOf } from './base64';
+import { carriers, decode, inAlphabet, leadOf, valueOf } from './base64';
 import { MAX_HEADER_BYTES, NpyHeader, PREFIX_BYTES, readHeader, readPrefix } from './npy';
 import { Reason } from './reason';
 
 export const enum HeadProgress {
+  /** The scanner's window is used up. */
   More,
+  /** The header is known. */
   Ready,
-  /** See `reason`; the scanner is still inside the string. */
+  /** The header is not good, see `reason`. The scanner is still inside the string. */
   Bad,
 }
 
-/** Characters of the header that engines send, 128 bytes, and some more. */
+/** Room for characters: more than engines' headers have, which are 128 bytes long. */
 const USUAL_CHARS: usize = 256;
-/** Bytes of the header that is being read: needed within one call only. */
+/** Room for the bytes of a header. All heads share it, as it is needed within one call only. */
 let scratch: usize = 0;
 
 
@@ -25,14 +28,16 @@ export class ArrayHead {
   /** Offset of the string's first character in the document. */
   start: u64 = 0;
 
-  /** The header's characters, and for how many there is room. */
+  /** The characters that have been read (owned; 0: none yet), and how many there is room for. */
   private chars: usize = 0;
   private room: usize = 0;
+  /** How many have been read, and how many are needed for the next step. */
   private have: usize = 0;
   private need: usize = 0;
+  /** Whether the length of the header is known. */
   private prefixRead: bool = false;
 
-  /** For the string whose first character is at the scanner's cursor. */
+  /** A string begins, whose first character is at the scanner's cursor. */
   begin(scanner: Scanner): void {
     if (this.chars == 0) this.makeRoom(USUAL_CHARS);
     this.start = scanner.offset;
@@ -42,17 +47,17 @@ export class ArrayHead {
     this.reason = Reason.None;
   }
 
-  /** The last character read: it may carry the first bits of the first row. Borrowed. */
+  /** The last character that was read. It may carry the first bits of the first row as well. */
   get lastChar(): u8 {
     return load<u8>(this.chars + this.have - 1);
   }
 
-  /** Where it is (borrowed). */
-  get lastCharPtr(): usize {
-    return this.chars + this.have - 1;
+  /** Where that character lies (borrowed), if it carries bits of the first row; else 0. */
+  get shared(): usize {
+    return leadOf(this.header.size) > 0 ? this.chars + this.have - 1 : 0;
   }
 
-  /** Characters read: those that carry bits of the header. */
+  /** How many characters have been read: those that carry bits of the header. */
   get length(): u64 {
     return this.have;
   }
@@ -97,7 +102,10 @@ export class ArrayHead {
   }
 }
 
-/** What a character outside the alphabet, somewhere in the next `len`, says about the string. */
+/**
+ * What is wrong with a string that has a character outside the alphabet among the next `len`. If it
+ * is the closing quote, the string is shorter than its header announces.
+ */
 export function stranger(scanner: Scanner, len: usize): Reason {
   const end = scanner.cursor + len;
   let at = scanner.cursor;
@@ -107,20 +115,22 @@ export function stranger(scanner: Scanner, len: usize): Reason {
 }
 
 export const enum CloseProgress {
+  /** The scanner's window is used up. */
   More,
   /** The closing quote is the scanner's next byte. */
   Ready,
+  /** Something else comes, see `reason`. */
   Bad,
 }
 
-/** The end of a base64 string: padding, then the closing quote exactly where the header said. */
+/** The end of a base64 string: padding, then the closing quote exactly where the header says. */
 @final
 export class ArrayClose {
   reason: Reason = Reason.None;
-  /** Characters of padding that must still come. */
+  /** Signs of padding that must still come. */
   padding: u64 = 0;
 
-  /** `padding` characters must come before the quote. */
+  /** `padding` signs must come before the quote. */
   begin(padding: u64): void {
     this.padding = padding;
     this.reason = Reason.None;

@@ -1,9 +1,10 @@
-// Base64 (RFC 4648, section 4) by characters: check, decode, encode, and move payload to another bit position.
-// A character carries 6 bits, so a payload byte starts 0, 2 or 4 bits into a character: its `lead`.
+// Base64 (RFC 4648, section 4) by characters: they are checked, decoded, encoded, and bytes in them
+// are moved to another bit position. A character carries 6 bits, so the bytes begin 0, 2 or 4 bits
+// into a character: these bits before them are their `lead`.
 
 import { lanes } from '../bytes/vector';
 
-/** Bits before the payload in the character where byte `offset` of the data begins: 0, 2 or 4. */
+/** The lead of byte `offset` of the data: bits before it in its first character, 0, 2 or 4. */
 @inline
 export function leadOf(offset: u64): i32 {
   return 2 * <i32>(offset % 3);
@@ -15,32 +16,37 @@ export function encodedLength(bytes: u64): u64 {
   return ((bytes + 2) / 3) * 4;
 }
 
-/** Characters that carry bits of the first `bytes` bytes: the text without its padding. */
+/** How many characters carry bits of the first `bytes` bytes: a text without its padding. */
 @inline
 export function carriers(bytes: u64): u64 {
   return (bytes * 8 + 5) / 6;
 }
 
-// Tables for swizzles, in memory so that loops keep them in registers (see bytes/vector.ts).
+// Tables for swizzles. They are in memory so that loops keep them in registers (see
+// bytes/vector.ts).
 
-// By character - '+', whether it is one of + / 0-9; the places between are , - .
+// By the character less '+': 0 for + / and the digits, else 255. The places from 1 to 3 are for , -
+// .
 // prettier-ignore
 const NO_LETTERS = memory.data<u8>([255, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0]);
-// What to add to a character for its value, by high nibble; '/' shares its nibble with '+' and is moved to place 1.
+// By the high nibble of a character: what is added to it for its value. '/' has the nibble of '+',
+// and is moved to place 1.
 // prettier-ignore
 const TO_VALUE = memory.data<i8>([0, 16, 19, 4, -65, -65, -71, -71, 0, 0, 0, 0, 0, 0, 0, 0]);
-// What to add to a value for its character, by class: 0 lower case, 1 to 10 digits, 11 '+', 12 '/', 13 upper case.
+// By the class of a value: what is added to it for its character. 0 is lower case, 1 to 10 are
+// digits, 11 is '+', 12 is '/', 13 is upper case.
 // prettier-ignore
 const TO_CHAR = memory.data<i8>([71, -4, -4, -4, -4, -4, -4, -4, -4, -4, -4, -19, -16, 65, 0, 0]);
 
-// First of two 12 bit numbers times 4096, for a dot product.
+// Factors of a dot product, which puts the first of two numbers of 12 bits above the second.
 const JOIN_TWELVE = memory.data<u16>([4096, 1, 4096, 1, 4096, 1, 4096, 1]);
-// Of the 24 bits in each 32, the bytes from the highest on.
+// The three bytes of the 24 bits in each lane of 32, from the highest on.
 const BIG_ENDIAN = memory.data<u8>([2, 1, 0, 6, 5, 4, 10, 9, 8, 14, 13, 12, 255, 255, 255, 255]);
-// Of four characters' bits in each 32, from three bytes in their order.
+// Puts three bytes into each lane of 32 bits, the first one highest: they are four characters'
+// bits.
 // prettier-ignore
 const BYTES_TO_LANES = memory.data<u8>([2, 1, 0, 255, 5, 4, 3, 255, 8, 7, 6, 255, 11, 10, 9, 255]);
-// Bits of two characters in each 16.
+// The bits of two characters in each lane of 16 bits.
 const PAIRS = memory.data<u16>([0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff, 0xfff]);
 
 /** Value of one character of the alphabet; -1 for any other. */
@@ -87,7 +93,7 @@ export function inAlphabet(ptr: usize, end: usize): bool {
 
 const STRIDE: usize = 4096;
 
-/** First byte in [ptr, end) that is outside the alphabet; `end` if none. */
+/** The first byte in [ptr, end) that is outside the alphabet; `end` where there is none. */
 export function alphabetEnd(ptr: usize, end: usize): usize {
   while (ptr < end && inAlphabet(ptr, min(ptr + STRIDE, end))) ptr = min(ptr + STRIDE, end);
   while (ptr < end && inAlphabet(ptr, min(ptr + 64, end))) ptr = min(ptr + 64, end);
@@ -95,7 +101,10 @@ export function alphabetEnd(ptr: usize, end: usize): usize {
   return ptr;
 }
 
-/** Nonzero lanes where `chars` is outside the alphabet: neither a letter in lower case up to z, nor in the table. */
+/**
+ * Lanes of `chars` that are outside the alphabet are not zero: in lower case they are no letter
+ * from a to z, and the table does not have them.
+ */
 // @ts-ignore: decorator
 @inline
 function strangers(chars: v128, fold: v128, a: v128, z: v128, plus: v128, table: v128): v128 {
@@ -103,15 +112,16 @@ function strangers(chars: v128, fold: v128, a: v128, z: v128, plus: v128, table:
   return v128.andnot(letter, i8x16.swizzle(table, i8x16.sub(chars, plus)));
 }
 
-/** `top` bits of the first character, the rest from the second; both in the alphabet. */
+/** A character with the highest `top` bits of the first, and the other bits of the second. */
 export function mix(first: u8, second: u8, top: i32): u8 {
   const keep = 0x3f & ~(0x3f >> top);
   return charOf((valueOf(first) & keep) | (valueOf(second) & ~keep & 0x3f));
 }
 
 /**
- * Moves payload by bits: dst[i] = low bits of src[i] above high bits of src[i + 1], `by` (2 or 4) bits to the left.
- * Reads n + 1 characters of the alphabet at `src`, writes n at `dst`; the two do not overlap.
+ * Moves bytes in characters by `by` (2 or 4) bits to the left: character i of `dst` has the low
+ * bits of character i of `src`, above the high bits of the one behind it. Reads n + 1 characters of
+ * the alphabet at `src` and writes n at `dst`; the two do not overlap.
  */
 export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
   const back = 6 - by;
@@ -138,7 +148,7 @@ export function shiftLeft(dst: usize, src: usize, n: usize, by: i32): void {
   for (; i < n; i++) store<u8>(dst + i, joined(load<u8>(src + i), load<u8>(src + i + 1), by));
 }
 
-/** Values 0 to 63 of 16 characters of the alphabet. */
+/** The values, 0 to 63, of 16 characters of the alphabet. */
 // @ts-ignore: decorator
 @inline
 function valuesOf(chars: v128, slash: v128, toValue: v128): v128 {
@@ -146,7 +156,7 @@ function valuesOf(chars: v128, slash: v128, toValue: v128): v128 {
   return i8x16.add(chars, i8x16.swizzle(toValue, kind));
 }
 
-/** Characters of 16 values 0 to 63. */
+/** The characters of 16 values, 0 to 63. */
 // @ts-ignore: decorator
 @inline
 function charsOf(values: v128, digits: v128, letters: v128, upper: v128, toChar: v128): v128 {
@@ -154,12 +164,12 @@ function charsOf(values: v128, digits: v128, letters: v128, upper: v128, toChar:
   return i8x16.add(values, i8x16.swizzle(toChar, kind));
 }
 
-/** The character that follows from two neighbours when the payload moves `by` bits to the left. */
+/** What becomes of a character when the bytes move `by` bits to the left; `next` is behind it. */
 export function joined(here: u8, next: u8, by: i32): u8 {
   return charOf(((valueOf(here) << by) & 0x3f) | (valueOf(next) >> (6 - by)));
 }
 
-/** Decodes `chars` characters of the alphabet at `src` to `dst`; returns the number of whole bytes. */
+/** Decodes `chars` characters of the alphabet at `src` to `dst`. Returns how many bytes. */
 export function decode(src: usize, chars: usize, dst: usize): usize {
   const start = dst;
   const end = src + chars;
@@ -168,7 +178,7 @@ export function decode(src: usize, chars: usize, dst: usize): usize {
     const toValue = v128.load(TO_VALUE);
     const twelve = v128.load(JOIN_TWELVE);
     const order = v128.load(BIG_ENDIAN);
-    // A vector is stored whole as long as what follows is written over the rest of it.
+    // A vector has 12 bytes and 4 more, which the next one overwrites. The last one is cut.
     for (; src + 32 <= end; src += 16) {
       v128.store(dst, bytesOf(valuesOf(v128.load(src), slash, toValue), twelve, order));
       dst += 12;
@@ -196,19 +206,20 @@ export function decode(src: usize, chars: usize, dst: usize): usize {
 // @ts-ignore: decorator
 @inline
 function bytesOf(values: v128, twelve: v128, order: v128): v128 {
-  // 12 bits in each 16, then 24 in each 32.
+  // First there are 12 bits in each lane of 16, then 24 in each of 32.
   const even = i16x8.shr_u(i16x8.shl(values, 8), 2);
   const pairs = v128.or(even, i16x8.shr_u(values, 8));
   return i8x16.swizzle(i32x4.dot_i16x8_s(pairs, twelve), order);
 }
 
 /**
- * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`, all of the alphabet, to
- * `dst`. Reads no character behind theirs and writes nothing behind `dst + len`.
+ * Decodes `len` bytes that begin `lead` (0, 2, 4) bits into the first of the characters at `src`,
+ * all of the alphabet, to `dst`. Reads no character behind theirs and writes nothing behind `dst +
+ * len`.
  */
 export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
   const end = dst + len;
-  // Up to two bytes, then four characters are three bytes.
+  // At most two bytes; from there on four characters are three bytes.
   if (lead == 2 && dst < end) {
     store<u8>(dst++, <u8>((valueOf(load<u8>(src)) << 4) | (valueOf(load<u8>(src, 1)) >> 2)));
     if (dst < end) store<u8>(dst++, <u8>((valueOf(load<u8>(src, 1)) << 6) | valueOf(load<u8>(src, 2))));
@@ -220,7 +231,10 @@ export function decodeRow(src: usize, lead: i32, dst: usize, len: usize): void {
   decode(src, <usize>carriers(<u64>(end - dst)), dst);
 }
 
-/** Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits; returns the end. */
+/**
+ * Encodes `len` bytes at `src` to `dst` without padding, a last partial character with zero bits;
+ * returns the end.
+ */
 export function encode(src: usize, len: usize, dst: usize): usize {
   let bits: u32 = 0;
   let have = 0;
@@ -233,7 +247,7 @@ export function encode(src: usize, len: usize, dst: usize): usize {
     const letters = lanes(26);
     const upper = lanes(13);
     const digits = lanes(51);
-    // Of the sixteen bytes that are read twelve become characters.
+    // Sixteen bytes are read, of which twelve become characters.
     for (; src + 16 <= end; src += 12, dst += 16) {
       const four = i8x16.swizzle(v128.load(src), toLanes);
       const two = v128.and(v128.or(i32x4.shr_u(four, 12), i32x4.shl(four, 16)), pairs);

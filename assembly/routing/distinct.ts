@@ -1,47 +1,54 @@
-// Which layers of a row do not name as many experts as they have places. Time is linear in the row's bytes, whatever its
-// shape and its ids.
+// Finds the layers of a row in which some expert's id occurs twice. The time is linear in the row's
+// bytes, whatever its shape and its ids.
 //
-// Ids' low bytes decide nearly always. A vector holds those of as many whole layers as it can; compared with itself, each layer
-// turned by 1, 2, … up to half of top_k places, it meets every pair:
+// The low bytes of the ids decide nearly always. A vector holds the low bytes of as many whole
+// layers as fit. It is compared with itself while every layer is turned by 1, 2, … up to half of
+// top_k places, so that each id meets every other id of its layer:
 //
 //     places   0 1 2 3 4 5 6 7 | 0 1 2 3 4 5 6 7      two layers of 8
 //     by 3     3 4 5 6 7 0 1 2 | 3 4 5 6 7 0 1 2
 //
-// What is alike there is looked at one id at a time.
+// A layer in which two low bytes are alike is a suspect: its ids are then looked at one by one.
 
 import { Block, fits } from '../bytes/block';
 import { Dtype, itemSize } from './npy';
 
-/** Bytes behind a row's, and behind its low bytes, that may be read and overwritten. */
+/** How many bytes behind a row, and behind its low bytes, may be read and overwritten. */
 export const SLACK: usize = 64;
 
-/** Most places of a layer that a vector compares. */
+/** The most ids of a layer that a vector compares. */
 const MAX_PLACES: usize = 16;
-/** By the number of places to turn by, less 1: where each lane's byte comes from. The last vector: lanes that are in use. */
+/**
+ * A vector for each number of places to turn by, less 1: where each lane's byte comes from. The
+ * vector behind them marks the lanes that are in use.
+ */
 const TURNS = memory.data(128 + 16, 16);
 const IN_USE: usize = TURNS + 128;
-/** The top_k for which they are made. */
+/** The top_k for which these vectors have been made. */
 let turnsFor: usize = 0;
 
-/** Vectors that are compared at once, and room for the layers that they can have. */
+/** How many vectors are compared at once, and room for the indices of the layers in them. */
 const MAX_VECTORS: usize = 64;
 const SUSPECTS = memory.data(2048, 4);
 
-/** The low byte of each lane, of 16 and of 32 bits. */
+/** Masks for the low byte of each lane of 16 and of 32 bits. */
 const LOW_OF_16 = memory.data<u16>([255, 255, 255, 255, 255, 255, 255, 255]);
 const LOW_OF_32 = memory.data<u32>([255, 255, 255, 255]);
 
-/** By the low 16 bits of an id: the number of the layer in which it occurred last. All rows of the VM share it. */
+/**
+ * By the low 16 bits of an id: the number of the layer in which these occurred last. Layers are
+ * numbered across all rows in the VM, so that nothing needs to be cleared for the next one.
+ */
 const SEEN_BYTES = 131072;
 const SEEN = memory.data(SEEN_BYTES, 8);
 let number: u32 = 0;
 
-/** Up to so many ids of 32 bits are compared with each other, more are sorted. */
+/** Up to this many ids of 32 bits are compared with each other; more of them are sorted. */
 const FEW: usize = 64;
 const COUNTS_BYTES = 1024;
 const COUNTS = memory.data(COUNTS_BYTES, 4);
 
-/** Bytes that `Distinct` needs for a row of `n` ids: it may change those behind the ids. */
+/** Bytes that `Distinct` needs for a row of `n` ids. It may change those behind the ids. */
 export function roomFor(dtype: Dtype, n: usize): usize {
   return dtype == Dtype.U1 ? n + SLACK : n * <usize>itemSize(dtype) + SLACK + n + SLACK;
 }
@@ -49,26 +56,29 @@ export function roomFor(dtype: Dtype, n: usize): usize {
 
 @final
 export class Distinct {
-  /** Of the layer that `next` returned: whether all its ids are 0; else one occurs twice. */
+  /** Whether all ids of the layer that `next` returned are 0; if not, one of them occurs twice. */
   zero: bool = false;
-  /** Memory is short: not all layers were looked at. */
+  /** Whether memory was short, so that not all layers were looked at. */
   short: bool = false;
 
   private ids: usize = 0;
   private dtype: Dtype = Dtype.None;
   private layers: usize = 0;
   private topK: usize = 0;
-  /** The next layer to look at, where vectors do not. */
+  /** The next layer to look at, where no vectors are compared. */
   private layer: usize = 0;
-  /** Low bytes of the ids; 0: vectors do not compare them. */
+  /** The low bytes of the ids; 0: no vectors are compared. */
   private low: usize = 0;
-  /** Layers before this one have been compared: SUSPECTS[suspect] and those behind it, up to `suspects`, are still to be looked at. */
+  /**
+   * Layers before `compared` have been compared. Of the suspects among them, those in SUSPECTS from
+   * `suspect` up to `suspects` are still to be looked at.
+   */
   private compared: usize = 0;
   private suspect: usize = 0;
   private suspects: usize = 0;
   private sorting: Block | null = null;
 
-  /** Looks at a row of `layers` x `topK` ids at `ids`, in `roomFor` them (borrowed up to the last `next`). */
+  /** A row of `layers` x `topK` ids, in the room of `roomFor` (borrowed up to the last `next`). */
   begin(ids: usize, dtype: Dtype, layers: usize, topK: usize): void {
     this.ids = ids;
     this.dtype = dtype;
@@ -101,7 +111,7 @@ export class Distinct {
     this.sorting = null;
   }
 
-  /** Compares layers until some are suspects; false when there are none. */
+  /** Compares layers until there are suspects. False when the rest of the row has none. */
   private compare(): bool {
     const topK = this.topK;
     const together = MAX_PLACES / topK;
@@ -109,7 +119,8 @@ export class Distinct {
     while (this.suspects == 0 && this.compared < this.layers) {
       const from = this.compared;
       const vectors = min((this.layers - from) / together, MAX_VECTORS);
-      // Layers that do not fill a vector are compared with those before them.
+      // The last layers, where they do not fill a vector, are compared together with those before
+      // them.
       const layer = vectors == 0 ? this.layers - together : from;
       const to = layer + max<usize>(vectors, 1) * together;
       this.suspects = topK <= 8 ? alikeIn8(this.low, layer, to, topK) : alikeIn16(this.low, layer, to, topK);
@@ -150,7 +161,7 @@ export class Distinct {
       const id = load<u32>(at + i * 4);
       const seen = SEEN + 2 * <usize>(id & 0xffff);
       wide = wide || id > 0xffff;
-      // Ids that differ in their high bits only are not the same.
+      // Two ids with the same low 16 bits may differ in their high ones.
       if (load<u16>(seen) == mark) {
         if (!wide) return true;
         return n <= FEW ? pairEquals(at, n) : this.sortedRepeats(at, n);
@@ -160,7 +171,7 @@ export class Distinct {
     return false;
   }
 
-  /** As `repeats`, for ids of 32 bits. */
+  /** As `repeats`, for many ids of 32 bits: they are sorted by a radix sort. */
   private sortedRepeats(at: usize, n: usize): bool {
     const size = n * 4;
     let block = this.sorting;
@@ -188,9 +199,9 @@ export class Distinct {
   }
 }
 
-/** Index of the first of `n` ids that is negative, or not below `experts`; -1 when there is none. */
+/** Index of the first of `n` ids that is negative or not below `experts`; -1: there is none. */
 export function firstStranger(ids: usize, dtype: Dtype, n: usize, experts: u64): i64 {
-  // Read without a sign, what is negative is above all others.
+  // Read without a sign, a negative id is above all others.
   const limit: u64 =
     dtype == Dtype.U1 ? 1 << 8 : dtype == Dtype.U2 ? 1 << 16 : dtype == Dtype.I2 ? 1 << 15 : 1 << 31;
   experts = min(experts, limit);
@@ -215,14 +226,14 @@ function makeTurns(topK: usize): void {
     const place = lane % topK;
     store<u8>(IN_USE + lane, lane < used ? 0xff : 0);
     for (let turn: usize = 1; turn <= 8; turn++) {
-      // A turn too many does as the first one.
+      // Where half of top_k is less than 8, the turns that are left over repeat the first one.
       const by = turn <= topK / 2 ? turn : 1;
       store<u8>(TURNS + (turn - 1) * 16 + lane, <u8>(lane - place + ((place + by) % topK)));
     }
   }
 }
 
-/** Writes the low bytes of `n` ids behind them and returns where. */
+/** Writes the low bytes of `n` ids behind the ids and returns where they are. */
 function lowBytes(ids: usize, dtype: Dtype, n: usize): usize {
   const low = ids + n * <usize>itemSize(dtype) + SLACK;
   const end = low + n;
@@ -248,8 +259,9 @@ function lowBytes(ids: usize, dtype: Dtype, n: usize): usize {
 }
 
 /**
- * Compares the layers from `layer` to `to`, which fill vectors, of up to 8 places: `low` has their low bytes. Writes those that have
- * two bytes alike to SUSPECTS and returns how many.
+ * Compares the layers from `layer` to `to`, of up to 8 ids each, whose low bytes are at `low` and
+ * fill whole vectors. Writes the layers with two equal bytes to SUSPECTS and returns how many these
+ * are.
  */
 function alikeIn8(low: usize, layer: usize, to: usize, topK: usize): usize {
   const used = v128.load(IN_USE);
@@ -270,7 +282,7 @@ function alikeIn8(low: usize, layer: usize, to: usize, topK: usize): usize {
   return found;
 }
 
-/** As `alikeIn8`, of up to 16 places. */
+/** As `alikeIn8`, for layers of up to 16 ids. */
 function alikeIn16(low: usize, layer: usize, to: usize, topK: usize): usize {
   const used = v128.load(IN_USE);
   const one = v128.load(TURNS);
@@ -296,7 +308,7 @@ function alikeIn16(low: usize, layer: usize, to: usize, topK: usize): usize {
   return found;
 }
 
-/** Adds the layers of a vector from `layer` on in which a byte is alike, by its bits. */
+/** Adds the suspects of a vector that begins with `layer`; `alike` has a bit for each byte. */
 function suspect(found: usize, layer: usize, alike: i32, topK: usize): usize {
   const places = (1 << (<i32>topK)) - 1;
   for (; alike != 0; alike >>= <i32>topK, layer++) {
@@ -305,7 +317,7 @@ function suspect(found: usize, layer: usize, alike: i32, topK: usize): usize {
   return found;
 }
 
-/** Whether all of `n` ids are below `limit` when they are read without a sign. `limit` is one of their own size. */
+/** Whether all of `n` ids, read without a sign, are below `limit`, which fits into an id. */
 function allBelow(ids: usize, dtype: Dtype, n: usize, limit: u32): bool {
   const end = ids + n * <usize>itemSize(dtype);
   let at = ids;
@@ -329,7 +341,7 @@ function allBelow(ids: usize, dtype: Dtype, n: usize, limit: u32): bool {
   return !v128.any_true(above);
 }
 
-/** One step of a radix sort (stable): `n` numbers from `from` to `to`, by the 8 bits above `shift`. */
+/** A step of a stable radix sort: copies `n` numbers, sorted by the 8 bits above `shift`. */
 function sortByDigit(from: usize, to: usize, n: usize, shift: u32): void {
   memory.fill(COUNTS, 0, COUNTS_BYTES);
   const end = from + n * 4;

@@ -1,8 +1,10 @@
-// Server-sent events (WHATWG HTML, section 9.2): finds the JSON document of each event and has it read. Lines may end in
-// LF, CR or CRLF, and be cut anywhere; one byte order mark before the first line is skipped, as there.
+// Server-sent events (WHATWG HTML, section 9.2): finds the JSON document in each event's data and
+// has `DecodeResponse` read it. As the standard says, lines end in LF, CR or CRLF, and one byte
+// order mark before the first line is skipped. Pieces of the body may end anywhere.
 //
-// A client may look further than the standard does: it may parse a body that is no stream of events at all. Such a body, a
-// JSON document under `text/event-stream`, is refused: nobody can vouch for arrays that were not looked at.
+// A client may take more for an answer than the standard does: it may parse a body that is a JSON
+// document, although its type is `text/event-stream`. Such a body is refused, because its arrays
+// would reach the client without having been looked at.
 
 import { lanes } from '../bytes/vector';
 import { DecodeResponse } from './decode_response';
@@ -16,36 +18,39 @@ const MARK_LENGTH: i32 = 3;
 const BRACKET = memory.data<u8>([0x5b]);
 
 const enum Line {
-  /** Before the first line of the stream, inside a byte order mark or before one. */
+  /** At the beginning of the stream, or inside a byte order mark there. */
   Mark,
-  /** At the beginning of a line, or behind white space there. */
+  /** At the beginning of a line. */
   Begin,
+  /** Behind white space at the beginning of a line. */
   Blank,
-  /** Inside the field name, as far as it is `data:`. */
+  /** Inside the field name, which is `data:` so far. */
   Field,
-  /** After `data:`. */
+  /** Behind `data:`, with nothing but white space since. */
   First,
-  /** After a bracket: of a list, or of `[DONE]`. */
+  /** Behind a bracket that begins the data: it is that of a list, or of `[DONE]`. */
   Bracket,
   /** In a JSON document. */
   Document,
-  /** A comment, another field, or data that is not JSON, such as `[DONE]`. */
+  /** In a comment, another field, or data that is no JSON document, such as `[DONE]`. */
   Other,
 }
 
 
 @final
 export class EventStream {
-  /** The body may leave up to this offset. */
+  /** Offset up to which the body may leave. */
   settled: u64 = 0;
 
   private line: Line = Line.Mark;
+  /** How many bytes of the mark or of the field name have been found. */
   private matched: i32 = 0;
+  /** Whether the line has had no byte yet. */
   private lineEmpty: bool = true;
 
   constructor(private response: DecodeResponse) {}
 
-  /** Reads a piece of the body that is in the rope; `offset` is where it starts. */
+  /** Reads a piece of the body, which is in the rope; it starts at `offset` of the body. */
   push(ptr: usize, len: usize, offset: u64): void {
     const response = this.response;
     const end = ptr + len;
@@ -62,7 +67,8 @@ export class EventStream {
       }
       const c = load<u8>(at);
       if (c == 0x0a || c == 0x0d) {
-        // CRLF reads as a line and an empty one: an event's end, where it has only one line of data anyway.
+        // CRLF is taken for the end of a line and of an empty one. That ends the event a line
+        // early, which changes nothing: an event that is read has one line of data only.
         this.endLine(offset + (at - ptr));
         at++;
       } else if (this.step(c, offset + (at - ptr))) at++;
@@ -70,7 +76,7 @@ export class EventStream {
     this.settled = response.holding ? response.settled : offset + len;
   }
 
-  /** Takes the byte at `offset`, which ends no line. False when it is to be looked at again. */
+  /** Takes the byte at `offset`, which ends no line. False when it must be looked at once more. */
   private step(c: u8, offset: u64): bool {
     const space = c == 0x20 || c == 0x09;
     if (this.line == Line.Mark) {
@@ -78,7 +84,7 @@ export class EventStream {
         if (++this.matched == MARK_LENGTH) this.begin(Line.Begin);
         return true;
       }
-      // Some of a mark is the beginning of a field's name that is not ours.
+      // A part of a mark begins a field with another name.
       this.begin(this.matched == 0 ? Line.Begin : Line.Other);
       return false;
     }
@@ -87,7 +93,7 @@ export class EventStream {
       case Line.Begin:
       case Line.Blank:
         if (c == 0x7b || c == 0x5b) {
-          this.response.refuseBody();
+          this.response.refuse(Reason.Format);
           return false;
         }
         if (space) this.line = Line.Blank;
@@ -99,7 +105,7 @@ export class EventStream {
         else if (!space) this.line = Line.Other;
         return c == 0x5b || space;
       case Line.Bracket:
-        // Of `[DONE]`: no JSON value begins with this letter.
+        // No JSON value begins with this letter, so it is that of `[DONE]`.
         if (c == 0x44) this.line = Line.Other;
         else this.openList(offset);
         return false;
@@ -113,7 +119,7 @@ export class EventStream {
     }
   }
 
-  /** A list begins right before `offset`: its bracket may be of an earlier piece. */
+  /** A list began right before `offset`; its bracket, maybe of an earlier piece, is read now. */
   private openList(offset: u64): void {
     this.response.push(BRACKET, 1, offset - 1);
     this.line = Line.Document;
@@ -124,33 +130,38 @@ export class EventStream {
     this.matched = 0;
   }
 
-  /** Whether no document has begun that has not ended. A bracket begins one, though it may be that of `[DONE]`. */
+  /**
+   * Whether no document has begun that has not ended. A bracket begins one, though it may be that of
+   * `[DONE]`.
+   */
   get betweenDocuments(): bool {
     return this.line != Line.Bracket && this.response.betweenDocuments;
   }
 
-  /** Bytes to come that are replaced by prefill's whatever they are. */
+  /** How many of the next bytes prefill's rows replace, whatever they are. */
   get replacedAhead(): u64 {
     return this.line == Line.Document ? this.response.replacedAhead : 0;
   }
 
-  /** `n` replaced bytes went by without being read. */
+  /** `n` bytes of `replacedAhead` have come and gone without being read. */
   passReplaced(n: u64): void {
     this.response.passReplaced(n);
     this.settled += n;
   }
 
-  /** The line ends at `offset`. */
+  /** The line ends at `offset` of the body. */
   private endLine(offset: u64): void {
     if (this.line == Line.Bracket) this.openList(offset);
-    // A document over several lines would be joined by the client; what lies between them is not ours to edit.
+    // A client would join a document that goes over several lines of data. Such a document is
+    // refused: the field names between its lines are no part of it, and can't be edited as if they
+    // were.
     if (this.lineEmpty || this.line == Line.Document) this.response.nextEvent();
     this.begin(Line.Begin);
     this.lineEmpty = true;
   }
 }
 
-/** First CR or LF in [ptr, end); `end` if none. */
+/** The first CR or LF in [ptr, end); `end` where there is none. */
 function lineEnd(ptr: usize, end: usize): usize {
   const feed = lanes(0x0a);
   const ret = lanes(0x0d);

@@ -1,10 +1,11 @@
-// Whether rows can be what a router gave, judged over an exchange. In an MoE layer a router names top_k different experts;
-// but engines size their arrays by `num_hidden_layers` and fill them with zeros first, so a dense layer is zero in every row,
-// and a model may name one expert several times by design. What a row may be is therefore known only from other rows.
+// Whether the rows of an exchange can be what a router gave. In an MoE layer a router names top_k
+// different experts. But engines size their arrays by `num_hidden_layers` and fill them with zeros
+// first, so that a dense layer is zero in every row; and a model may name one expert several times
+// by design. What a layer may be in a row is therefore known only from the other rows.
 //
-//   of each examined row, each layer is one of     zero      all ids are 0
-//                                                  repeated  some id occurs twice, and not all are 0
-//                                                  distinct  all ids differ
+//   in an examined row, a layer is one of     zero      all ids are 0
+//                                             repeated  some id occurs twice, and not all ids are 0
+//                                             distinct  all ids differ
 
 import { Block, fits } from '../bytes/block';
 import { decodeRow } from './base64';
@@ -12,21 +13,21 @@ import { Distinct, firstStranger, isZero, roomFor } from './distinct';
 import { Dtype, itemSize } from './npy';
 import { Reason } from './reason';
 
-/** Which rows are examined for distinct ids. Rows of zeros are looked for everywhere but in `Off`. */
+/** Which rows are examined for distinct ids. Unless `Off`, zeros are looked for in all rows. */
 export const enum RowCheck {
-  /** The first, the last and 64 spread ones of each array. */
+  /** The first row of each array, its last one, and 64 spread between them. */
   Sampled,
   All,
   Off,
 }
 
-/** The leg whose reply has the rows. What decode serves alone is decode's. */
+/** The leg whose reply has the rows: that of decode also where it serves a request alone. */
 export const enum Leg {
   Prefill,
   Decode,
 }
 
-/** What is known of the model; 0: not given. */
+/** What the configuration says of the model; 0: it does not say. */
 @final
 export class Model {
   constructor(
@@ -36,7 +37,10 @@ export class Model {
   ) {}
 }
 
-/** For each layer: rows (u32) in which it is zero and repeated, and the first of either (i64). */
+/**
+ * A tally has for each layer: the number of rows in which it is zero and in which it is repeated
+ * (u32 each), and the first of these rows of either kind (i64 each). These are the offsets.
+ */
 const TALLY_BYTES: usize = 24;
 const REPEATED: usize = 4;
 const FIRST_ZERO: usize = 8;
@@ -45,13 +49,13 @@ const FIRST_REPEATED: usize = 16;
 /** What the examined rows of one leg are, layer by layer. */
 @final
 class Tally {
-  /** Rows that were examined. Layers that are neither zero nor repeated in one are distinct in it. */
+  /** Rows that have been examined. A layer that is neither zero nor repeated in one is distinct. */
   rows: u64 = 0;
-  /** Layers for which there is memory: 0 as long as all are distinct. */
+  /** Layers for which there is memory; 0 as long as all layers have been distinct. */
   layers: usize = 0;
   private block: Block | null = null;
 
-  /** Makes room for counts of `layers` layers; false when memory is short. */
+  /** Makes room for the counts of `layers` layers. Returns false when memory is short. */
   reserve(layers: usize): bool {
     if (layers <= this.layers) return true;
     const size = layers * TALLY_BYTES;
@@ -68,11 +72,12 @@ class Tally {
     return true;
   }
 
-  /** Counts a layer, for which there is room, of the row of token `row`. */
+  /** Counts a layer, for which there is room, in the row of token `row`. */
   count(layer: usize, row: i64, zero: bool): void {
     const at = this.block!.ptr + layer * TALLY_BYTES + (zero ? 0 : REPEATED);
     const before = load<u32>(at);
-    // Twice the offset of the count is that of the row.
+    // The first row's offset counts from the layer's entry, and `at` is REPEATED behind that if not
+    // `zero`.
     if (before == 0) store<i64>(zero ? at + FIRST_ZERO : at + FIRST_REPEATED - REPEATED, row);
     store<u32>(at, before + 1);
   }
@@ -101,21 +106,27 @@ class Tally {
   }
 }
 
-/** What the rows of both legs of one exchange say. Holds memory from the first examined row on, until `free`. */
+/**
+ * What the rows of both legs of one exchange say. It holds memory from the first row that is
+ * examined on, until `free`.
+ */
 @final
 export class Examination {
-  /** The fault: whose row, of which token, in which layer (from 0; -1: in all of them). */
+  /** Where the fault is: the leg, the row's token, and the layer (from 0 on; -1: all layers). */
   leg: Leg = Leg.Prefill;
   row: i64 = -1;
   layer: i64 = -1;
 
-  /** A fault that no other row excuses. */
+  /** A fault that no other row can excuse. */
   private certain: Reason = Reason.None;
   private prefill: Tally = new Tally();
   private decode: Tally = new Tally();
   private distinct: Distinct = new Distinct();
   private scratch: Block | null = null;
-  /** Rows examined when the last judgement found no fault, by whether more were to come; -1: none yet. */
+  /**
+   * How many rows had been examined when `judge` last found no fault, in all of them and early; -1:
+   * it has not yet.
+   */
   private judged: i64 = -1;
   private judgedEarly: i64 = -1;
 
@@ -124,7 +135,7 @@ export class Examination {
     readonly model: Model | null,
   ) {}
 
-  /** Whether arrays of this shape are the configured model's; else why not. */
+  /** Why an array with rows of this shape is not the configured model's; `None`: it may be. */
   misfits(layers: u64, topK: u64): Reason {
     const model = this.model;
     if (model === null) return Reason.None;
@@ -132,13 +143,13 @@ export class Examination {
     return topK != model.topK ? Reason.TopK : Reason.None;
   }
 
-  /** The same where the format tells no more than the number of ids in a row. */
+  /** The same where the format only tells the number of ids in a row. */
   misfit(ids: u64): Reason {
     const model = this.model;
     return model === null || ids == model.layers * model.topK ? Reason.None : Reason.Layers;
   }
 
-  /** What the rows of a leg have said is forgotten: they are read again. */
+  /** Forgets what the rows of a leg have said, because they are read again. */
   forget(leg: Leg): void {
     const tally = leg == Leg.Prefill ? this.prefill : this.decode;
     tally.free();
@@ -147,7 +158,7 @@ export class Examination {
     if (this.leg == leg) this.certain = Reason.None;
   }
 
-  /** Whether a row of zeros is a fault. `topK`: 0 where the format does not tell. */
+  /** Whether a row of zeros is a fault. `topK` is 0 where the format does not tell it. */
   refusesZeros(topK: u64): bool {
     const model = this.model;
     if (topK == 0 && model !== null) topK = model.topK;
@@ -160,14 +171,15 @@ export class Examination {
     return topK > 1 || this.experts > 0;
   }
 
-  /** The row of token `row` is zero in all layers. */
+  /** The row of token `row` is zero in all layers, which is a fault. */
   zeroRow(leg: Leg, row: i64): Reason {
     return this.fail(Reason.Experts, leg, row, -1);
   }
 
   /**
-   * Examines the row of token `row` in base64: it begins `lead` (0, 2, 4) bits into the first of `chars` (borrowed).
-   * Returns a fault that no other row excuses, or `Memory`.
+   * Examines the row of token `row`, which is in base64: it begins `lead` (0, 2, 4) bits into the
+   * first of the characters at `chars` (borrowed). Returns a fault that no other row can excuse, or
+   * `Memory`.
    */
   examineChars(leg: Leg, row: i64, chars: usize, lead: i32, dtype: Dtype, layers: u64, topK: u64): Reason {
     const ids = <usize>(layers * topK);
@@ -178,8 +190,9 @@ export class Examination {
   }
 
   /**
-   * Examines the row of token `row`, `layers` x `topK` ids at `bytes` (borrowed, little-endian), and whether it is zero in all
-   * layers. Returns a fault that no other row excuses, or `Memory`.
+   * Examines the row of token `row`: `layers` x `topK` ids at `bytes` (borrowed, little-endian). It
+   * must not be zero in all layers, either. Returns a fault that no other row can excuse, or
+   * `Memory`.
    */
   examineRow(leg: Leg, row: i64, bytes: usize, dtype: Dtype, layers: u64, topK: u64): Reason {
     if (this.check == RowCheck.Off) return Reason.None;
@@ -193,13 +206,14 @@ export class Examination {
   }
 
   /**
-   * Whether the rows examined so far can be what a router gave: `None`, `Experts` or `Memory`. `early`: all of prefill's have been,
-   * and more of decode's are to come: only what they cannot excuse is a fault.
+   * Whether the rows examined so far can be what a router gave: `None`, `Experts` or `Memory`.
+   * `early`: all of prefill's rows have been examined, but not all of decode's, so that only what
+   * these cannot excuse is a fault.
    */
   judge(early: bool = false): Reason {
     if (this.certain != Reason.None) return this.certain;
     const rows = <i64>(this.prefill.rows + this.decode.rows);
-    // Without new rows nothing has changed.
+    // Nothing has changed where no rows have been examined since.
     if (rows == this.judged || (early && rows == this.judgedEarly)) return Reason.None;
     const fault = this.judgeLayers(early);
     if (fault) return Reason.Experts;
@@ -243,7 +257,7 @@ export class Examination {
     this.layer = layer;
   }
 
-  /** Room for a row of `n` ids; 0 when memory is short. */
+  /** Room for a row of `n` ids (owned by the examination); 0 when memory is short. */
   private room(dtype: Dtype, n: usize): usize {
     const size = roomFor(dtype, n);
     let scratch = this.scratch;
@@ -257,7 +271,7 @@ export class Examination {
     return scratch.ptr;
   }
 
-  /** Counts what the layers of a row are, which lies in `room`. */
+  /** Counts what the layers of a row are; the row lies in `room`. */
   private classify(leg: Leg, row: i64, bytes: usize, dtype: Dtype, layers: usize, topK: usize): Reason {
     if (this.certain != Reason.None) return this.certain;
     const tally = leg == Leg.Prefill ? this.prefill : this.decode;
@@ -277,13 +291,14 @@ export class Examination {
     return distinct.short ? this.fail(Reason.Memory, leg, row, -1) : Reason.None;
   }
 
-  /** Whether there is a fault, which is then told: the first of prefill's rows, else of decode's. */
+  /** Whether there is a fault. `leg`, `row` and `layer` then tell the first, prefill's first. */
   private judgeLayers(early: bool): bool {
     const prefill = this.prefill;
     const decode = this.decode;
     const layers = max(prefill.layers, decode.layers);
     const both = prefill.rows > 0 && decode.rows > 0;
-    // Layers in which most of prefill's rows repeat, and those of them in which decode's do, too.
+    // The layers in which most of prefill's rows are repeated, and those of them in which some of
+    // decode's are, too.
     let usual: usize = 0;
     let shared: usize = 0;
     if (both) {
@@ -302,14 +317,15 @@ export class Examination {
       const zeros = prefillZeros + decodeZeros;
       const mixed = zeros > 0 && zeros < prefill.rows + decode.rows;
       if (!mixed && inPrefill + inDecode == 0) continue;
-      // Whether the model repeats experts in this layer by design.
+      // Whether the model names experts twice in this layer by design.
       let byDesign: bool;
       if (both) {
         const most = inPrefill * 2 > prefill.rows;
         byDesign = (inPrefill > 0 && inDecode > 0) || (most && shared * 2 > usual);
       } else byDesign = inPrefill * 2 > prefill.rows || inDecode * 2 > decode.rows;
       if (byDesign) continue;
-      // What decode does in a layer can excuse prefill's repeats in it, and zeros beside these.
+      // Decode's rows to come may show that repeats of prefill's in this layer are by design, which
+      // also excuses zeros beside them.
       if (early && (inPrefill > 0 || prefill.rows == 0)) continue;
       if (mixed) {
         if (prefillZeros > 0) found = this.earlier(found, Leg.Prefill, prefill.firstZero(layer), layer);
@@ -321,7 +337,7 @@ export class Examination {
     return found;
   }
 
-  /** Keeps the fault that comes first. */
+  /** Keeps the fault that comes first: the one `found` before, or this one. */
   private earlier(found: bool, leg: Leg, row: i64, layer: usize): bool {
     if (!found || leg < this.leg || (leg == this.leg && row < this.row)) this.at(leg, row, <i64>layer);
     return true;

@@ -1,47 +1,52 @@
-// Where the legs' replies hold what the filter reads or writes. Both legs' replies have the same shape.
+// Where the legs' replies hold what the filter reads or writes. Both legs' replies have the same
+// shape.
 
 import { Paths } from '../json/paths';
 
+/** A watched place. Members of an object stand in the order of their names below. */
 export const enum Place {
   Root,
-  /** Of a reply that is a list. */
-  Element,
-  /** `choices` of an element: no reply that is a list has them. */
-  ElementChoices,
-  Choices,
-  Choice,
-  /** `choices[i].routed_experts`, and what is inside it where it is not a string. */
-  Array,
+  /** A row, a layer and an expert, of rows that are nested lists. */
   Row,
   Layer,
   Expert,
+  /** Members of rows that are an object. */
   Data,
   Shape,
+  /** A number of `shape`. */
   Dimension,
   Start,
   Dtype,
-  /** `routed_experts` of SGLang's own members; of those in a choice. */
-  Raw,
-  ChoiceRaw,
+  Choices,
   PromptExperts,
-  ChoicePromptExperts,
   PromptLogprobs,
+  KvTransferParams,
+  Usage,
+  Choice,
+  /** `choices[i].routed_experts` */
+  Array,
+  ChoicePromptExperts,
   ChoicePromptLogprobs,
   ChoiceIndex,
   TokenIds,
-  KvTransferParams,
-  Usage,
+  FinishReason,
+  /** `choices[i].meta_info.routed_experts` */
+  ChoiceRaw,
   PromptTokens,
   CompletionTokens,
-  /** SGLang's own, of a reply or an element. */
-  Meta,
-  MetaPromptTokens,
-  MetaCompletionTokens,
   TokensDetails,
   CachedTokens,
+  /** SGLang's `meta_info`, of a reply or of an element of a list. */
+  Meta,
+  /** `routed_experts` in it, or in `sglext` beside it. */
+  Raw,
+  MetaPromptTokens,
+  MetaCompletionTokens,
   MetaCachedTokens,
-  /** `choices[i].finish_reason` */
-  FinishReason,
+  /** An element of a reply that is a list. */
+  Element,
+  /** `choices` of an element: no reply that is a list has them. */
+  ElementChoices,
 }
 
 let paths: Paths | null = null;
@@ -54,63 +59,71 @@ export function replyPaths(): Paths {
   return known;
 }
 
-/** Places in a reply of decode's that prefill has no part in: prompt rows of its own, and what it says of its cache. */
+/**
+ * Places in decode's response to a request that prefill had no part in. They are also those of
+ * prompt rows that decode gives itself, and of what it says of its cache.
+ */
 export function alonePaths(): Paths {
   const known = alone;
   if (known !== null) return known;
-  const made = basePaths()
-    .add('meta_info.cached_tokens', Place.MetaCachedTokens)
-    .add('*.meta_info.cached_tokens', Place.MetaCachedTokens);
-  addRows(made, 'prompt_routed_experts');
-  addRows(made, 'choices.*.prompt_routed_experts');
+  const made = basePaths();
+  watch(made, 'meta_info.', 'cached_tokens', Place.MetaCachedTokens);
+  watch(made, '*.meta_info.', 'cached_tokens', Place.MetaCachedTokens);
+  watchRows(made, 'prompt_routed_experts.');
+  watchRows(made, 'choices.*.prompt_routed_experts.');
   alone = made;
   return made;
 }
 
-/** Members and elements of a value with rows. */
-function addRows(to: Paths, path: string): void {
-  to.add(path + '.*', Place.Row)
-    .add(path + '.*.*', Place.Layer)
-    .add(path + '.*.*.*', Place.Expert)
-    .add(path + '.data', Place.Data)
-    .add(path + '.shape', Place.Shape)
-    .add(path + '.shape.*', Place.Dimension)
-    .add(path + '.start', Place.Start)
-    .add(path + '.dtype', Place.Dtype);
+/**
+ * Watches members of the object at `path`, which ends with a dot or is empty. `names`, with spaces
+ * between them, are in the order of the places from `first` on.
+ */
+export function watch(to: Paths, path: string, names: string, first: Place): void {
+  const all = names.split(' ');
+  for (let i = 0; i < all.length; i++) to.add(path + all[i], <i32>first + i);
+}
+
+/** Members of an object that holds rows. */
+export const ROWS_OBJECT = 'data shape shape.* start dtype';
+
+/** Watches what is inside a value with rows, whatever its format. */
+function watchRows(to: Paths, path: string): void {
+  watch(to, path, '* *.* *.*.*', Place.Row);
+  watch(to, path, ROWS_OBJECT, Place.Data);
+}
+
+/** Watches SGLang's own members, of a reply or of an element of a list. */
+function watchSglang(to: Paths, path: string): void {
+  const names = 'meta_info meta_info.routed_experts meta_info.prompt_tokens meta_info.completion_tokens';
+  watch(to, path, names, Place.Meta);
+  watch(to, path, 'sglext.routed_experts', Place.Raw);
 }
 
 function basePaths(): Paths {
-  const made = new Paths()
-    .add('', Place.Root)
-    .add('choices', Place.Choices)
-    .add('choices.*', Place.Choice)
-    .add('choices.*.routed_experts', Place.Array)
-    .add('choices.*.prompt_routed_experts', Place.ChoicePromptExperts)
-    .add('choices.*.prompt_logprobs', Place.ChoicePromptLogprobs)
-    .add('choices.*.index', Place.ChoiceIndex)
-    .add('choices.*.token_ids', Place.TokenIds)
-    .add('choices.*.finish_reason', Place.FinishReason)
-    .add('choices.*.meta_info.routed_experts', Place.ChoiceRaw)
-    .add('prompt_routed_experts', Place.PromptExperts)
-    .add('prompt_logprobs', Place.PromptLogprobs)
-    .add('kv_transfer_params', Place.KvTransferParams)
-    .add('usage', Place.Usage)
-    .add('usage.prompt_tokens', Place.PromptTokens)
-    .add('usage.completion_tokens', Place.CompletionTokens)
-    .add('usage.prompt_tokens_details', Place.TokensDetails)
-    .add('usage.prompt_tokens_details.cached_tokens', Place.CachedTokens)
-    .add('meta_info', Place.Meta)
-    .add('meta_info.routed_experts', Place.Raw)
-    .add('meta_info.prompt_tokens', Place.MetaPromptTokens)
-    .add('meta_info.completion_tokens', Place.MetaCompletionTokens)
-    .add('sglext.routed_experts', Place.Raw)
-    .add('*', Place.Element)
-    .add('*.choices', Place.ElementChoices)
-    .add('*.meta_info', Place.Meta)
-    .add('*.meta_info.routed_experts', Place.Raw)
-    .add('*.meta_info.prompt_tokens', Place.MetaPromptTokens)
-    .add('*.meta_info.completion_tokens', Place.MetaCompletionTokens)
-    .add('*.sglext.routed_experts', Place.Raw);
-  addRows(made, 'choices.*.routed_experts');
+  const made = new Paths();
+  made.add('', Place.Root);
+  watch(
+    made,
+    '',
+    'choices prompt_routed_experts prompt_logprobs kv_transfer_params usage choices.*',
+    Place.Choices,
+  );
+  watch(
+    made,
+    'choices.*.',
+    'routed_experts prompt_routed_experts prompt_logprobs index token_ids finish_reason meta_info.routed_experts',
+    Place.Array,
+  );
+  watch(
+    made,
+    'usage.',
+    'prompt_tokens completion_tokens prompt_tokens_details prompt_tokens_details.cached_tokens',
+    Place.PromptTokens,
+  );
+  watch(made, '', '* *.choices', Place.Element);
+  watchSglang(made, '');
+  watchSglang(made, '*.');
+  watchRows(made, 'choices.*.routed_experts.');
   return made;
 }

@@ -1,9 +1,8 @@
-// Reads prefill's reply: the prompt rows in whatever format they came, where the values lie that decode does not have, and
-// what the reply says of the prompt. The caller feeds windows of the body in order and fetches rows and values itself, so
-// that they are copied once.
+// Reads prefill's reply: the prompt rows in whatever format they came, where the values lie that
+// decode does not have, and what the reply says of the prompt. The caller feeds windows of the body
+// in order, and fetches rows and values from the host itself, so that they are copied once.
 
-import { Event, Scanner } from '../json/scanner';
-import { Counts } from './counts';
+import { Scanner } from '../json/scanner';
 import { Examination } from './examination';
 import { PrefillArray, Progress, Wanted } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
@@ -12,26 +11,21 @@ import { RawPrefill } from './formats/raw_string';
 import { Place, replyPaths } from './places';
 import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
+import { Notice, ReplyReader } from './reply_reader';
 import { RowPlan } from './row_plan';
 import { PromptRows, RowChars } from './rows';
 
-/** Most prompts in a request that P/D serves: more arrays are no answer to it. */
+/** The most arrays that are read: more prompts than P/D serves in one request. */
 const MAX_ARRAYS: i32 = 4096;
 
-const enum Stage {
-  Scan,
-  /** An array reads what is its own. */
-  Array,
-  /** Waits for `takeRows`. */
-  Rows,
-}
-
-/** A value in the body: [start, end), 0 when there is none. */
+/** Where a value lies in the body: [start, end). `end` is 0 where no value can be used. */
 @final
 export class Span {
+  /** The value is a member of a choice, not of the reply. */
   inChoice: bool = false;
   start: u64 = 0;
   end: u64 = 0;
+  /** The value has begun, and counts when it has ended. */
   open: bool = false;
 
   get len(): u64 {
@@ -39,59 +33,74 @@ export class Span {
   }
 }
 
+/** An array of the reply, and the counts of tokens of the element that it stands in. */
+@final
+class ReplyArray {
+  /** -1: the element does not tell. */
+  promptTokens: i64 = -1;
+  completionTokens: i64 = -1;
+
+  constructor(
+    readonly array: PrefillArray,
+    /** Index of the element; -1 where the reply is no list. */
+    readonly element: i32,
+  ) {}
+}
+
 
 @final
 export class PrefillReply {
   /** Why the rows can't be used; `None` also when there are none. */
   reason: Reason = Reason.None;
-  /** False once the body is known not to be a JSON document. */
+  /** False once the body is known not to be a JSON document that a reply can be. */
   json: bool = true;
-  /** The value of `kv_transfer_params`, when it is an object. */
+  /** The value of `kv_transfer_params`, where it is an object that has members. */
   readonly params: Span = new Span();
   /** The first choice's `finish_reason`. */
   readonly finishReason: Span = new Span();
-  /** Tokens of the prompt as the counts say, else as the rows do; -1 when neither is there. Known after `giveRows`. */
+  /** Tokens of the prompt by the counts, else by the rows; -1: not known. After `giveRows`. */
   promptTokens: i64 = -1;
 
-  private scanner: Scanner = Scanner.take(replyPaths());
-  private stage: Stage = Stage.Scan;
-  /** The array that is being read, and all that have been, in order. */
+  private readonly scanner: Scanner;
+  private readonly reader: ReplyReader;
+  /** The array that was begun last, and all of them in the order of the reply. */
   private array: PrefillArray | null = null;
-  private arrays: PrefillArray[] = [];
-  /** Tokens of the element of each array, or -1. */
-  private arrayElements: i32[] = [];
-  private arrayPrompts: i64[] = [];
-  private arrayCompletions: i64[] = [];
-  private counts: Counts = new Counts();
+  private arrays: ReplyArray[] = [];
   private format: Format = Format.None;
-  /** The reply is a list of elements, as SGLang's are. */
-  list: bool = false;
-  private elements: i32 = 0;
-  private choicesSeen: i32 = 0;
-  private choices: i32 = 0;
-  private arraysInChoice: i32 = 0;
-  private arraysInElement: i32 = 0;
-  private rawInChoice: i32 = 0;
+  /** Whether the array reads characters itself, instead of the scanner. */
+  private inArray: bool = false;
+  /** Whether the array waits for `takeRows`. */
+  private waiting: bool = false;
+  /** The last value of each kind. */
   private spans: StaticArray<Span | null> = new StaticArray<Span | null>(Kind.Count);
 
   /** `size`: bytes of the whole body. */
   constructor(
     private size: u64,
-    /** First token whose row was asked for, of formats that do not say. */
+    /** The first token whose row was asked for: some formats do not say where their rows begin. */
     private start: u64,
-    /** What checked rows say (borrowed). */
+    /** Judges the rows (borrowed). */
     private examination: Examination,
-  ) {}
+  ) {
+    const scanner = Scanner.take(replyPaths());
+    this.scanner = scanner;
+    this.reader = new ReplyReader(scanner);
+  }
+
+  /** Whether the reply is a list of elements, as SGLang's is for several prompts. */
+  get list(): bool {
+    return this.reader.list;
+  }
 
   /** Offset of the next byte that is wanted. */
   get offset(): u64 {
     return this.scanner.offset;
   }
 
-  /** Rows that the caller must fetch, then call `takeRows` and `resume`; null when there are none. */
+  /** Rows that the caller must fetch, before `takeRows` and `resume`; null: there are none. */
   get wanted(): Wanted | null {
     const array = this.array;
-    return this.stage == Stage.Rows && array !== null ? array.wanted : null;
+    return this.waiting && array !== null ? array.wanted : null;
   }
 
   /** Where the value of a kind lies; null when there is none. After `finish`. */
@@ -100,23 +109,26 @@ export class PrefillReply {
     return span === null || span.end == 0 ? null : span;
   }
 
-  /** Reads a window that starts at `offset`, up to the rows or its end. False when the body is not JSON. */
+  /** Reads a window that starts at `offset`, up to rows or its end. False: it is not JSON. */
   push(ptr: usize, len: usize): bool {
     this.scanner.feed(ptr, len);
-    return this.scan();
+    return this.resume();
   }
 
-  /** The rows that were asked for; `chars` are taken over. `reason`: what a check of them found. */
+  /** Takes over the rows that were asked for. `reason`: what a check of their characters found. */
   takeRows(chars: RowChars, reason: Reason): void {
     const array = this.array!;
     array.take(this.scanner, chars, reason);
-    if (array.reason != Reason.None) this.refuse(array.reason);
-    this.stage = reason == Reason.Base64 || reason == Reason.Size ? Stage.Scan : Stage.Array;
+    this.refuse(array.reason);
+    this.waiting = false;
+    // The scanner looks for the end of a string that is too short, or not base64.
+    this.inArray = reason != Reason.Base64 && reason != Reason.Size;
   }
 
   /** Goes on with the window after `takeRows`. False when the body is not JSON. */
   resume(): bool {
-    return this.scan();
+    this.walk();
+    return this.json;
   }
 
   /** After the last byte: false when the body is not a whole JSON document. */
@@ -124,29 +136,43 @@ export class PrefillReply {
     return this.json && this.scanner.done;
   }
 
-  /** Hands the rows over, if they are good; else `prompt.missing` says why not. After `finish`. */
+  /** Hands the rows over if they are good; else `prompt.missing` says why not. After `finish`. */
   giveRows(prompt: Prompt): void {
-    this.promptTokens = this.counts.prompt;
-    if (this.counts.differ) this.refuse(Reason.Prompt);
-    if (this.span(Kind.PromptExperts) !== null) {
-      // Lists and objects of `choices` are then the generated rows.
-      if (this.format == Format.None || this.format == Format.Object || this.format == Format.Prompt) {
-        prompt.format = Format.Prompt;
-      } else this.refuse(Reason.Mixed);
-    } else if (this.format == Format.Prompt) this.refuse(Reason.Format);
+    this.promptTokens = this.reader.counts.prompt;
+    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
+    if (this.span(Kind.PromptExperts) !== null) this.givePromptExperts(prompt);
+    else if (this.format == Format.Prompt) this.refuse(Reason.Format);
     else if (this.arrays.length == 0 && this.isBehindPrompt) {
       prompt.format = Format.Raw;
       prompt.plans.push(new RowPlan(PromptRows.none(this.start), this.promptTokens, prompt.lastRowOfDecode));
     } else if (this.arrays.length > 0 && this.reason == Reason.None) {
       prompt.format = this.format;
-      if (this.list && this.arrays.length != this.elements) this.refuse(Reason.Missing);
-      for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++) this.giveArray(i, prompt);
+      if (this.list && this.arrays.length != this.reader.element + 1) this.refuse(Reason.Missing);
+      for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++)
+        this.giveArray(this.arrays[i], prompt);
     }
     if (this.reason != Reason.None) prompt.refuse(this.reason);
     prompt.tokens = this.promptTokens;
   }
 
-  /** Whether rows were asked for from behind the prompt on: SGLang's OpenAI endpoints then leave prefill's empty array out. */
+  /** Gives back what was not handed over. */
+  free(): void {
+    for (let i = 0; i < this.arrays.length; i++) this.arrays[i].array.free();
+    this.arrays.length = 0;
+    this.scanner.free();
+  }
+
+  /** The prompt's rows stand in a member of their own, whose value the caller reads. */
+  private givePromptExperts(prompt: Prompt): void {
+    // Lists and objects in `choices` are then the generated rows; strings there are another format.
+    if (this.format == Format.Npy || this.format == Format.Raw) this.refuse(Reason.Mixed);
+    else prompt.format = Format.Prompt;
+  }
+
+  /**
+   * Whether rows were asked for from a token behind the prompt on. SGLang's OpenAI endpoints then
+   * leave prefill's array out, as it would be empty.
+   */
   private get isBehindPrompt(): bool {
     const tokens = this.promptTokens;
     return (
@@ -154,176 +180,120 @@ export class PrefillReply {
     );
   }
 
-  private giveArray(i: i32, prompt: Prompt): void {
-    const array = this.arrays[i];
-    const tokens = this.list ? this.arrayPrompts[i] : this.promptTokens;
-    const completion = this.list ? this.arrayCompletions[i] : this.counts.completion;
-    const rows = array.giveRows(tokens, completion, this.list ? 1 : this.choices);
-    if (rows === null) return this.refuse(array.reason);
+  private giveArray(entry: ReplyArray, prompt: Prompt): void {
+    const tokens = this.list ? entry.promptTokens : this.promptTokens;
+    const completion = this.list ? entry.completionTokens : this.reader.counts.completion;
+    const rows = entry.array.giveRows(tokens, completion, this.list ? 1 : this.reader.choices);
+    if (rows === null) return this.refuse(entry.array.reason);
     prompt.plans.push(new RowPlan(rows, tokens < 0 ? rows.end : tokens, prompt.lastRowOfDecode));
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
   }
 
-  /** Gives back what was not handed over. */
-  free(): void {
-    for (let i = 0; i < this.arrays.length; i++) this.arrays[i].free();
-    this.arrays.length = 0;
-    this.scanner.free();
-  }
+  // ---- what the reader announces
 
-  private scan(): bool {
-    const scanner = this.scanner;
-    while (true) {
-      switch (this.stage) {
-        case Stage.Array: {
-          const array = this.array!;
-          const progress = array.read(scanner);
-          if (progress == Progress.More) return true;
-          this.stage = array.wanted !== null ? Stage.Rows : Stage.Scan;
-          if (array.reason != Reason.None) this.refuse(array.reason);
-          break;
-        }
-        case Stage.Rows:
-          return true;
-        default: {
-          const event = scanner.next();
-          if (event == Event.More) return true;
-          if (event == Event.Failed) {
-            this.json = false;
-            return false;
-          }
-          if (event == Event.Value) {
-            if (!this.onValue()) return false;
-          }
-          if (event == Event.ValueEnd) this.onValueEnd();
-        }
+  private walk(): void {
+    while (this.json && !this.waiting) {
+      if (this.inArray) {
+        if (!this.readArray()) return;
+        continue;
       }
+      const notice = this.reader.next();
+      if (notice == Notice.More) return;
+      this.take(notice);
     }
   }
 
-  /** False when the root is neither an object nor a list. */
-  private onValue(): bool {
-    const scanner = this.scanner;
-    const place = <Place>scanner.id;
-    switch (place) {
-      case Place.Root:
-        this.list = scanner.first == 0x5b;
-        this.json = this.list || scanner.first == 0x7b;
-        break;
-      case Place.Element:
-        this.elements++;
-        this.arraysInElement = 0;
-        this.counts.reset();
-        break;
-      case Place.ElementChoices:
+  private take(notice: Notice): void {
+    switch (notice) {
+      case Notice.Broken:
         this.json = false;
         break;
-      case Place.Choices:
-        if (++this.choicesSeen > 1) this.refuse(Reason.Duplicate);
+      case Notice.ElementEnd:
+        this.onElementEnd();
         break;
-      case Place.Choice:
-        this.choices++;
-        this.arraysInChoice = 0;
+      case Notice.SecondChoices:
+        this.refuse(Reason.Duplicate);
         break;
-      case Place.Array:
+      case Notice.Array:
         this.onArray();
         break;
-      case Place.Raw:
-        if (++this.arraysInElement > 1) this.refuse(Reason.Duplicate);
-        if (scanner.first == 0x6e) break;
-        this.onRaw();
+      case Notice.Member:
+        this.onMember();
         break;
-      case Place.ChoiceRaw:
-        // The first choice's are those of the reply once more.
-        if (this.choices > 1) break;
-        if (++this.rawInChoice > 1) this.refuse(Reason.Duplicate);
-        if (scanner.first != 0x6e) this.onRaw();
-        break;
-      case Place.Data:
-      case Place.Shape:
-      case Place.Dimension:
-      case Place.Start:
-      case Place.Dtype: {
+      case Notice.MemberEnd: {
         const array = this.array;
-        if (array !== null && this.reason == Reason.None && array.onValue(scanner, place))
-          this.stage = Stage.Array;
+        if (array !== null) array.onValueEnd(this.scanner, this.reader.place);
         break;
       }
-      case Place.KvTransferParams:
-        this.params.start = this.params.end = scanner.offset;
-        this.params.open = scanner.first == 0x7b;
+      case Notice.Value:
+        this.onValue();
         break;
-      case Place.FinishReason:
-        if (this.choices == 1) this.finishReason.start = scanner.offset;
+      case Notice.ValueEnd:
+        this.onValueEnd();
         break;
-      case Place.PromptExperts:
-      case Place.ChoicePromptExperts:
-        this.open(Kind.PromptExperts, place == Place.ChoicePromptExperts);
+      case Notice.Other:
+        this.onOther();
         break;
-      case Place.PromptLogprobs:
-      case Place.ChoicePromptLogprobs:
-        this.open(Kind.PromptLogprobs, place == Place.ChoicePromptLogprobs);
-        break;
-      case Place.TokensDetails:
-        this.open(Kind.TokensDetails, false);
-        break;
-      case Place.CachedTokens:
-        this.open(Kind.CachedTokens, false);
-        break;
-      case Place.Usage:
-        this.counts.usage.reset();
-        break;
-      case Place.Meta:
-        this.counts.meta.reset();
+      case Notice.OtherEnd:
+        this.onOtherEnd();
         break;
       default:
     }
-    return this.json;
+  }
+
+  /** Lets the array read on. False when it has used up the scanner's window. */
+  private readArray(): bool {
+    const array = this.array!;
+    if (array.read(this.scanner) == Progress.More) return false;
+    this.inArray = false;
+    this.waiting = array.wanted !== null;
+    this.refuse(array.reason);
+    return true;
+  }
+
+  private onElementEnd(): void {
+    const entry = this.entryHere;
+    if (entry === null) return;
+    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
+    entry.promptTokens = this.reader.counts.prompt;
+    entry.completionTokens = this.reader.counts.completion;
   }
 
   private onArray(): void {
+    const reader = this.reader;
+    const place = reader.place;
     const first = this.scanner.first;
-    if (++this.arraysInChoice > 1) this.refuse(Reason.Duplicate);
-    if (first == 0x6e || first == 0x5b) {
-      // Lists are generated rows, of which prefill's reply needs none; without the prompt's they are no format.
-      if (first == 0x5b && this.format == Format.None) this.format = Format.Prompt;
+    // Of SGLang's own members in choices only the first choice's are read.
+    if (place == Place.ChoiceRaw && reader.choices > 1) return;
+    if (reader.again) this.refuse(Reason.Duplicate);
+    if (first == 0x6e) return;
+    if (place != Place.Array) return this.onRaw();
+    if (first == 0x5b) {
+      // Lists are generated rows, which are not needed. Without the prompt's rows beside them they
+      // are no format at all, see `giveRows`.
+      if (this.format == Format.None) this.format = Format.Prompt;
       return;
     }
-    if (this.choices > 1) return this.refuse(Reason.Choices);
+    if (reader.choices > 1) return this.refuse(Reason.Choices);
     if (first == 0x22) this.begin(new NpyPrefill(this.size, this.examination));
     else if (first == 0x7b) this.begin(new ObjectPrefill(this.examination));
     else this.refuse(Reason.Format);
   }
 
-  private onRaw(): void {
-    const last = this.arrays.length - 1;
-    const known = last >= 0 && this.arrayElements[last] == this.elements;
-    if (known && this.format == Format.Raw) return;
-    if (this.scanner.first != 0x22) this.refuse(Reason.Format);
-    else this.begin(new RawPrefill(this.start, this.examination));
+  private onMember(): void {
+    const array = this.array;
+    if (array === null || this.reason != Reason.None) return;
+    if (array.onValue(this.scanner, this.reader.place)) this.inArray = true;
   }
 
-  private begin(array: PrefillArray): void {
-    if (this.format != Format.None && this.format != array.format) this.refuse(Reason.Mixed);
-    this.format = array.format;
-    if (this.arrays.length == MAX_ARRAYS) this.refuse(Reason.Choices);
-    if (this.reason != Reason.None) return array.free();
-    this.array = array;
-    this.arrays.push(array);
-    this.arrayElements.push(this.elements);
-    this.arrayPrompts.push(-1);
-    this.arrayCompletions.push(-1);
-    if (array.begin(this.scanner)) this.stage = Stage.Array;
-  }
-
-  private open(kind: Kind, inChoice: bool): void {
-    const first = this.scanner.first;
+  private onValue(): void {
+    const reader = this.reader;
+    const kind = reader.kind;
     const span = new Span();
     span.start = this.scanner.offset;
-    span.inChoice = inChoice;
-    span.open = first != 0x6e;
-    // Prefill has one choice: of several nobody knows which one counts.
-    if (inChoice && this.choices > 1) span.open = false;
+    span.inChoice = reader.inChoice;
+    // Prefill was asked for one choice: of several nobody knows whose value counts.
+    span.open = this.scanner.first != 0x6e && !(span.inChoice && reader.choices > 1);
     const earlier = this.spans[kind];
     if (earlier !== null && kind == Kind.PromptExperts) {
       if (earlier.open && span.open) this.refuse(Reason.Duplicate);
@@ -331,70 +301,61 @@ export class PrefillReply {
     this.spans[kind] = span;
   }
 
-  private end(kind: Kind): void {
+  private onValueEnd(): void {
+    const kind = this.reader.kind;
     const span = this.spans[kind];
+    if (kind == Kind.CachedTokens && this.scanner.integer < 0) return;
     if (span !== null && span.open) span.end = this.scanner.offset;
   }
 
-  private onValueEnd(): void {
+  private onOther(): void {
+    const place = this.reader.place;
     const scanner = this.scanner;
-    const place = <Place>scanner.id;
-    switch (place) {
-      case Place.KvTransferParams:
-        // An empty object hands nothing over: LMCache's multiprocess connector answers so.
-        if (this.params.open && scanner.count > 0) this.params.end = scanner.offset;
-        break;
-      case Place.FinishReason:
-        if (this.choices == 1) this.finishReason.end = scanner.offset;
-        break;
-      case Place.PromptTokens:
-        this.counts.usage.prompt = scanner.integer;
-        break;
-      case Place.CompletionTokens:
-        this.counts.usage.completion = scanner.integer;
-        break;
-      case Place.MetaPromptTokens:
-        this.counts.meta.prompt = scanner.integer;
-        break;
-      case Place.MetaCompletionTokens:
-        this.counts.meta.completion = scanner.integer;
-        break;
-      case Place.Element: {
-        const last = this.arrays.length - 1;
-        if (last >= 0 && this.arrayElements[last] == this.elements) {
-          if (this.counts.differ) this.refuse(Reason.Prompt);
-          this.arrayPrompts[last] = this.counts.prompt;
-          this.arrayCompletions[last] = this.counts.completion;
-        }
-        break;
-      }
-      case Place.PromptExperts:
-      case Place.ChoicePromptExperts:
-        this.end(Kind.PromptExperts);
-        break;
-      case Place.PromptLogprobs:
-      case Place.ChoicePromptLogprobs:
-        this.end(Kind.PromptLogprobs);
-        break;
-      case Place.TokensDetails:
-        this.end(Kind.TokensDetails);
-        break;
-      case Place.CachedTokens:
-        if (scanner.integer >= 0) this.end(Kind.CachedTokens);
-        break;
-      case Place.Data:
-      case Place.Shape:
-      case Place.Dimension:
-      case Place.Start:
-      case Place.Dtype: {
-        const array = this.array;
-        if (array !== null) array.onValueEnd(scanner, place);
-        break;
-      }
-      default:
-    }
+    if (place == Place.KvTransferParams) {
+      this.params.start = this.params.end = scanner.offset;
+      this.params.open = scanner.first == 0x7b;
+    } else if (place == Place.FinishReason && this.reader.choices == 1)
+      this.finishReason.start = scanner.offset;
   }
 
+  private onOtherEnd(): void {
+    const place = this.reader.place;
+    const scanner = this.scanner;
+    if (place == Place.KvTransferParams) {
+      // An empty object hands nothing over: LMCache's multiprocess connector answers so.
+      if (this.params.open && scanner.count > 0) this.params.end = scanner.offset;
+    } else if (place == Place.FinishReason && this.reader.choices == 1)
+      this.finishReason.end = scanner.offset;
+  }
+
+  // ---- arrays
+
+  /** An array without a header; the reply and its first choice may have the same one. */
+  private onRaw(): void {
+    if (this.entryHere !== null && this.format == Format.Raw) return;
+    if (this.scanner.first != 0x22) this.refuse(Reason.Format);
+    else this.begin(new RawPrefill(this.start, this.examination));
+  }
+
+  /** The last array, if it stands in the element that is being read. */
+  private get entryHere(): ReplyArray | null {
+    const last = this.arrays.length - 1;
+    if (last < 0 || this.arrays[last].element != this.reader.element) return null;
+    return this.arrays[last];
+  }
+
+  /** Takes over an array that begins at the scanner's cursor. */
+  private begin(array: PrefillArray): void {
+    if (this.format != Format.None && this.format != array.format) this.refuse(Reason.Mixed);
+    this.format = array.format;
+    if (this.arrays.length == MAX_ARRAYS) this.refuse(Reason.Choices);
+    if (this.reason != Reason.None) return array.free();
+    this.array = array;
+    this.arrays.push(new ReplyArray(array, this.reader.element));
+    if (array.begin(this.scanner)) this.inArray = true;
+  }
+
+  /** Keeps the first reason; `None` is no reason. */
   private refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }

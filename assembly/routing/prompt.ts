@@ -1,42 +1,43 @@
-// What prefill knows and decode does not: the prompt's rows, and members of its reply that take the place of decode's.
+// What prefill's reply brings for decode's response: the prompt's rows, and values of members that
+// take the place of decode's.
 
 import { Dtype } from './npy';
 import { Reason } from './reason';
 import { RowPlan } from './row_plan';
 import { RowChars } from './rows';
 
-/** How a reply carries routing; one file each in formats/. */
+/** How a reply carries routing. There is a file for each format in formats/. */
 export const enum Format {
   None,
   /** `choices[i].routed_experts`: base64 of a .npy file. */
   Npy,
   /** `choices[i].routed_experts`: an object with `data`, `shape`, `start`, `dtype`. */
   Object,
-  /** `prompt_routed_experts`: the prompt's rows as a member of their own. */
+  /** `prompt_routed_experts`: the prompt's rows are the value of a member of their own. */
   Prompt,
   /** `meta_info.routed_experts`, `sglext.routed_experts`: base64 of int32 without a header. */
   Raw,
 }
 
-/** Members whose value prefill has. */
+/** Members whose value is taken from prefill's reply. */
 export const enum Kind {
   PromptExperts,
   PromptLogprobs,
   /** `usage.prompt_tokens_details.cached_tokens` */
   CachedTokens,
-  /** `usage.prompt_tokens_details`, for a reply of decode's where it is `null`. */
+  /** `usage.prompt_tokens_details`, for a response of decode's in which it is `null`. */
   TokensDetails,
   /** Not a kind: how many there are. */
   Count,
 }
 
-/** A value of prefill's reply, as JSON text. */
+/** A value of prefill's reply, as the text of its JSON. */
 @final
 export class PrefillValue {
   /** Takes over `text`. */
   constructor(
     readonly kind: Kind,
-    /** It was a member of a choice, not of the reply. */
+    /** Whether it was a member of a choice, and not of the reply. */
     readonly inChoice: bool,
     readonly text: RowChars,
   ) {}
@@ -46,33 +47,37 @@ export class PrefillValue {
 @final
 export class Prompt {
   format: Format = Format.None;
-  /** Why there is no format: nothing came, or what came can't be used. */
+  /** Why the format is `None`: nothing came, or what came can't be used. */
   missing: Reason = Reason.Missing;
-  /** Tokens of the prompt, of all prompts together; -1 when not known. */
+  /** Tokens of all prompts of the request together; -1: not known. */
   tokens: i64 = -1;
-  /** Rows (owned) and their plans, one for each element of the reply; a single one serves every choice. Empty for `Format.Prompt`. */
+  /**
+   * The rows (owned) and their plans, one for each element of the reply; a single one serves every
+   * choice of decode's. Empty for `Format.Prompt`.
+   */
   plans: RowPlan[] = [];
-  /** The row of the last prompt token is decode's. */
+  /** Whether the row of the last prompt token is decode's. */
   lastRowOfDecode: bool = false;
-  /** Values (owned), no kind twice. */
+  /** The values (owned), at most one of each kind. */
   values: PrefillValue[] = [];
-  /** Of `Format.Prompt`. */
+  /** The shape of the rows of `Format.Prompt`, whose text is a value of `Kind.PromptExperts`. */
   layers: u64 = 0;
   topK: u64 = 0;
 
-  /** The plan for an element of decode's reply; null when there is none for it. */
+  /** The plan (borrowed) for an element of decode's response; null when there is none for it. */
   planOf(element: i32): RowPlan | null {
     const plans = this.plans;
     if (plans.length == 1) return plans[0];
     return element < plans.length ? plans[element] : null;
   }
 
+  /** The value of a kind (borrowed); null when prefill's reply had none. */
   value(kind: Kind): PrefillValue | null {
     for (let i = 0; i < this.values.length; i++) if (this.values[i].kind == kind) return this.values[i];
     return null;
   }
 
-  /** Rows that are taken from prefill, of all prompts together. */
+  /** How many rows are taken from prefill, of all prompts together. */
   get rowCount(): u64 {
     if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
     let sum: u64 = 0;
@@ -80,7 +85,7 @@ export class Prompt {
     return sum;
   }
 
-  /** Tokens of a single prompt; of several, of all together. */
+  /** Tokens of the prompt; of several prompts, of all of them together. */
   get promptEnd(): u64 {
     if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
     let sum: u64 = 0;
@@ -88,7 +93,7 @@ export class Prompt {
     return sum;
   }
 
-  /** First row that decode is asked for where it is asked for its own only; -1: not known. */
+  /** The first row that decode is asked for if it is asked for its own only; -1: not known. */
   get seam(): i64 {
     if (this.plans.length == 1) return <i64>this.plans[0].seam;
     return this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
@@ -99,7 +104,10 @@ export class Prompt {
     return this.format == Format.None && this.missing == Reason.Missing;
   }
 
-  /** Whether an array of decode's may be in a narrower dtype than prefill's, and grow when it is widened. */
+  /**
+   * Whether an array of decode's may have a narrower dtype than prefill's, so that it grows when it
+   * is widened.
+   */
   get mayWiden(): bool {
     if (this.format != Format.Npy && this.format != Format.Object) return false;
     const plans = this.plans;
@@ -107,7 +115,7 @@ export class Prompt {
     return false;
   }
 
-  /** Bytes of rows that are taken for a response with so many arrays. */
+  /** Bytes of prefill's rows that a response with this many arrays takes. */
   bytesFor(arrays: i32): u64 {
     const plans = this.plans;
     if (plans.length == 1) return plans[0].bytes * arrays;
@@ -116,7 +124,7 @@ export class Prompt {
     return sum;
   }
 
-  /** What it takes of the VM's memory. */
+  /** Bytes that rows and values take of the VM's memory. */
   get heldBytes(): u64 {
     let sum: u64 = 0;
     for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].rows.heldBytes;
@@ -124,13 +132,14 @@ export class Prompt {
     return sum;
   }
 
+  /** Bytes that rows take of the parking, outside of the VM's memory. */
   get parkedBytes(): u64 {
     let sum: u64 = 0;
     for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].rows.parkedBytes;
     return sum;
   }
 
-  /** The rows can't be used: only the other values are kept. */
+  /** The rows can't be used: they are freed, and only the other values are kept. */
   refuse(reason: Reason): void {
     this.format = Format.None;
     this.missing = reason;

@@ -1,4 +1,6 @@
-// Why two legs' routing can't be merged: the closed list that users see.
+// Why the legs' routing can't be merged: the closed list of reasons that users see. The two
+// functions are longer than others, as they are tables with a line for each reason; the texts below
+// say what each means.
 
 export const enum Reason {
   None,
@@ -8,7 +10,7 @@ export const enum Reason {
   Memory,
   Duplicate,
   Format,
-  /** The legs' formats differ. */
+  /** The formats of the legs differ. */
   Mixed,
   Base64,
   Size,
@@ -26,17 +28,17 @@ export const enum Reason {
   Missing,
   Choices,
   Ambiguous,
-  /** Prefill failed when decode had begun. */
+  /** Prefill failed after decode had begun. */
   Prefill,
-  /** No router gives such rows. */
+  /** No router can have given the rows. */
   Experts,
-  /** Decode served the request alone, with prompt tokens from a cache. */
+  /** Decode served the request alone, and may have taken tokens of the prompt from a cache. */
   Cached,
-  /** Not a reason: how many there are. */
+  /** This is no reason, but their number. */
   Count,
 }
 
-/** The token in the outcome header, the counter and the access log. */
+/** The reason's token in the outcome header, the counter and the access log. */
 export function reasonToken(reason: Reason): string {
   switch (reason) {
     case Reason.Json:
@@ -96,7 +98,7 @@ export function reasonToken(reason: Reason): string {
   }
 }
 
-/** One sentence for the error body: what was found. */
+/** What was found, as a sentence for the body of an error. */
 export function reasonText(reason: Reason): string {
   switch (reason) {
     case Reason.Json:

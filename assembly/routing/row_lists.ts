@@ -1,35 +1,37 @@
-// Rows as nested lists of numbers, [[[expert, …], …], …]: collected one by one and handed to the examination. Their shape
-// is checked by the reader of the document around them.
+// Rows as nested lists of numbers, [[[expert, …], …], …]. Each row is collected and handed to the
+// examination. That the lists are nested like this is checked by whoever reads the document around
+// them.
 
 import { Block, fits } from '../bytes/block';
 import { Examination, Leg } from './examination';
 import { Dtype } from './npy';
 import { Reason } from './reason';
 
-/** Bytes of the first room for a row; it grows by doubling. */
+/** Bytes of the first room for a row. It grows by doubling. */
 const FIRST_ROOM: usize = 4096;
 
 
 @final
 export class RowLists {
   reason: Reason = Reason.None;
-  /** Rows of the value so far. */
+  /** How many rows of the value have ended. */
   rows: u64 = 0;
 
-  /** int32 ids of the row that is being read. */
+  /** The ids of the row that is being read, as int32 (owned), and how many there are. */
   private ids: Block | null = null;
   private count: usize = 0;
+  /** Layers of that row so far, and ids of the last of them. */
   private layers: u64 = 0;
   private topK: u64 = 0;
-  /** Ids of the first row, and layers of it: the others have as many. */
+  /** Ids and layers of the first row: every other row must have as many. */
   private idsOfRow: usize = 0;
   private layersOfRow: u64 = 0;
 
-  /** Of the byte reader: depth of brackets, and the number that is being read; -1: none. */
+  /** For `push`: how many brackets are open, and the number that is being read; -1: none. */
   private depth: i32 = 0;
   private number: i64 = -1;
 
-  /** `examination` is borrowed. */
+  /** The rows of `leg` go to `examination` (borrowed). */
   constructor(
     private examination: Examination,
     private leg: Leg,
@@ -45,7 +47,7 @@ export class RowLists {
     this.reason = Reason.None;
   }
 
-  /** One expert; `id` < 0 is not a plain integer, of which the caller has judged already. */
+  /** An expert has ended. An `id` below 0 stands for a value that is no plain integer. */
   expert(id: i64): void {
     const room = this.room();
     if (room == 0) return;
@@ -53,12 +55,13 @@ export class RowLists {
     this.count++;
   }
 
+  /** A layer of `topK` experts has ended. */
   endLayer(topK: u64): void {
     this.layers++;
     this.topK = topK;
   }
 
-  /** A row has ended. One of another shape than the first, or of uneven layers, is none. */
+  /** A row has ended. Its layers must be of one length, and its shape that of the first row. */
   endRow(): void {
     const ids = this.ids;
     if (this.layersOfRow == 0) {
@@ -84,12 +87,12 @@ export class RowLists {
     this.beginRow();
   }
 
-  /** Reads a piece of a value that has nothing but brackets, commas, digits and white space. */
+  /** Reads a piece of a value, which has nothing but brackets, commas, digits and white space. */
   push(ptr: usize, len: usize): void {
     for (const end = ptr + len; ptr < end; ptr++) {
       const c = load<u8>(ptr);
       if (c - 0x30 < 10) {
-        // Longer numbers are no experts: they stay above every id that there can be.
+        // A longer number is no expert: it stays above all ids that there can be.
         this.number = min<i64>(max<i64>(this.number, 0) * 10 + (c - 0x30), 1 << 40);
         continue;
       }
@@ -124,7 +127,7 @@ export class RowLists {
     this.layers = this.topK = 0;
   }
 
-  /** Where the next id goes; 0 when memory is short. */
+  /** The address for the next id; 0 when memory is short. */
   private room(): usize {
     const at = this.count * 4;
     let ids = this.ids;

@@ -1,9 +1,10 @@
-// The row plan: which rows of a merged array come from which leg. Nothing else decides it.
+// The row plan says which rows of a merged array come from which leg. Nothing else decides it.
 //
 //   merged = prefill[start .. seam)  ++  decode[seam .. N - 1)
 //
-// Rows are numbered by token position; N is the number of tokens, prompt and generated, and the last token of all has no
-// row, since nobody has forwarded it. A leg's array covers a range of positions of its own, [start, start + rows).
+// Rows are numbered by the position of their token. N is the number of tokens, of the prompt and
+// generated; the last of them has no row, because no engine has forwarded it. A leg's array covers
+// a range of positions of its own, [start, start + rows).
 
 import { Dtype, itemSize } from './npy';
 import { PromptRows } from './rows';
@@ -11,12 +12,13 @@ import { PromptRows } from './rows';
 
 @final
 export class RowPlan {
-  /** First row that is decode's. */
+  /** The first row that is taken from decode. */
   readonly seam: u64;
 
   /**
-   * `rows` are prefill's (taken over); `promptEnd` is the number of tokens of the prompt, Lp. `lastRowOfDecode`: the row of
-   * the last prompt token, which both legs forward, is taken from decode.
+   * `rows` are prefill's (taken over), and `promptEnd` is the number of tokens of the prompt.
+   * `lastRowOfDecode`: the row of the last prompt token, which both legs forward, is taken from
+   * decode.
    */
   constructor(
     readonly rows: PromptRows,
@@ -27,32 +29,32 @@ export class RowPlan {
     this.seam = max(min(seam, rows.end), rows.start);
   }
 
-  /** First row of the merged array. */
+  /** The first row of the merged array. */
   get start(): u64 {
     return this.rows.start;
   }
 
-  /** Rows of prefill's that are taken: its first ones. */
+  /** How many rows are taken from prefill: its first ones. */
   get taken(): u64 {
     return this.seam - this.rows.start;
   }
 
-  /** Bytes of these, as prefill sent them. */
+  /** Bytes of these rows, in the dtype in which prefill sent them. */
   get bytes(): u64 {
     return this.taken * this.rows.rowBytes;
   }
 
-  /** Bytes of a row in another dtype, of formats that tell the shape. */
+  /** Bytes of a row in another dtype. The format must tell the shape. */
   rowBytesIn(dtype: Dtype): u64 {
     return this.rows.layers * this.rows.topK * itemSize(dtype);
   }
 
-  /** Rows of decode's from the seam on that a choice of so many generated tokens has (at least one). */
+  /** How many rows from the seam on a choice with `tokens` generated tokens (at least one) has. */
   generated(tokens: u64): u64 {
     return this.end(tokens) - this.seam;
   }
 
-  /** Position behind the last row of a choice of so many generated tokens (at least one): N - 1. */
+  /** N - 1, the position behind the last row, with `tokens` generated tokens (at least one). */
   end(tokens: u64): u64 {
     return this.promptEnd + tokens - 1;
   }

@@ -1,9 +1,10 @@
-// Walks the rows of one array as its base64 characters come: finds rows of zeros and sentinels, wherever they are, and gives
-// the rows of a sample to be examined. Nothing is copied but a row that two pieces share, or that may be the last one.
+// Walks the rows of one array while its base64 characters come. It looks for rows of zeros and for
+// sentinels in all rows, and gives the rows of a sample to the examination. A row is only copied if
+// two pieces share it, or if it may be the last one of an array whose length is not known.
 //
 //   characters  |......|......|......|......|......|       6 bits each
-//   rows            [         row         )[    row ...    a row begins 0, 2 or 4 bits into a character: its lead
-//   probe                 [ 8 chars )                      not all zero: neither is the row
+//   rows            [         row         )[    row ...    begin 0, 2 or 4 bits into a character
+//   probe                 [ 8 chars )                      if not all zero, the row is not, either
 
 import { Block, fits } from '../bytes/block';
 import { Reader } from '../bytes/rope';
@@ -13,29 +14,30 @@ import { Examination, Leg, RowCheck } from './examination';
 import { Dtype, itemSize } from './npy';
 import { Reason } from './reason';
 
-/** Rows that are examined between the first and the last one. */
+/** How many rows of a sample are between the first and the last one. */
 const SPREAD: u64 = 64;
 
-/** Characters whose bits are all 0 and all 1. */
+/** The characters whose bits are all 0 and all 1, and eight of each. */
 const ZERO: u8 = 0x41;
 const ONES: u8 = 0x2f;
 const ZEROS_8: u64 = 0x4141414141414141;
 const ONES_8: u64 = 0x2f2f2f2f2f2f2f2f;
-/** Bits that surely have the eight characters of a probe in them, whatever their lead. */
+/** In this many bits eight whole characters lie, whatever the lead. */
 const PROBE_BITS: usize = 53;
-/** Room behind the characters of a row. */
+/** Bytes of room behind the characters of a row, which vectors may read. */
 const SLACK: usize = 16;
 
-/** Which rows of one array are examined, by their index in it. */
+/** Which rows of one array are examined, by their index in the array. */
 @final
 class Sample {
-  /** The next one. */
+  /** The next row to examine. */
   next: u64 = 0;
   private check: RowCheck = RowCheck.Off;
   private rows: i64 = 0;
+  /** How many rows have been passed. */
   private turn: u64 = 0;
 
-  /** `rows`: of the array; -1: not known, then the last one is not among them. */
+  /** An array of `rows` rows begins; -1: not known, and the last row is not in the sample. */
   begin(check: RowCheck, rows: i64): void {
     this.check = check;
     this.rows = rows;
@@ -43,12 +45,13 @@ class Sample {
     this.next = check == RowCheck.Off ? u64.MAX_VALUE : 0;
   }
 
-  /** The one behind `next`. */
+  /** Moves `next` to the next row of the sample. */
   advance(): void {
     const last = <u64>(this.rows - 1);
     if (this.check == RowCheck.All || (this.rows >= 0 && last <= SPREAD + 1)) this.next++;
     else if (this.rows < 0) {
-      // Of as many rows as there may be, 64 to 128 at even distances; those of shorter distances before them.
+      // The distance of the rows doubles as more of them come. However many there are, 64 to 128 of
+      // them are then at even distances.
       let distance: u64 = 1;
       while (this.next + 1 >= distance * SPREAD * 2) distance *= 2;
       this.next = this.next - (this.next % distance) + distance;
@@ -56,15 +59,17 @@ class Sample {
   }
 }
 
-/** Characters of one row, copied. */
+/** A copy of the characters of one row. */
 @final
 class Carry {
+  /** Where the characters are, and how many of them. */
   chars: usize = 0;
   len: usize = 0;
+  /** How many bits into the first one the row begins. */
   lead: i32 = 0;
   private block: Block | null = null;
 
-  /** Empties it, with room for a row of so many characters; false when memory is short. */
+  /** Empties the copy and makes room for `room` characters. Returns false when memory is short. */
   begin(room: usize, lead: i32): bool {
     let block = this.block;
     if (block === null || block.len < room) {
@@ -94,7 +99,10 @@ class Carry {
 
 @final
 export class RowReader extends Reader {
-  /** The first fault: `Sentinel`, `Experts` (told to the examination, too) or `Memory`. Nothing is read after it. */
+  /**
+   * The first fault: `Sentinel`, `Experts` (of which the examination knows the place) or `Memory`.
+   * Nothing is read after it.
+   */
   reason: Reason = Reason.None;
 
   private examination: Examination | null = null;
@@ -103,34 +111,38 @@ export class RowReader extends Reader {
   private layers: u64 = 0;
   private topK: u64 = 0;
   private firstRow: i64 = 0;
-  /** Rows of zeros, and sentinels, are faults. */
+  /** Whether rows of zeros, and sentinels, are faults. */
   private zeros: bool = false;
   private sentinels: bool = false;
   private sample: Sample = new Sample();
-  /** The number of rows is known: no more are read. */
+  /** How many rows are read: as many as the array has, or all where that is not known. */
   private limit: u64 = 0;
 
   private rowBits: usize = 0;
-  /** Index of the row that comes next, or that is open. */
+  /** Index of the row that comes next, or that is open: some of its characters have been read. */
   private row: u64 = 0;
-  /** Bits from the next character to where that row begins. Below 0: it is open, its first characters have been read. */
+  /** Bits from the next character to the start of that row; below 0 where it is open. */
   private at: i64 = 0;
-  /** Where in a row the probe is: bits from its start. */
+  /** Bits from the start of a row to its probe. */
   private probe: usize = 0;
 
-  /** The open row, as far as it has come: whether all its bits are 0, and are 1; whether it is being copied. */
+  /** Of the open row: whether all bits are 0, whether all are 1, whether it is being copied. */
   private allZero: bool = false;
   private allOnes: bool = false;
   private carried: bool = false;
   private carry: Carry = new Carry();
-  /** Of an unknown number of rows: the last whole one so far, if it was not examined. */
+  /**
+   * Where the number of rows is not known: the last whole row so far and its index, if it has not
+   * been examined; -1: it has been.
+   */
   private last: Carry = new Carry();
   private lastRow: i64 = -1;
 
   /**
-   * A new array. Its rows of `rowBytes` bytes begin `lead` (0, 2, 4) bits into the first character that will be pushed; the first is
-   * that of token `firstRow`. `layers` and `topK` are 0 where the format does not tell, `rows` is -1 where it is not known yet.
-   * `sentinels`: a row of -1 is a fault, whatever the examination's mode.
+   * An array begins. Its rows have `rowBytes` bytes each and begin `lead` (0, 2, 4) bits into the
+   * first character that will be pushed; the first of them is that of token `firstRow`. `layers`
+   * and `topK` are 0 where the format does not tell them, and `rows` is -1 where their number is
+   * not known yet. `sentinels`: a row of -1 is a fault, whatever the examination checks.
    */
   begin(
     examination: Examination,
@@ -149,7 +161,7 @@ export class RowReader extends Reader {
       layers = model.layers;
       topK = model.topK;
     }
-    // Of another shape than it says nothing can be told, but whether it is zero.
+    // Where the row is not as long as its shape says, nothing can be told but whether it is zero.
     if (layers * topK * itemSize(dtype) != rowBytes) layers = topK = 0;
     this.examination = examination;
     this.leg = leg;
@@ -197,7 +209,7 @@ export class RowReader extends Reader {
     this.at -= bits;
   }
 
-  /** All characters have been pushed. Returns `reason`. */
+  /** All characters have been pushed: examines a last row that waits for that. Returns `reason`. */
   end(): Reason {
     if (this.reason == Reason.None && this.lastRow >= 0) {
       this.examine(<u64>this.lastRow, this.last.chars, this.last.lead);
@@ -206,7 +218,7 @@ export class RowReader extends Reader {
     return this.reason;
   }
 
-  /** Gives its memory back; `begin` may follow. */
+  /** Frees its memory. `begin` may follow. */
   free(): void {
     this.carry.free();
     this.last.free();
@@ -215,7 +227,7 @@ export class RowReader extends Reader {
     this.examination = null;
   }
 
-  /** Reads `n` whole rows, the next of which begins at bit `at` of the characters at `ptr`. False on a fault. */
+  /** Reads `n` whole rows, which begin at bit `at` of the characters at `ptr`. False on a fault. */
   private readWhole(ptr: usize, n: u64): bool {
     const end = this.row + n;
     let examined = false;
@@ -242,7 +254,7 @@ export class RowReader extends Reader {
     return true;
   }
 
-  /** Looks for zeros and sentinels in `n` rows. False on a fault; `row` is then its index. */
+  /** Looks for rows of zeros and sentinels among the next `n` rows. False on a fault. */
   private scan(ptr: usize, n: u64): bool {
     const size = this.rowBits;
     if (size < PROBE_BITS) {
@@ -256,7 +268,7 @@ export class RowReader extends Reader {
     }
     const step = size / 6;
     const rest = size % 6;
-    // From one row to the next, the first whole character of the probe.
+    // The first whole character of the probe; it moves from row to row.
     let from = <u64>this.at + this.probe + 5;
     let at = ptr + <usize>(from / 6);
     let lead = <usize>(from % 6);
@@ -278,19 +290,22 @@ export class RowReader extends Reader {
     return true;
   }
 
-  /** Looks at the whole of the row `i` rows on, in which the probe found nothing but zeros, or ones. False on a fault. */
+  /**
+   * Looks at the whole of the row that is `i` rows on. Its probe has only bits that are 0 (`zero`),
+   * or only bits that are 1. False on a fault.
+   */
   private look(ptr: usize, i: u64, zero: bool): bool {
     if (!(zero ? this.zeros : this.sentinels)) return true;
     const size = this.rowBits;
     const at = <u64>this.at + i * size;
     const other = unlike(ptr + <usize>(at / 6), <i32>(at % 6), size, zero ? ZERO : ONES);
     if (other < 0) return zero ? this.zeroRow(this.row + i) : this.fail(Reason.Sentinel);
-    // Rows are alike: where this one is not zero, the next ones are not, either.
+    // Rows are alike: where this one is not zero, the next ones probably are not, either.
     if (zero) this.probe = min(<usize>max(other - 5, 0), size - PROBE_BITS);
     return true;
   }
 
-  /** The row that begins at bit `at` of the `len` characters at `ptr` goes on in the next piece. False on a fault. */
+  /** A row begins at bit `at` of the characters at `ptr`, which end before it. False on a fault. */
   private open(ptr: usize, len: usize): bool {
     const chars = ptr + <usize>(this.at / 6);
     const lead = <i32>(this.at % 6);
@@ -353,15 +368,16 @@ export class RowReader extends Reader {
     return false;
   }
 
-  /** Most characters that have bits of one row. */
+  /** Room for the characters that have bits of one row. */
   private get rowChars(): usize {
     return this.rowBits / 6 + 2 + SLACK;
   }
 }
 
 /**
- * Looks for a character that is not like `char` in those of its bits that are among `bits` bits, which begin `lead` bits into the
- * first of `chars`. Returns the first such character's distance from there in bits, at least 0; -1 when there is none.
+ * Looks at `bits` bits, which begin `lead` bits into the first of the characters at `chars`, for a
+ * character that differs in them from `char`. Returns how many bits behind the first of them that
+ * character begins, at least 0; -1 when there is none.
  */
 function unlike(chars: usize, lead: i32, bits: usize, char: u8): isize {
   const value = valueOf(char);

@@ -1,4 +1,5 @@
-// The prompt rows that prefill returned, kept as the base64 characters they came in.
+// The prompt rows of prefill's reply, kept as the base64 characters in which they came: in the VM's
+// memory, or parked outside of it. They can be had at another bit position and in a wider dtype.
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
@@ -9,26 +10,26 @@ import { Reason } from './reason';
 import { RowReader } from './row_reader';
 import { WIDEN_CHUNK, Widener } from './widen';
 
-/** A place outside the VM's memory for pieces of rows. */
+/** A place outside of the VM's memory for pieces of rows. */
 export abstract class Parking {
-  /** Stores a copy of `len` bytes at `ptr`; returns its slot, -1 when there is no room. */
+  /** Stores a copy of `len` bytes at `ptr`. Returns its slot; -1 when there is no room. */
   abstract store(ptr: usize, len: usize): i32;
 
-  /** The piece in a slot (owned); null when it is lost. */
+  /** A copy of the piece in a slot (the caller's); null when the piece is lost. */
   abstract load(slot: i32): Block | null;
 
-  /** Empties a slot of `len` bytes. */
+  /** Empties a slot, which has `len` bytes. */
   abstract drop(slot: i32, len: usize): void;
 }
 
-/** Characters of rows, in pieces of one length (the last may be shorter), in memory or parked. */
+/** Characters of rows, in pieces of one length of which the last may be shorter. */
 export abstract class RowChars extends Source {
-  /** The first and the last of them. */
+  /** The first and the last character, and how many there are. */
   first: u8 = 0;
   last: u8 = 0;
   length: u64 = 0;
 
-  /** Adds a piece, which is taken over; false when there is no room. */
+  /** Adds a piece, which is taken over. Returns false when there is no room. */
   add(piece: Block): bool {
     const first = load<u8>(piece.ptr);
     const last = load<u8>(piece.end - 1);
@@ -41,12 +42,12 @@ export abstract class RowChars extends Source {
   }
 
   protected abstract keep(piece: Block): bool;
-  /** Whether they take the VM's memory; else the parking's. */
+  /** Whether the characters take the VM's memory. */
   abstract get held(): bool;
   abstract free(): void;
 }
 
-
+/** Characters in the VM's memory. */
 @final
 export class HeldChars extends RowChars {
   private pieces: Block[] = [];
@@ -77,11 +78,11 @@ export class HeldChars extends RowChars {
   }
 }
 
-
+/** Characters in a parking. One piece at a time is in the VM's memory. */
 @final
 export class ParkedChars extends RowChars {
   private slots: i32[] = [];
-  /** The piece that was fetched last. */
+  /** The piece that was fetched last (owned), and its index. */
   private current: Block | null = null;
   private currentPiece: i32 = -1;
 
@@ -164,17 +165,20 @@ export class SliceChars extends RowChars {
   free(): void {}
 }
 
-/** What `WideChars` fetched last, of all of them; allocated when it is needed. */
+/** Room for the characters that were fetched last: all `WideChars` share it. */
 let wideText: usize = 0;
-/** A chunk four times as wide, and what was left before it. */
+/** Room for a chunk that is widened to four times its length, and what was left over before it. */
 const WIDE_TEXT_BYTES: usize = WIDEN_CHUNK * 4 + 256;
 
-/** Rows (borrowed) in a wider dtype, made anew whenever they are fetched: they take no memory. */
+/** Rows in a wider dtype. They are widened whenever they are fetched, and take no memory. */
 @final
 export class WideChars extends RowChars {
   private readonly widener: Widener = new Widener();
 
-  /** The rows begin `from` bits into `narrow`, and `lead` bits into these; `bytes` is what they have in `to`. */
+  /**
+   * The rows begin `from` bits into the characters of `narrow` (borrowed), which are in `dtype`,
+   * and `lead` bits into these, where they have `bytes` bytes in the dtype `to`.
+   */
   constructor(
     private narrow: RowChars,
     private from: i32,
@@ -200,7 +204,7 @@ export class WideChars extends RowChars {
     const widener = this.widener;
     const narrow = this.narrow;
     const lead = <u64>this.lead;
-    // From the last id on that begins with this character, or before it.
+    // Widening begins with the last id that begins in this character or before it.
     const bits = itemSize(this.to) * 8;
     const id = offset * 6 > lead ? (offset * 6 - lead) / bits : 0;
     const begins = lead + id * bits;
@@ -226,52 +230,47 @@ export class WideChars extends RowChars {
 }
 
 /**
- * Prompt rows of prefill, of shape (rows, layers, top_k), for the tokens from `start` on. The first character may carry
- * `lead` bits of something else before them, the last one anything behind.
+ * Prompt rows of prefill's, of shape (rows, layers, top_k), for the tokens from `start` on. They
+ * begin `lead` (0, 2, 4) bits into the first character; the last one may carry other bits behind
+ * them.
  */
 @final
 export class PromptRows {
-  rows: u64 = 0;
-  /** First token that has a row. */
-  start: u64 = 0;
-  dtype: Dtype = Dtype.None;
-  /** 0 where the format does not tell. */
-  layers: u64 = 0;
-  topK: u64 = 0;
-  rowBytes: u64 = 0;
-  /** Of an object: its dtype is named as in a .npy header, not as NumPy names it. */
+  /** Whether prefill's object names its dtype as a .npy header does, and not by NumPy's name. */
   coded: bool = false;
 
-  /** By lead / 2: the same rows at another bit position, made when an array needs it. */
+  /** By lead / 2: the rows (owned) at that bit position, made when an array needs it. */
   private aligned: StaticArray<RowChars | null> = [null, null, null];
-  /** The same rows in wider dtypes, as arrays needed them. */
+  /** The rows in wider dtypes, made when an array of decode's needs them. */
   private wide: WideChars[] = [];
 
-  /** Takes over `chars`, which have been checked. */
+  /** Takes over `chars`, which are all of the base64 alphabet. */
   constructor(
     chars: RowChars,
     private lead: i32,
+    /** The first token that has a row. */
+    readonly start: u64,
+    /** How many rows there are. */
+    readonly rows: u64,
+    readonly dtype: Dtype,
+    /** 0 where the format does not tell. */
+    readonly layers: u64,
+    readonly topK: u64,
+    readonly rowBytes: u64,
   ) {
     this.aligned[lead >> 1] = chars;
   }
 
-  /** No rows, of what begins with token `start`. */
+  /** No rows, of an array that would begin with token `start`. */
   static none(start: u64): PromptRows {
-    const rows = new PromptRows(new HeldChars(1), 0);
-    rows.start = start;
-    rows.dtype = Dtype.I4;
-    return rows;
+    return new PromptRows(new HeldChars(1), 0, start, 0, Dtype.I4, 0, 0, 0);
   }
 
   /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
   static ofNpy(header: NpyHeader, chars: RowChars): PromptRows {
-    const rows = new PromptRows(chars, leadOf(header.size));
-    rows.rows = header.rows;
-    rows.dtype = header.dtype;
-    rows.layers = header.layers;
-    rows.topK = header.topK;
-    rows.rowBytes = header.rowBytes;
-    return rows;
+    const lead = leadOf(header.size);
+    const rowBytes = header.rowBytes;
+    return new PromptRows(chars, lead, 0, header.rows, header.dtype, header.layers, header.topK, rowBytes);
   }
 
   /** Bytes of all rows. */
@@ -279,12 +278,12 @@ export class PromptRows {
     return this.rows * this.rowBytes;
   }
 
-  /** Token behind the last one that has a row. */
+  /** The token behind the last one that has a row. */
   get end(): u64 {
     return this.start + this.rows;
   }
 
-  /** Characters that the rows take of the VM's memory, or of the parking. */
+  /** Bytes that the rows take of the VM's memory. */
   get heldBytes(): u64 {
     let sum: u64 = 0;
     for (let i = 0; i < 3; i++) {
@@ -294,12 +293,13 @@ export class PromptRows {
     return sum;
   }
 
+  /** Bytes that the rows take of the parking. */
   get parkedBytes(): u64 {
     const chars = this.aligned[this.lead >> 1]!;
     return chars.held ? 0 : chars.length;
   }
 
-  /** The characters with the rows starting `lead` bits into the first one (borrowed); null when memory is short. */
+  /** The rows, `lead` bits into the first character (borrowed); null when memory is short. */
   at(lead: i32): RowChars | null {
     const known = this.aligned[lead >> 1];
     if (known !== null) return known;
@@ -316,7 +316,7 @@ export class PromptRows {
     return chars;
   }
 
-  /** The same in `dtype`, which is theirs or wider, of formats that tell the shape. */
+  /** The same in `dtype`, which is their own or a wider one. The format must tell the shape. */
   inDtype(dtype: Dtype, lead: i32): RowChars | null {
     if (dtype == this.dtype) return this.at(lead);
     const wide = this.wide;
@@ -330,7 +330,7 @@ export class PromptRows {
     return chars;
   }
 
-  /** Has the rows of prefill's reply read, those of the prompt only; returns what is wrong with them. */
+  /** Has a `RowReader` read the rows. Returns what is wrong with them. */
   read(examination: Examination): Reason {
     const misfit =
       this.layers > 0
@@ -376,17 +376,17 @@ export class PromptRows {
 }
 
 /**
- * Moves payload that starts `from` bits into `source` to `to` bits into [target, end), as much as that takes; false when
- * some of it is lost.
+ * Copies bytes that begin `from` bits into the characters of `source`, so that they begin `to` bits
+ * into those of [target, end), which they fill. Returns false when some of them are lost.
  */
 export function move(source: RowChars, from: i32, target: usize, end: usize, to: i32): bool {
   const by = from - to;
   const shift = by > 0 ? by : by + 6;
-  // What lies before and behind the payload reads as zero bits.
+  // Before and behind the bytes there are zero bits.
   let before: u8 = 0x41;
   let dst = target;
   for (let offset: u64 = 0; offset < source.length && dst < end;) {
-    // A move to the left makes a character of two.
+    // In a move to the left every character is made of two.
     const most = <u64>(end - dst) + 1;
     const got = <usize>source.fetch(offset, min(source.length - offset, most));
     if (got == 0) return false;
@@ -405,12 +405,12 @@ export function move(source: RowChars, from: i32, target: usize, end: usize, to:
   return true;
 }
 
-/** Offset in the array's string of the first character that carries bits of its rows. */
+/** Offset, in the string of an array, of the first character that carries bits of its rows. */
 export function firstCarrier(header: NpyHeader): u64 {
   return (header.size * 8) / 6;
 }
 
-/** Characters that carry bits of the array's rows. */
+/** How many characters carry bits of the array's rows. */
 export function rowCarriers(header: NpyHeader): u64 {
   return carriers(header.fileBytes) - firstCarrier(header);
 }

@@ -1,47 +1,53 @@
-// Rows in a wider dtype: both legs' rows in one that has room for either, as NumPy promotes dtypes (numpy.result_type).
-// Engines that choose an array's dtype by the largest id in it answer with another one on each leg.
+// Puts rows into a wider dtype, so that the rows of both legs have the same one, as NumPy promotes
+// dtypes (numpy.result_type). The legs' dtypes differ where engines choose the dtype by the largest
+// id in an array.
 //
-//   characters, `from` ──▶ bytes ──▶ ids of `to` ──▶ characters at another lead
+//   characters, `from` ──▶ bytes ──▶ ids of `to` ──▶ characters at another bit position
 
 import { charOf, decode, encode, valueOf } from './base64';
 import { Reader } from '../bytes/rope';
 import { Dtype, itemSize } from './npy';
 
-/** The narrowest dtype that has every value of both. */
+/** The narrowest dtype that has all values of both. */
 export function commonDtype(a: Dtype, b: Dtype): Dtype {
   if (a == b || b == Dtype.U1) return a;
   return a == Dtype.U1 ? b : Dtype.I4;
 }
 
-/** Characters that are worked on at a time: four are three bytes. */
+/** How many characters are widened at a time; four are three bytes. */
 export const WIDEN_CHUNK: usize = 4096;
-/** Bytes of such a chunk, two more of what was left before it, and a vector's length behind them; and the same as ids of 32 bits. */
+/**
+ * Room for the bytes of such a chunk, two bytes that were left over before it, and a vector behind
+ * them; and room for the same as ids of 32 bits.
+ */
 const NARROW = memory.data(3136, 16);
 const WIDE = memory.data(12416, 16);
 
 /**
- * Widens the ids of rows, from characters to characters, piece by piece. The rows begin some bits into the first character
- * that is pushed, and some bits into the first that is written. Holds no memory of its own.
+ * Widens the ids of rows piece by piece, from characters to characters. The rows begin some bits
+ * into the first character that is pushed, and some bits into the first one that is written. It
+ * holds no memory.
  */
 @final
 export class Widener extends Reader {
-  /** Where the next character is written. */
+  /** The address where the next character is written. */
   out: usize = 0;
 
   private from: Dtype = Dtype.None;
   private to: Dtype = Dtype.None;
-  /** Bits that were read and are no whole byte yet; below 0: so many more are not the rows'. */
+  /** Bits that are no whole byte yet. Below 0: as many bits to come are not of the rows. */
   private inBits: u32 = 0;
   private inHave: i32 = 0;
-  /** The first byte of an id whose second one has not been read; -1: none. */
+  /** The first byte of an id whose second byte has not come; -1: none. */
   private half: i32 = -1;
-  /** Bits that are no whole character yet. */
+  /** Bits that are to be written and are no whole character yet. */
   private outBits: u32 = 0;
   private outHave: i32 = 0;
 
   /**
-   * From `from` to `to`, which is wider. The rows begin `inLead` (0, 2, 4) bits into the first character to come, and behind the
-   * first `outLead` (0, 2, 4) bits of `before`, which is of the alphabet.
+   * Rows begin that are widened from `from` to `to`. They begin `inLead` (0, 2, 4) bits into the
+   * first character to come, and are written behind the first `outLead` (0, 2, 4) bits of the
+   * character `before`.
    */
   begin(from: Dtype, to: Dtype, inLead: i32, outLead: i32, before: u8): void {
     this.from = from;
@@ -53,7 +59,7 @@ export class Widener extends Reader {
     this.outHave = outLead;
   }
 
-  /** Characters that `push` will write of the next `chars` characters. */
+  /** How many characters `push` will write for the next `chars` characters. */
   lengthOf(chars: u64): u64 {
     const bits = <i64>this.inHave + <i64>chars * 6;
     const bytes = max<i64>(bits, 0) / 8 + (this.half >= 0 ? 1 : 0);
@@ -61,7 +67,7 @@ export class Widener extends Reader {
     return (<u64>this.outHave + ids * itemSize(this.to) * 8) / 6;
   }
 
-  /** Reads the next `len` characters at `ptr` (borrowed), all of the alphabet, and writes what they make. */
+  /** Reads the next `len` characters at `ptr` (borrowed), and writes what they become. */
   push(ptr: usize, len: usize): void {
     const end = ptr + len;
     while (ptr < end) {
@@ -92,7 +98,7 @@ export class Widener extends Reader {
     this.write(WIDE, WIDE + ids * <usize>itemSize(this.to));
   }
 
-  /** Reads a character; returns the end of the bytes, behind the one that is whole now. */
+  /** Reads a character; a byte that is whole now goes to `to`. Returns the end of the bytes. */
   private read(ptr: usize, to: usize): usize {
     this.inBits = (this.inBits << 6) | (<u32>valueOf(load<u8>(ptr)));
     this.inHave += 6;
@@ -102,7 +108,7 @@ export class Widener extends Reader {
     return to + 1;
   }
 
-  /** Writes the characters of [ptr, end). */
+  /** Writes the bytes in [ptr, end) as characters. */
   private write(ptr: usize, end: usize): void {
     while (ptr < end && this.outHave != 0) this.put(load<u8>(ptr++));
     const whole = ((end - ptr) / 3) * 3;
@@ -121,7 +127,7 @@ export class Widener extends Reader {
   }
 }
 
-/** Widens `n` ids of `NARROW` into `WIDE`: signed ones keep their sign. */
+/** Widens `n` ids from `NARROW` into `WIDE`. Signed ones keep their sign. */
 function widenIds(n: usize, from: Dtype, to: Dtype): void {
   if (from == Dtype.U1 && to != Dtype.I4) {
     for (let i: usize = 0; i < n; i += 16) {

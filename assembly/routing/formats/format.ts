@@ -1,4 +1,5 @@
-// What a format of routed_experts is: how it is read in prefill's reply, and how it is edited in decode's.
+// What a format of routed_experts is: how an array is read in prefill's reply, and how one is
+// edited in decode's response. There is a file for each format beside this one.
 
 import { Block } from '../../bytes/block';
 import { Rope } from '../../bytes/rope';
@@ -8,48 +9,50 @@ import { Counts } from '../counts';
 import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
-import { Examination, RowCheck } from '../examination';
+import { Examination } from '../examination';
 import { RowPlan } from '../row_plan';
 import { RowReader } from '../row_reader';
 import { PromptRows, RowChars } from '../rows';
 
-/** Which rows decode's arrays hold. */
+/** Which rows decode's arrays have. */
 export const enum Form {
   Unknown,
-  /** All rows: prompt and generated. */
+  /** All rows, of the prompt and generated. */
   Full,
   /** The generated rows only. */
   Tail,
 }
 
+/** How far the reading of an array has come. */
 export const enum Progress {
-  /** The window is used up. */
+  /** The scanner's window is used up. */
   More,
-  /** What the format reads itself has been read; the scanner goes on. */
+  /** What the format reads itself has been read, and the scanner goes on. */
   Done,
   /** The array can't be merged, and nothing of it has left. */
   Refused,
-  /** As `Refused`, but some of it may have left. */
+  /** The array can't be merged, and some of it may have left. */
   Broken,
 }
 
-/** Characters of an array's rows that the caller is to fetch. */
+/** Characters of the rows of prefill's array that the caller is to fetch. */
 @final
 export class Wanted {
   /** Offset in the body of the first one. */
   at: u64 = 0;
-  /** How many; 0: up to the first byte that is not of the base64 alphabet. */
+  /** How many; 0: all up to the first byte that is not of the base64 alphabet. */
   len: u64 = 0;
-  /** Reads each piece as it comes; null: what the rows are is not known yet. */
+  /** Reads each piece as it comes (borrowed); null: the shape of the rows is not known yet. */
   reader: RowReader | null = null;
-  /** Characters of a piece. */
+  /** How many characters a piece has, where `len` is known. */
   pieceLen: u64 = 0;
 }
 
 /** One array of prefill's reply. */
 export abstract class PrefillArray {
+  /** Why the array can't be used. */
   reason: Reason = Reason.None;
-  /** Set when `read` is `Done`: the rows to fetch, told to `take`. */
+  /** Rows that the caller must fetch when `read` is `Done`, and hand to `take`. */
   wanted: Wanted | null = null;
 
   abstract get format(): Format;
@@ -57,10 +60,10 @@ export abstract class PrefillArray {
   /** The value begins at the scanner's cursor. True: `read` comes next. */
   abstract begin(scanner: Scanner): bool;
 
-  /** Reads what the format reads itself, of a string that was entered. */
+  /** Reads what the format reads itself of a string that was entered. */
   abstract read(scanner: Scanner): Progress;
 
-  /** The characters that were wanted (taken over); `size` bytes are in the whole body. `read` comes next. */
+  /** Takes over the characters that were wanted. `reason`: what their check found. */
   abstract take(scanner: Scanner, chars: RowChars, reason: Reason): void;
 
   /** A member of the value begins. True: `read` comes next. */
@@ -71,15 +74,15 @@ export abstract class PrefillArray {
   onValueEnd(scanner: Scanner, place: Place): void {}
 
   /**
-   * The rows (handed over), once the counts beside the array are known, which are of so many choices together; -1: not
-   * known. Null: see `reason`.
+   * Hands the rows over when the counts beside the array are known (-1: they are not).
+   * `completionTokens` are those of all `choices` together. Null: see `reason`.
    */
   abstract giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null;
 
   abstract free(): void;
 }
 
-/** An array without a header in the body: where its characters are. */
+/** An array without a header: where in the body its characters are, and how many of them. */
 @final
 export class Deferred {
   constructor(
@@ -88,132 +91,149 @@ export class Deferred {
   ) {}
 }
 
-const NO_EXAMINATION = new Examination(RowCheck.Off, null);
-
-/** Decode's response around its arrays: what all formats read and write. */
+/** Decode's response around its arrays: what the formats read of it, and what they change. */
 export abstract class Site {
   /** Why the merge failed; nothing more is read then. */
   reason: Reason = Reason.None;
-  /** The first array's preconditions all hold, and its edits are in the rope. */
+  /** Whether all preconditions of the first array hold, so that its edits are in the rope. */
   planned: bool = false;
-  /** Arrays edited so far. */
+  /** How many arrays have been edited. */
   choices: i32 = 0;
-  /** Form in which a second reading must start: only at the end was it known which rows came. */
+  /** The form in which the response must be read again, because it was not known before its end. */
   again: Form = Form.Unknown;
-  /** By how many bytes the edits planned so far make the body longer. */
+  /** By how many bytes the edits so far make the body longer. */
   growth: i64 = 0;
 
-  /** Offset of the scanned document in the body: events of a stream are documents of their own. */
+  /** Offset in the body of the document that is scanned: each event of a stream has its own. */
   base: u64 = 0;
-  /** Choices asked for, and the most tokens that each can have; -1 when not known. */
-  choicesAsked: i32 = 1;
-  maxTokens: i64 = -1;
-  /** Form of the arrays, as far as it is known. */
-  form: Form = Form.Unknown;
-  /** Tokens of the choice that is being read, as `token_ids` lists them; -1 when it has not. */
+  /** How many `token_ids` the choice that is being read has listed; -1: it has not. */
   tokens: i64 = -1;
-  readonly counts: Counts = new Counts();
-  /** What checked rows say (borrowed). */
-  examination: Examination = NO_EXAMINATION;
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
-  /** Rows of the element's array without a header; -1: none came. Of several: whether they have as many. */
+  /**
+   * Rows of the element's last array without a header, -1 where none has come, and whether its
+   * arrays have different numbers of rows.
+   */
   rawRows: i64 = -1;
   rawUneven: bool = false;
 
   constructor(
     readonly scanner: Scanner,
     readonly rope: Rope,
-    /** The body is an event stream: a document an event. */
+    /** Whether the body is a stream of events, each with a document of its own. */
     readonly events: bool,
+    /** Counts of tokens that the document, or the element of a list, has told so far. */
+    readonly counts: Counts,
+    /** Judges the rows of both legs together (borrowed). */
+    readonly examination: Examination,
+    /** Choices asked for of each prompt, and the most tokens of each; -1: not known. */
+    readonly choicesAsked: i32,
+    readonly maxTokens: i64,
+    /** The form of the arrays, as far as it is known. */
+    public form: Form,
   ) {}
+
+  /** Keeps the first reason for which the merge fails; `None` is no reason. */
+  refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
 
   /** Offset in the body of the scanner's next byte. */
   get position(): u64 {
     return this.base + this.scanner.offset;
   }
 
-  /** The edits of one more array are in the rope. */
+  /** The edits of one more array are in the rope, or it leaves as it came. */
   edited(): void {
     this.planned = true;
     this.choices++;
   }
 
-  /** Rows of the array that was read last: the position of its first one, and how many. */
+  /** Rows of the array that was read last: the position of the first one, and how many. */
   firstRow: u64 = 0;
   rows: u64 = 0;
 
-  /** The array that is being read has so many rows, the first of them at this position. */
+  /** The array that is being read has `rows` rows, the first of them that of token `firstRow`. */
   covers(firstRow: u64, rows: u64): void {
     this.firstRow = firstRow;
     this.rows = rows;
   }
 
-  /** Arrays without a header whose rows are not known yet; nothing from the first of them on may leave. */
+  /**
+   * Arrays without a header of which is not known yet how many rows they have. Nothing from the
+   * first of them on may leave.
+   */
   readonly deferred: Deferred[] = [];
 
-  /** The `chars` characters from offset `at` of the body on are read when their element has ended. */
+  /** An array of `chars` characters at offset `at` of the body is read at its element's end. */
   defer(at: u64, chars: u64): void {
     this.deferred.push(new Deferred(at, chars));
   }
 
-  /** An array without a header has ended. */
+  /** An array without a header has ended, which has `rows` rows. */
   takeRaw(rows: u64): void {
     this.rawUneven = this.rawUneven || (this.rawRows >= 0 && this.rawRows != <i64>rows);
     this.rawRows = <i64>rows;
   }
 
+  /** An element begins, which has had no array without a header. */
   forgetRaw(): void {
     this.rawRows = -1;
     this.rawUneven = false;
   }
 
-  /** Replaces bytes by a decimal number. */
+  /** Replaces `remove` bytes at offset `at` of the body by `len` digits (taken over). */
   replaceNumber(at: u64, remove: u64, digits: Block, len: u64): void {
     this.rope.replaceOwned(at, remove, digits, len);
     this.growth += <i64>len - <i64>remove;
   }
 }
 
-/** An array of decode's response that is being edited; one at a time, used again for the next. */
+/** An array of decode's response that is being edited. It is used again for the next one. */
 export abstract class DecodeArray {
+  /** Why the array can't be merged. */
   reason: Reason = Reason.None;
-  /** Offset from which on nothing may leave yet; -1: everything may. */
+  /** Offset in the body from which on nothing may leave yet; -1: everything may leave. */
   heldFrom: i64 = -1;
 
   abstract get format(): Format;
 
   /**
-   * The value begins at the scanner's cursor; `plan` (borrowed) is for it. Null: decode has served the request alone, and
-   * its rows are checked and stay. True: `read` comes next.
+   * The value begins at the scanner's cursor, and is merged as `plan` (borrowed) says. Null: no
+   * rows of prefill's are merged with it, and its rows are only checked. True: `read` comes next.
    */
   abstract begin(site: Site, plan: RowPlan | null): bool;
 
+  /** Reads what the format reads itself of a string that was entered. */
   abstract read(site: Site): Progress;
 
-  /** Bytes to come that are replaced by prefill's whatever they are. */
+  /** How many of the next bytes prefill's rows replace, whatever they are. */
   replacedAhead(site: Site): u64 {
     return 0;
   }
 
-  /** Offset up to which bytes that have come are replaced by prefill's, if from the last edit on; else 0. */
+  /**
+   * Offset in the body up to which prefill's rows replace the array, where that holds from its
+   * start on; else 0.
+   */
   replacedTo(site: Site): u64 {
     return 0;
   }
 
-  /** Bytes to come that may leave nothing behind: padding. */
+  /** How many of the next bytes may leave without anything in their place: the padding. */
   get paddingAhead(): u64 {
     return 0;
   }
 
+  /** A member of the value begins. True: `read` comes next. */
   onValue(site: Site, place: Place): bool {
     return false;
   }
 
   onValueEnd(site: Site, place: Place): void {}
 
-  /** The value has ended. */
+  /** The value has ended. Returns why it can't be merged. */
   end(site: Site): Reason {
     return Reason.None;
   }
@@ -221,7 +241,10 @@ export abstract class DecodeArray {
   free(): void {}
 }
 
-/** Bytes that a base64 text of `chars` characters and `padding` signs stands for; -1 when there is no such text. */
+/**
+ * How many bytes a base64 text of `chars` characters and `padding` signs stands for; -1: there is
+ * no such text.
+ */
 export function decodedLength(chars: u64, padding: u64): i64 {
   const bytes = (chars * 6) / 8;
   return carriers(bytes) == chars && encodedLength(bytes) == chars + padding ? <i64>bytes : -1;

@@ -1,49 +1,61 @@
-// Members of an object that holds rows: `data`, `shape`, `start`, `dtype`, in any order.
+// The members of an object that holds rows: `data`, `shape`, `start` and `dtype`, in any order.
 
 import { Scanner } from '../../json/scanner';
 import { Dtype, dtypeCode, itemSize, MAX_DIMENSION, MAX_ROW_BYTES } from '../npy';
 import { Place } from '../places';
 import { Reason } from '../reason';
+import { PromptRows, RowChars } from '../rows';
 import { Progress } from './format';
 import { Run } from './run';
 
-/** Longest dtype that is read. */
+/** The longest name of a dtype that is read. */
 const NAME_BYTES: usize = 8;
-/** Length of a dtype's code; NumPy's names are longer. */
+/** The length of a dtype's code in a .npy header. NumPy's names are longer. */
 const CODE_BYTES: usize = 3;
-/** What of an object's member the scanner leaves to us. */
-export const enum Reading {
+/** What of a member is read here, and not by the scanner. */
+const enum Reading {
   Nothing,
+  /** Characters of `data`. */
   Data,
+  /** The name of the dtype. */
   Name,
 }
 
-/** What the members of such an object say, as they come. */
+/** What the members of such an object say, while they come. */
 @final
 export class Members {
+  /** Why the object can't be used. */
   reason: Reason = Reason.None;
+  /** What the members say; -1: they have not said it. */
   dtype: Dtype = Dtype.U1;
   start: i64 = 0;
   rows: i64 = -1;
   layers: i64 = -1;
   topK: i64 = -1;
-  /** Offsets in the document: characters of `data`, the first number of `shape`, the number of `start`; 0: there is none. */
+  /**
+   * Offsets in the document: of the characters of `data`, and of the first number of `shape`, the
+   * number of `start` and the value of `dtype`. 0: it has none.
+   */
   dataAt: u64 = 0;
   rowsAt: u64 = 0;
   rowsEnd: u64 = 0;
   startAt: u64 = 0;
   startEnd: u64 = 0;
-  /** And the value of `dtype`; 0: there is none. */
   dtypeAt: u64 = 0;
   dtypeEnd: u64 = 0;
-  /** The dtype is named as in a .npy header, not as NumPy names it. Of no meaning where it is not `named`. */
+  /** Whether the dtype is named as in a .npy header. False where it is not `named`. */
   coded: bool = false;
+  /** The characters of `data`. */
   readonly run: Run = new Run();
 
+  private reading: Reading = Reading.Nothing;
+  /** The members that have come: bit p is set for the place p. */
   private seen: i32 = 0;
+  /** The name of the dtype: its memory (owned), and its length so far. */
   private name: usize = 0;
   private nameLen: usize = 0;
 
+  /** An object begins. */
   begin(): void {
     this.reason = Reason.None;
     this.dtype = Dtype.U1;
@@ -56,18 +68,38 @@ export class Members {
     this.run.begin();
   }
 
-  /** Whether the object says its dtype. */
+  /** Whether the object names its dtype. */
   get named(): bool {
     return this.nameLen > 0;
   }
 
-  /** What of a member has to be read by us. */
-  onValue(scanner: Scanner, place: Place): Reading {
+  /** Whether `read` reads `data`. */
+  get inData(): bool {
+    return this.reading == Reading.Data;
+  }
+
+  /** A member, or an element of one, begins. True: `read` comes next. */
+  onValue(scanner: Scanner, place: Place): bool {
+    this.reading = this.readingOf(scanner, place);
+    return this.reading != Reading.Nothing;
+  }
+
+  /** Reads the string that was entered. `Done`: the scanner goes on, also where it was refused. */
+  read(scanner: Scanner): Progress {
+    const data = this.inData;
+    const progress = data ? this.run.read(scanner) : this.readName(scanner);
+    if (progress != Progress.Refused) return progress;
+    this.refuse(data ? Reason.Base64 : Reason.Dtype);
+    return Progress.Done;
+  }
+
+  /** What of the member that begins is read here. A string that is has been entered. */
+  private readingOf(scanner: Scanner, place: Place): Reading {
     if (place == Place.Dimension) {
       if (scanner.index == 0) this.rowsAt = scanner.offset;
       return Reading.Nothing;
     }
-    // Of elements: the object's own are members.
+    // Lists inside of the object: only members of its own count.
     if (place == Place.Row || place == Place.Layer) return Reading.Nothing;
     const bit = 1 << (<i32>place);
     if ((this.seen & bit) != 0) this.refuse(Reason.Duplicate);
@@ -121,8 +153,8 @@ export class Members {
     }
   }
 
-  /** Reads the name of the dtype up to its quote. */
-  readName(scanner: Scanner): Progress {
+  /** Reads the name of the dtype, up to the closing quote. */
+  private readName(scanner: Scanner): Progress {
     while (scanner.rest > 0) {
       const c = load<u8>(scanner.cursor);
       if (c == 0x22 && this.nameLen > 0) return Progress.Done;
@@ -133,7 +165,7 @@ export class Members {
     return Progress.More;
   }
 
-  /** The object has ended: what is wrong with it by itself. */
+  /** The object has ended. Returns what is wrong with it, whatever stands around it. */
   judge(): Reason {
     if (this.reason != Reason.None) return this.reason;
     if ((this.seen & (1 << (<i32>Place.Data))) == 0) return Reason.Format;
@@ -147,6 +179,22 @@ export class Members {
     return <u64>this.layers * <u64>this.topK * itemSize(this.dtype);
   }
 
+  /** The rows that the object holds; `chars`, those of `data`, are taken over. After `judge`. */
+  rowsOf(chars: RowChars): PromptRows {
+    const rows = new PromptRows(
+      chars,
+      0,
+      this.start,
+      this.rows,
+      this.dtype,
+      this.layers,
+      this.topK,
+      this.rowBytes,
+    );
+    rows.coded = this.coded;
+    return rows;
+  }
+
   refuse(reason: Reason): void {
     if (this.reason == Reason.None) this.reason = reason;
   }
@@ -157,7 +205,7 @@ export class Members {
   }
 }
 
-/** NumPy's names; the codes of the .npy format are taken too. */
+/** The dtype of a name: one of NumPy's, or a code of the .npy format. */
 function dtypeNamed(ptr: usize, len: usize): Dtype {
   for (let dtype = Dtype.U1; dtype <= Dtype.I4; dtype++) {
     if (is(ptr, len, dtypeName(dtype, false)) || is(ptr, len, dtypeName(dtype, true))) return dtype;
@@ -165,7 +213,7 @@ function dtypeNamed(ptr: usize, len: usize): Dtype {
   return Dtype.None;
 }
 
-/** NumPy's name of a dtype, or its code. */
+/** The name of a dtype: its code in the .npy format if `coded`, else NumPy's. */
 export function dtypeName(dtype: Dtype, coded: bool): string {
   if (coded) return dtypeCode(dtype);
   return dtype == Dtype.U1 ? 'uint8' : dtype == Dtype.U2 ? 'uint16' : dtype == Dtype.I2 ? 'int16' : 'int32';

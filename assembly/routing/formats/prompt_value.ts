@@ -1,19 +1,22 @@
-// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, holds the prompt's rows and
-// `choices[i].routed_experts` the generated ones, both as nested lists or as objects {encoding, dtype, shape, data}.
+// Format C, vLLM 0.21: `prompt_routed_experts`, beside `choices` or in each choice, has the
+// prompt's rows, and `choices[i].routed_experts` the generated ones. Both are nested lists, or
+// objects
+//   {"encoding": …, "dtype": …, "shape": [rows, layers, top_k], "data": base64 of the rows}
 //
-// Matched: prefill's value takes the place of decode's, or is put in where decode has none; generated rows stay as they are.
-// Checked: prefill's value has a row for every token of the prompt, all of one shape, without negative numbers or sentinels;
-// generated rows have its layers and top_k.
+// Matched: prefill's value takes the place of decode's, or is put in where decode has none. The
+// generated rows stay as they are.
+// Checked: prefill's value has a row for every token of the prompt, all of one shape, without
+// negative numbers and sentinels; the generated rows have the same layers and top_k.
 
 import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
 import { Event, Scanner } from '../../json/scanner';
 import { Examination, Leg } from '../examination';
-import { Place } from '../places';
+import { Place, ROWS_OBJECT, watch } from '../places';
 import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
-import { PromptRows, RowChars, SliceChars } from '../rows';
-import { Members, Reading } from './members';
+import { RowChars, SliceChars } from '../rows';
+import { Members } from './members';
 import { Progress } from './format';
 
 let paths: Paths | null = null;
@@ -21,30 +24,27 @@ let paths: Paths | null = null;
 function valuePaths(): Paths {
   const known = paths;
   if (known !== null) return known;
-  const made = new Paths()
-    .add('', Place.Root)
-    .add('*', Place.Row)
-    .add('*.*', Place.Layer)
-    .add('encoding', Place.Start)
-    .add('data', Place.Data)
-    .add('shape', Place.Shape)
-    .add('shape.*', Place.Dimension)
-    .add('dtype', Place.Dtype);
+  const made = new Paths();
+  made.add('', Place.Root);
+  watch(made, '', '* *.*', Place.Row);
+  watch(made, '', ROWS_OBJECT, Place.Data);
   paths = made;
   return made;
 }
 
-/** What prefill's value was found to be. */
+/** Checks prefill's value, and says what its shape is. */
 @final
 export class PromptCheck {
   rows: i64 = 0;
   layers: i64 = -1;
   topK: i64 = -1;
 
+  /** Whether the value is an object, and not lists. */
   private object: bool = false;
-  /** Lists in nested lists, of whatever depth. */
+  /** How many lists there are in nested lists, of whatever depth. */
   private lists: i64 = 0;
-  private reading: Reading = Reading.Nothing;
+  /** Whether `members` reads a string of the object, and not the scanner. */
+  private inMember: bool = false;
   private members: Members = new Members();
   private reason: Reason = Reason.None;
   private experts: RowLists;
@@ -54,7 +54,10 @@ export class PromptCheck {
     this.experts = new RowLists(examination, Leg.Prefill);
   }
 
-  /** Checks a whole JSON value (borrowed) against the tokens of the prompt; -1: not known. */
+  /**
+   * Checks a JSON value (borrowed) against the number of tokens of the prompt; -1: not known.
+   * Returns what is wrong.
+   */
   check(text: RowChars, promptTokens: i64): Reason {
     const scanner = Scanner.take(valuePaths());
     this.members.begin();
@@ -65,7 +68,7 @@ export class PromptCheck {
       if (got == 0) whole = false;
       else {
         scanner.feed(text.ptr, <usize>got);
-        // The first byte tells a list, whose bytes are then all looked at.
+        // The first byte tells lists from an object. Of lists every byte is looked at.
         if (offset == 0) this.object = load<u8>(text.ptr) == 0x7b;
         if (!this.object) {
           this.refuse(unlisted(text.ptr, text.ptr + <usize>got));
@@ -93,30 +96,23 @@ export class PromptCheck {
       this.rows = members.rows;
       this.layers = members.layers;
       this.topK = members.topK;
-      const rows = new PromptRows(new SliceChars(text, members.dataAt, members.run.chars), 0);
-      rows.rows = members.rows;
-      rows.dtype = members.dtype;
-      rows.layers = members.layers;
-      rows.topK = members.topK;
-      rows.rowBytes = members.rowBytes;
+      const rows = members.rowsOf(new SliceChars(text, members.dataAt, members.run.chars));
       this.refuse(rows.read(this.examination));
     }
     if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
     else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
-    // An expert is a number.
+    // With more lists than those of the rows and the layers, some expert would be a list.
     else if (!this.object && this.lists != 1 + this.rows * (1 + this.layers)) this.refuse(Reason.Shape);
     else this.refuse(this.examination.misfits(<u64>this.layers, <u64>this.topK));
   }
 
-  /** False when the window is not JSON. */
+  /** Reads the scanner's window. Returns false when it is not JSON. */
   private read(scanner: Scanner): bool {
     while (true) {
-      if (this.reading != Reading.Nothing) {
-        const data = this.reading == Reading.Data;
-        const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
-        if (progress == Progress.More) return true;
-        if (progress == Progress.Refused) this.refuse(data ? Reason.Base64 : Reason.Dtype);
-        this.reading = Reading.Nothing;
+      if (this.inMember) {
+        if (this.members.read(scanner) == Progress.More) return true;
+        this.refuse(this.members.reason);
+        this.inMember = false;
       }
       const event = scanner.next();
       if (event == Event.More) return true;
@@ -131,7 +127,7 @@ export class PromptCheck {
     if (place == Place.Row || place == Place.Layer) {
       if (scanner.first != 0x5b) this.refuse(Reason.Shape);
     } else if (place != Place.Root && place != Place.Start) {
-      this.reading = this.members.onValue(scanner, place);
+      this.inMember = this.members.onValue(scanner, place);
     }
   }
 
@@ -151,7 +147,10 @@ export class PromptCheck {
   }
 }
 
-/** What a byte that nested lists of experts do not have says; a minus sign is a row that the engine did not know. */
+/**
+ * What is wrong with bytes that nested lists of experts do not have. With a minus sign an engine
+ * marks a row that it did not know.
+ */
 function unlisted(ptr: usize, end: usize): Reason {
   const minus = lanes(0x2d);
   const zero = lanes(0x30);

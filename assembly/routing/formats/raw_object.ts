@@ -1,12 +1,14 @@
 // Format B, prime-rl and Dynamo: `choices[i].routed_experts` is an object
-//   {"data": base64 of the rows, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
-// with its keys in any order; without `start` the first token is 0, without `dtype` it is uint8.
+//   {"data": base64, "shape": [rows, layers, top_k], "start": first token, "dtype": "uint8"}
+// with its keys in any order. Without `start` the first token is 0, without `dtype` the dtype is
+// uint8.
 //
-// Matched: rows by token. Prefill's rows for the tokens of the prompt replace decode's for the same tokens; where decode's
-// begin behind the prompt, prefill's go before them, and `shape` and `start` follow. Where the legs chose different dtypes, the
-// rows of the narrower are widened, and decode's `dtype` follows.
-// Checked: layers and top_k the same, length of the data, alphabet, sentinels, that no token of the prompt is without
-// a row and none is missing between the legs' rows.
+// Matched: rows by token. Prefill's rows replace decode's for the same tokens of the prompt. Where
+// decode's begin behind the prompt, prefill's go before them, and `shape` and `start` are edited.
+// Where the legs chose different dtypes, the rows of the narrower one are widened, and decode's
+// `dtype` is edited.
+// Checked: the same layers and top_k, the length of the data, its alphabet, sentinels; that every
+// token of the prompt has a row, and that no row is missing between those of the legs.
 
 import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
@@ -22,8 +24,9 @@ import { HeldChars, PromptRows, RowChars, move } from '../rows';
 import { Dtype } from '../npy';
 import { Widener, commonDtype } from '../widen';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
-import { Members, Reading, dtypeName } from './members';
+import { Members, dtypeName } from './members';
 
+/** Room for the digits of a number of 64 bits. */
 const NUMBER_BYTES: usize = 20;
 const DTYPE_KEY = ',"dtype":';
 
@@ -36,7 +39,6 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   private members: Members = new Members();
-  private reading: Reading = Reading.Nothing;
   private chars: RowChars | null = null;
 
   get format(): Format {
@@ -49,13 +51,14 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   onValue(scanner: Scanner, place: Place): bool {
-    this.reading = this.members.onValue(scanner, place);
-    if (this.reading == Reading.Data) {
+    const members = this.members;
+    if (!members.onValue(scanner, place)) return false;
+    if (members.inData) {
       const wanted = new Wanted();
       wanted.at = scanner.offset;
       this.wanted = wanted;
     }
-    return this.reading != Reading.Nothing;
+    return true;
   }
 
   onValueEnd(scanner: Scanner, place: Place): void {
@@ -63,14 +66,7 @@ export class ObjectPrefill extends PrefillArray {
   }
 
   read(scanner: Scanner): Progress {
-    if (this.wanted !== null) return Progress.Done;
-    const data = this.reading == Reading.Data;
-    const progress = data ? this.members.run.read(scanner) : this.members.readName(scanner);
-    if (progress == Progress.Refused) {
-      this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
-      return Progress.Done;
-    }
-    return progress;
+    return this.wanted !== null ? Progress.Done : this.members.read(scanner);
   }
 
   take(scanner: Scanner, chars: RowChars, reason: Reason): void {
@@ -90,14 +86,7 @@ export class ObjectPrefill extends PrefillArray {
       this.reason = Reason.Prompt;
       return null;
     }
-    const rows = new PromptRows(chars, 0);
-    rows.rows = members.rows;
-    rows.start = members.start;
-    rows.dtype = members.dtype;
-    rows.layers = members.layers;
-    rows.topK = members.topK;
-    rows.rowBytes = members.rowBytes;
-    rows.coded = members.coded;
+    const rows = members.rowsOf(chars);
     this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;
@@ -112,11 +101,10 @@ export class ObjectPrefill extends PrefillArray {
   }
 }
 
-/** Nothing of an object leaves before its end: only then its members are all known. */
+/** An object is held up to its end, as only then all of its members are known. */
 @final
 export class ObjectDecode extends DecodeArray {
   private members: Members = new Members();
-  private reading: Reading = Reading.Nothing;
   private plan: RowPlan | null = null;
   private readonly reader: RowReader = new RowReader();
   private readonly widener: Widener = new Widener();
@@ -133,8 +121,7 @@ export class ObjectDecode extends DecodeArray {
   }
 
   onValue(site: Site, place: Place): bool {
-    this.reading = this.members.onValue(site.scanner, place);
-    return this.reading != Reading.Nothing;
+    return this.members.onValue(site.scanner, place);
   }
 
   onValueEnd(site: Site, place: Place): void {
@@ -142,11 +129,7 @@ export class ObjectDecode extends DecodeArray {
   }
 
   read(site: Site): Progress {
-    const data = this.reading == Reading.Data;
-    const progress = data ? this.members.run.read(site.scanner) : this.members.readName(site.scanner);
-    if (progress != Progress.Refused) return progress;
-    this.members.refuse(data ? Reason.Base64 : Reason.Dtype);
-    return Progress.Done;
+    return this.members.read(site.scanner);
   }
 
   end(site: Site): Reason {
@@ -176,7 +159,7 @@ export class ObjectDecode extends DecodeArray {
     const wronged = this.readFrom(site, plan.seam - start, plan.seam);
     if (wronged != Reason.None) return wronged;
     const at = site.base + members.dataAt;
-    // Behind prefill's, with nothing missing in between.
+    // Where decode's rows begin at the seam, prefill's go before them.
     let reason = Reason.None;
     const dtype = commonDtype(rows.dtype, members.dtype);
     if (start < plan.seam && dtype == members.dtype) reason = this.overlay(site, plan, at, start);
@@ -185,7 +168,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** Decode has served the request alone: its rows are read, and none is edited. */
+  /** No rows of prefill's are merged with the array. Its own are examined, and stay. */
   private leave(site: Site): Reason {
     const members = this.members;
     let wrong = members.judge();
@@ -197,7 +180,7 @@ export class ObjectDecode extends DecodeArray {
     return reason;
   }
 
-  /** Reads decode's rows from its `skipped`-th on, which is that of token `firstRow`. */
+  /** Examines decode's rows behind the first `skipped`, from that of token `firstRow` on. */
   private readFrom(site: Site, skipped: u64, firstRow: u64): Reason {
     const members = this.members;
     const before = skipped * members.rowBytes * 8;
@@ -225,11 +208,12 @@ export class ObjectDecode extends DecodeArray {
     return reader.reason;
   }
 
-  /** Prefill's rows from token `start` on are written over decode's. */
+  /** Prefill's rows replace decode's, from that of token `start` on, which is decode's first. */
   private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
     const rowBytes = this.members.rowBytes;
     const before = (start - plan.start) * rowBytes * 8;
-    // So that what is copied begins with a character of its own.
+    // Of the positions at which prefill's rows can be had, this is the one where the row of `start`
+    // begins a character, so that whole characters can be copied.
     const lead = <i32>((6 - (before % 6)) % 6);
     const chars = plan.rows.inDtype(this.members.dtype, lead);
     if (chars === null) return Reason.Memory;
@@ -251,8 +235,8 @@ export class ObjectDecode extends DecodeArray {
   }
 
   /**
-   * The data is written anew, in `dtype`: prefill's rows, then decode's from the seam on; decode's first row is that of token
-   * `start`. Where that is the seam, prefill's go before decode's.
+   * The data is written anew in `dtype`: prefill's rows, then decode's from the seam on. Decode's
+   * first row is that of token `start`.
    */
   private rewrite(site: Site, plan: RowPlan, at: u64, start: u64, dtype: Dtype): Reason {
     const members = this.members;
@@ -310,10 +294,12 @@ export class ObjectDecode extends DecodeArray {
     const data = members.dataAt;
     const shape = moved ? members.rowsAt : 0;
     const start = moved ? members.startAt : 0;
-    // A dtype that is missing becomes the last member, before the brace, which has been passed.
+    // A dtype that is missing becomes the last member, before the closing brace, which has been
+    // read.
     const known = members.dtypeAt > 0;
     const name = !wider ? 0 : known ? members.dtypeAt : site.position - 1 - site.base;
-    // As this object, else prefill's, names dtypes: one of the two does, as without a name it is the narrowest.
+    // The dtype is named the way this object names its own, else as prefill's does. One of the two
+    // has a name, because the dtypes differ and the one without a name is uint8.
     const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
     for (let done: u64 = 0; ;) {
       let next = u64.MAX_VALUE;
@@ -335,7 +321,10 @@ export class ObjectDecode extends DecodeArray {
     }
   }
 
-  /** Widens decode's rows, from `gone` bits of the data on, to `lead` bits into `tail`, behind those of `last`. */
+  /**
+   * Widens decode's rows, which begin `gone` bits into the data, behind the first `lead` bits of
+   * `last` into `tail`.
+   */
   private widenTail(site: Site, at: u64, gone: u64, tail: Block, dtype: Dtype, lead: i32, last: u8): bool {
     const members = this.members;
     const widener = this.widener;
@@ -347,7 +336,10 @@ export class ObjectDecode extends DecodeArray {
     return true;
   }
 
-  /** Re-encodes decode's `held` characters at `lead` bits into the first of `left`. */
+  /**
+   * Copies decode's `held` characters into `left` characters of `tail`, so that the rows begin
+   * `lead` bits into them.
+   */
   private moveTail(site: Site, at: u64, held: u64, tail: Block, left: usize, lead: i32): bool {
     if (lead == 0) return site.rope.read(at, held, tail.ptr);
     store<u8>(tail.ptr, 0x41);
@@ -367,7 +359,7 @@ function writeNumber(site: Site, at: u64, remove: u64, value: u64): void {
   site.replaceNumber(at, remove, digits, writeDecimal(value, digits.ptr));
 }
 
-/** Writes a dtype's name as JSON, behind `key`. */
+/** Writes the name of a dtype as a JSON string, behind `key`. */
 function writeDtype(site: Site, at: u64, remove: u64, key: string, name: string): void {
   const text = key + '"' + name + '"';
   const len = <usize>text.length;

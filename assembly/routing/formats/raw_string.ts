@@ -1,9 +1,11 @@
-// Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of little-endian int32 without a header,
-// (rows, layers, top_k) in C order; a reply may be a list of such elements.
+// Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of
+// little-endian int32 without a header, of shape (rows, layers, top_k) in C order. A reply may be a
+// list of elements with such a member each.
 //
-// Matched: prefill's prompt rows are the first of decode's, element by element.
-// Checked: the row's size, which follows from prefill's token counts, divides both; decode has as many rows as tokens less
-// one, at least those of the prompt; alphabet and padding; sentinels.
+// Matched: in every element, prefill's prompt rows are the first of decode's.
+// Checked: the size of a row, which follows from prefill's counts of tokens, divides the size of
+// both arrays; decode has one row less than tokens, and at least those of the prompt; alphabet and
+// padding; sentinels.
 
 import { Block } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
@@ -18,16 +20,19 @@ import { PromptRows, RowChars } from '../rows';
 import { DecodeArray, Deferred, PrefillArray, Progress, Site, Wanted, decodedLength } from './format';
 import { Run } from './run';
 
+/** Bytes of an id. */
 const ITEM: u64 = 4;
 
 
 @final
 export class RawPrefill extends PrefillArray {
   private run: Run = new Run();
+  /** The characters of the rows (owned). */
   private chars: RowChars | null = null;
+  /** Whether the rows have been asked for. */
   private asked: bool = false;
 
-  /** `start`: the first token whose row was asked for; `examination` is borrowed. */
+  /** `start`: the first token whose row was asked for. `examination` is borrowed. */
   constructor(
     private start: u64,
     private examination: Examination,
@@ -71,20 +76,18 @@ export class RawPrefill extends PrefillArray {
     if (chars === null || this.reason != Reason.None) return null;
     const bytes = this.run.bytes;
     const start = <i64>this.start;
-    // The array is the first choice's: of several, only where each has the one token of a prefill is its length known.
+    // The array is that of the first choice. Of several choices, its length is known only if each
+    // of them has the one token that prefill generates.
     const uneven = choices > 1 && completionTokens >= 0 && completionTokens != choices;
     const generated = choices > 1 ? 0 : max<i64>(completionTokens, 1) - 1;
-    // Asked from behind the prompt on, an engine has no row of it to send.
+    // If rows were asked for from behind the prompt on, an engine has none of the prompt to send.
     const held = max<i64>(promptTokens - start + generated, 0);
     if (bytes < 0 || uneven) this.reason = Reason.Size;
     else if (promptTokens < 0 || (bytes == 0) != (held == 0)) this.reason = Reason.Prompt;
     else if (held > 0 && (bytes % held != 0 || (bytes / held) % ITEM != 0)) this.reason = Reason.Size;
     if (this.reason != Reason.None) return null;
-    const rows = new PromptRows(chars, 0);
-    rows.start = start;
-    rows.rows = max<i64>(promptTokens - start, 0);
-    rows.dtype = Dtype.I4;
-    rows.rowBytes = held > 0 ? bytes / held : 0;
+    const count = max<i64>(promptTokens - start, 0);
+    const rows = new PromptRows(chars, 0, start, count, Dtype.I4, 0, 0, held > 0 ? bytes / held : 0);
     if (rows.rows > 0) this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;
@@ -104,13 +107,16 @@ export class RawDecode extends DecodeArray {
   private run: Run = new Run();
   private plan: RowPlan | null = null;
   private readonly reader: RowReader = new RowReader();
+  /** Offset in the body of the first character. */
   private start: u64 = 0;
-  /** Bytes of a row, as prefill's rows tell; 0: they are known when the element has ended, and the array is read then. */
+  /** Bytes of a row, as prefill's rows tell; 0: not known before the element has ended. */
   private rowBytes: u64 = 0;
-  /** Characters that are prefill's as a whole, bits of the next one that are, and prefill's character for these. */
+  /** How many whole characters prefill's rows replace. */
   private whole: u64 = 0;
+  /** How many bits of the next character they replace, and prefill's character with these bits. */
   private mixBits: i32 = 0;
   private mixWith: u8 = 0;
+  /** Whether the site has been told that the array's edits are in the rope. */
   private edited: bool = false;
 
   get format(): Format {
@@ -120,7 +126,7 @@ export class RawDecode extends DecodeArray {
   begin(site: Site, plan: RowPlan | null): bool {
     this.plan = plan;
     this.rowBytes = plan === null ? 0 : plan.rows.rowBytes;
-    // An event's array is all or nothing.
+    // The array of an event is held as a whole, so that it can still become `null`.
     if (site.events || this.rowBytes == 0) this.heldFrom = <i64>site.position;
     site.scanner.enterString();
     this.start = site.position;
@@ -158,7 +164,7 @@ export class RawDecode extends DecodeArray {
       store<u8>(mixed.ptr, mix(this.mixWith, load<u8>(at + <usize>(this.whole - from)), this.mixBits));
       site.rope.replaceOwned(this.start + this.whole, 1, mixed, 1);
     }
-    // Decode's own rows begin in the character at `whole`.
+    // The rows that are decode's own begin in the character at `whole`.
     if (this.rowBytes > 0 && chars > this.whole) {
       const skipped = <usize>(max(from, this.whole) - from);
       this.reader.push(at + skipped, <usize>(chars - from) - skipped);
@@ -192,6 +198,7 @@ export class RawDecode extends DecodeArray {
     this.reader.free();
   }
 
+  /** The array can't be merged. If it is held, its edits are taken back. */
   private refused(site: Site): Progress {
     if (!site.events) return Progress.Broken;
     if (this.edited) site.choices--;
@@ -200,7 +207,10 @@ export class RawDecode extends DecodeArray {
   }
 }
 
-/** Reads an array in the body of which only now is known that it has `rows` rows, the first one that of token `firstRow`. */
+/**
+ * Examines a deferred array, of which is now known that it has `rows` rows, the first of them that
+ * of token `firstRow`. Returns what is wrong with it.
+ */
 export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): Reason {
   const bytes = decodedLength(array.chars, array.chars % 4 == 0 ? 0 : 4 - (array.chars % 4));
   if (bytes < 0) return Reason.Size;
@@ -218,7 +228,7 @@ export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): 
   return reason;
 }
 
-/** The format tells neither layers nor top_k. */
+/** Makes a reader ready for decode's rows. The format tells neither layers nor top_k. */
 function begin(
   reader: RowReader,
   examination: Examination,

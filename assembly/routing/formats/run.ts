@@ -1,4 +1,4 @@
-// A base64 string whose length nothing announces: characters, padding, the closing quote.
+// A base64 string whose length is not announced: characters, padding, and the closing quote.
 
 import { Scanner } from '../../json/scanner';
 import { alphabetEnd } from '../base64';
@@ -7,15 +7,16 @@ import { decodedLength, Progress } from './format';
 
 @final
 export class Run {
-  /** Characters so far, and padding signs. */
+  /** How many characters, and signs of padding, have been read. */
   chars: u64 = 0;
   padding: u64 = 0;
 
+  /** A string begins. */
   begin(): void {
     this.chars = this.padding = 0;
   }
 
-  /** Reads on; `Done`: the closing quote is the scanner's next byte; `Refused`: it is not base64. */
+  /** Reads on. `Done`: the closing quote is the next byte. `Refused`: this is not base64. */
   read(scanner: Scanner): Progress {
     if (this.padding == 0) {
       const from = scanner.cursor;
@@ -33,7 +34,7 @@ export class Run {
     return Progress.More;
   }
 
-  /** Bytes that the text stands for; -1 when it is no base64. */
+  /** How many bytes the text stands for; -1: it is not base64. */
   get bytes(): i64 {
     return decodedLength(this.chars, this.padding);
   }

@@ -1,0 +1,81 @@
+// Decides how an array of decode's is read: in which format, and which of prefill's rows are merged
+// with it. Where decode has served the request alone, there are none.
+
+import { Place } from './places';
+import { Format, Prompt } from './prompt';
+import { Reason } from './reason';
+import { ReplyReader } from './reply_reader';
+import { RowPlan } from './row_plan';
+
+/**
+ * The most values of routing in a response: vLLM allows no more choices (VLLM_MAX_N_SEQUENCES). The
+ * edits of arrays that are held take memory which is not counted.
+ */
+const MAX_VALUES: i32 = 16384;
+
+
+@final
+export class ArrayMatch {
+  /** The format; of `Format.Prompt` the array is nested lists. After `judge`. */
+  format: Format = Format.None;
+  /** Prefill's rows for the array (borrowed); null where none are merged with it. After `judge`. */
+  plan: RowPlan | null = null;
+  /** Values of routing that have been judged. */
+  values: i32 = 0;
+  /** Those of `choices[i].routed_experts`. */
+  private arrays: i32 = 0;
+
+  constructor(
+    /** What prefill brought (borrowed). */
+    private prompt: Prompt,
+    /** Prompts in the request, and choices that were asked for of each. */
+    private prompts: i32,
+    private choices: i32,
+    /** Whether decode has served the request alone. */
+    private alone: bool,
+  ) {}
+
+  /** Counts the value that begins. Returns why there are too many; call it before `judge`. */
+  exceeds(reader: ReplyReader): Reason {
+    const surplus = reader.place == Place.Array && ++this.arrays > this.choices;
+    if (surplus && !this.alone) return Reason.Choices;
+    return ++this.values > MAX_VALUES ? Reason.Memory : Reason.None;
+  }
+
+  /** Why the value that begins with `first` at the reader's place can't be read, or merged. */
+  judge(reader: ReplyReader, first: u8): Reason {
+    const prompt = this.prompt;
+    const format = formatOf(reader.place, first);
+    this.format = format;
+    this.plan = null;
+    if (!this.alone && prompt.format == Format.None) return prompt.missing;
+    if (format == Format.None) return Reason.Format;
+    if (this.alone) return Reason.None;
+    if (prompt.format == Format.Prompt && (format == Format.Prompt || format == Format.Object)) {
+      // Generated rows, beside prefill's value. That ends with the row of the last prompt token,
+      // and a row of decode's can't be put into it.
+      return prompt.lastRowOfDecode ? Reason.Rows : Reason.None;
+    }
+    if (format != prompt.format) return Reason.Mixed;
+    this.plan = this.planHere(reader);
+    return this.plan === null ? Reason.Choices : Reason.None;
+  }
+
+  /** Prefill's rows for the element that is being read; null: nobody can tell which they are. */
+  private planHere(reader: ReplyReader): RowPlan | null {
+    const several = this.prompt.plans.length > 1;
+    const prompts = this.prompts > 1;
+    // Outside of a list an array does not tell which of several prompts it is of. In a list each
+    // element is of one prompt, so prefill must have brought rows for each.
+    if (reader.list ? prompts && !several : prompts || several) return null;
+    return this.prompt.planOf(max(reader.element, 0));
+  }
+}
+
+/** The format of a value of routing that begins with `first`. */
+function formatOf(place: Place, first: u8): Format {
+  const raw = place == Place.Raw || place == Place.ChoiceRaw;
+  if (first == 0x22) return raw ? Format.Raw : Format.Npy;
+  if (raw) return Format.None;
+  return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;
+}

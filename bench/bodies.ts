@@ -1,35 +1,39 @@
-// What the mock engines answer and the client sends, rendered once: nothing is computed while anything is measured.
-// Every process renders the same bytes from the same workload.
+// The bodies that the mock engines answer with and the client sends. They are rendered once, so
+// that nothing is computed during a measurement. Every process renders the same bytes from the same
+// workload.
 
 import { npyHeader } from '../test/engine/npy.ts';
 import type { Dtype } from '../test/engine/router.ts';
 
-/** What decode returns. `full` (A): all rows, those of the prompt invalid. `tail` (A'): the generated rows only. */
+/**
+ * What decode returns. `full` (A): all rows, of which the prompt rows are wrong. `tail` (A'): the
+ * generated rows only.
+ */
 export type Format = 'full' | 'tail';
 
 export interface Workload {
-  /** Prompt and generated. */
+  /** Number of tokens, of prompt and generation together. */
   tokens: number;
   layers: number;
   topK: number;
   dtype: Dtype;
-  /** Choices of the response. Default 1. */
+  /** Number of choices in the response. Default 1. */
   choices?: number;
   /** The prompt is a list of token ids, as trainers send it, or a text. Default `ids`. */
   prompt?: 'ids' | 'text';
 }
 
 export interface Bodies {
-  /** Rows of the prompt. */
+  /** Number of prompt rows. */
   promptRows: number;
-  /** What the client sends to the filter. */
+  /** The request that the client sends to the filter. */
   request: Buffer;
-  /** What the filter makes of it: for a client that runs both legs itself. */
+  /** The legs that the filter makes of it, for a client that runs both legs itself. */
   prefillRequest: Buffer;
   decodeRequest: Buffer;
   prefillReply: Buffer;
   decodeReply: Record<Format, Buffer>;
-  /** What the client must get from the filter. */
+  /** The response that the client must get from the filter. */
   merged: Record<Format, Buffer>;
 }
 
@@ -79,7 +83,7 @@ export function render(workload: Workload): Bodies {
   const { prompt, generated } = split(tokens);
   const input = workload.prompt === 'text' ? WORD.repeat(prompt) : ids(prompt);
   const rowBytes = layers * topK * Number(dtype[2]);
-  // The last token is sampled and not forwarded: it has no row.
+  // The last token is sampled but never forwarded, so it has no row.
   const rows = tokens - 1;
   const right = experts(rows * layers, topK, dtype, 1);
   const array = (data: Buffer, count: number) =>
@@ -123,7 +127,10 @@ interface Completion {
   kv_transfer_params: object | null;
 }
 
-/** The keys of vLLM's completion, in its order; the arrays do not pass through a string. */
+/**
+ * A completion with the keys of vLLM in their order. The arrays are copied as bytes, without
+ * becoming part of a string.
+ */
 function completion({ array, choices, text, usage, kv_transfer_params }: Completion): Buffer {
   const mark = '@array@';
   const { prompt_tokens, completion_tokens } = usage;
@@ -167,7 +174,10 @@ function ids(count: number): number[] {
   return Array.from({ length: count }, () => next() % 150_000);
 }
 
-/** What a router names in `lines` layers of rows: `topK` different experts of 256, or of 512 where the dtype is wider. */
+/**
+ * Expert ids as a router names them, for `lines` layers of rows: `topK` different experts of 256,
+ * or of 512 where the dtype is wider.
+ */
 function experts(lines: number, topK: number, dtype: Dtype, seed: number): Buffer {
   const item = Number(dtype[2]);
   const mask = item === 1 ? 0xff : 0x1ff;
@@ -177,7 +187,7 @@ function experts(lines: number, topK: number, dtype: Dtype, seed: number): Buffe
   const next = random(seed);
   for (let i = 0; i < count;) {
     const bits = next();
-    // An odd step comes back to where it began only after all experts.
+    // With an odd step, all experts are visited before one repeats.
     const step = ((bits >>> 9) << 1) | 1;
     let id = bits;
     for (const end = i + topK; i < end; id += step) ids[i++] = id & mask;
@@ -185,7 +195,7 @@ function experts(lines: number, topK: number, dtype: Dtype, seed: number): Buffe
   return Buffer.from(ids.buffer);
 }
 
-/** xorshift32 */
+/** A random number generator: xorshift32. */
 function random(seed: number): () => number {
   let state = (seed * 0x9e3779b9) >>> 0;
   return () => {

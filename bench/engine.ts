@@ -1,4 +1,5 @@
-// A mock engine that is no bottleneck: it answers every POST with the same rendered bytes. One process, several ports.
+// A mock engine that is no bottleneck: it answers every POST with the same rendered bytes. One
+// process serves several ports.
 
 import * as http2 from 'node:http2';
 import * as net from 'node:net';
@@ -7,7 +8,7 @@ import { render, type Format, type Workload } from './bodies.ts';
 import { Http1Reader } from './http1.ts';
 import { serveCalls } from './process.ts';
 
-/** What a port answers. */
+/** The reply that a port gives. */
 export type Role = 'prefill' | Format;
 
 export interface EngineSpec {
@@ -17,7 +18,7 @@ export interface EngineSpec {
 
 export interface LoadSpec {
   workload: Workload;
-  /** Bytes per write of the body, each write on its own; 0: the whole reply at once. */
+  /** Number of bytes of the body in each write; 0: the whole reply is written at once. */
   pieceBytes?: number;
 }
 
@@ -25,13 +26,13 @@ export type EngineHandlers = typeof handlers;
 
 interface Reply {
   body: Buffer;
-  /** Head and body. */
+  /** The head and the body together. */
   http1: Buffer;
   headBytes: number;
 }
 
 const HOST = '127.0.0.1';
-/** For routers that ask who is there before they send anything. */
+/** The answer to routers that ask which model is served before they send a request. */
 const STATUS = reply(Buffer.from('{"object":"list","data":[{"id":"bench","object":"model"}],"status":"ok"}'));
 
 const replies = new Map<Role, Reply>();
@@ -44,7 +45,7 @@ const handlers = {
     for (const role of roles) ports[role] = await open(role, protocol);
     return ports;
   },
-  /** Renders what the ports answer from now on. */
+  /** Renders the replies that the ports give from now on. */
   async load({ workload, pieceBytes: bytes = 0 }: LoadSpec): Promise<void> {
     const { prefillReply, decodeReply } = render(workload);
     replies.set('prefill', reply(prefillReply));
@@ -88,12 +89,15 @@ function http1Server(role: Role): net.Server {
       },
     });
     socket.on('data', (bytes) => reader.feed(bytes));
-    // Envoy and the load generator end connections as they like.
+    // Envoy and the load generator may close a connection at any time.
     socket.on('error', () => undefined);
   });
 }
 
-/** Every piece is given to the kernel in a system call of its own, after a turn of the event loop. */
+/**
+ * Hands each piece to the kernel in a system call of its own, with a turn of the event loop between
+ * two pieces.
+ */
 async function writePieces(socket: net.Socket, bytes: Buffer, headBytes: number): Promise<void> {
   socket.write(bytes.subarray(0, headBytes));
   for (let at = headBytes; at < bytes.length && !socket.destroyed; at += pieceBytes) {

@@ -1,4 +1,4 @@
-// The Envoys that are measured: with the filter and without it, otherwise the same.
+// The Envoys that are measured. One has the filter and one does not; otherwise they are the same.
 
 import { FILTER_WASM } from '../tools/paths.mjs';
 import { launchEnvoy, type Envoy } from '../test/envoy/launcher.ts';
@@ -8,11 +8,14 @@ export interface EnvoySpec {
   prefillPort: number;
   decodePort: number;
   upstream: Protocol;
-  /** The plugin's configuration without `prefill`; absent: no filter, and `/prefill` goes to the prefill engine. */
+  /**
+   * The plugin's configuration without `prefill`. Without it there is no filter, and `/prefill`
+   * goes to the prefill engine.
+   */
   filter?: Record<string, unknown>;
-  /** Path of its module; absent: that of this checkout. */
+  /** Path of the filter's module; absent: the module of this checkout. */
   module?: string;
-  /** Default 1. */
+  /** Number of worker threads. Default 1. */
   workers?: number;
 }
 
@@ -20,7 +23,10 @@ export interface MeasuredEnvoy extends Envoy {
   readonly port: number;
 }
 
-/** Prefill's reply is buffered whole by Envoy; its default of 32 MiB is less than our largest. */
+/**
+ * Envoy buffers prefill's whole reply, and the largest reply here exceeds Envoy's default limit of
+ * 32 MiB.
+ */
 const ASYNC_RESPONSE_LIMIT = 2 ** 30;
 
 export async function startEnvoy(spec: EnvoySpec): Promise<MeasuredEnvoy> {

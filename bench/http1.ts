@@ -1,9 +1,10 @@
-// Just enough HTTP/1 for both ends of a benchmark: finds heads, counts bodies, copies nothing but heads.
+// Just enough of HTTP/1 for both ends of a benchmark: it finds heads, counts the bytes of bodies,
+// and copies only heads.
 
 export interface Http1Events {
-  /** The head without its empty line, as Latin-1. */
+  /** Called with the head without its empty line, as Latin-1. */
   head(text: string): void;
-  /** Bytes of the body; borrowed until the call returns. */
+  /** Called with bytes of the body, which are borrowed until the call returns. */
   body(bytes: Buffer): void;
   end(): void;
 }
@@ -20,10 +21,10 @@ const enum Part {
 const BLANK = Buffer.from('\r\n\r\n');
 const LF = 0x0a;
 
-/** Reads messages of one direction of a connection, each with a length or chunked. */
+/** Reads the messages of one direction of a connection. Each has a content-length or is chunked. */
 export class Http1Reader {
   #part = Part.Head;
-  /** An unfinished head or line. */
+  /** The beginning of a head or line that has not ended yet. */
   #pending: Buffer = Buffer.alloc(0);
   #left = 0;
 
@@ -85,7 +86,10 @@ export class Http1Reader {
     this.events.end();
   }
 
-  /** Text up to a mark; undefined, and kept, when the mark has not come. */
+  /**
+   * Takes the text up to a mark. Returns undefined, and keeps the bytes, when the mark has not
+   * arrived.
+   */
   #take(bytes: Buffer, at: number, mark: Buffer | number): { text: string; next: number } | undefined {
     const kept = this.#pending.length;
     const rest = at === 0 ? bytes : bytes.subarray(at);

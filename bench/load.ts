@@ -1,4 +1,5 @@
-// The load generator: closed loop, a fixed number of requests in flight. It times requests and checks what comes back.
+// The load generator. It keeps a fixed number of requests in flight (a closed loop), times them,
+// and checks what comes back.
 
 import * as http2 from 'node:http2';
 import * as net from 'node:net';
@@ -8,8 +9,9 @@ import { Http1Reader } from './http1.ts';
 import { serveCalls } from './process.ts';
 
 /**
- * `filter`: one request, the merged bytes are known. `floor`: the client runs both legs itself, prefill, then decode.
- * `router`: one request, and the array has to be right whatever the bytes around it.
+ * `filter`: one request, whose merged bytes are known. `floor`: the client runs both legs itself,
+ * prefill and then decode. `router`: one request, whose array must be right whatever the bytes
+ * around it are.
  */
 export type Kind = 'filter' | 'floor' | 'router';
 
@@ -18,27 +20,33 @@ export interface RunSpec {
   format: Format;
   protocol: Protocol;
   port: number;
-  /** `host:port`, for routers that take the prefill endpoint from the request. */
+  /** `host:port` of the prefill engine, for routers that take it from the request. */
   prefill: string;
   concurrency: number;
-  /** New requests are started for so long. */
+  /** New requests are started during this time. */
   seconds: number;
-  /** At least so many requests, however long they take, and at most. */
+  /**
+   * The number of requests is at least `leastRequests`, however long they take, and at most
+   * `mostRequests`.
+   */
   leastRequests?: number;
   mostRequests?: number;
-  /** Compare one of so many responses with what is expected; 1: each. Heads and lengths are always checked. */
+  /**
+   * Compares the bytes of one in this many responses with the expected bytes; 1: of every response.
+   * Heads and lengths are always checked.
+   */
   verifyEvery?: number;
 }
 
 export interface RunResult {
-  /** Milliseconds of each request. */
+  /** The duration of each request, in milliseconds. */
   latencies: number[];
   seconds: number;
   bytes: number;
   verified: number;
-  /** First words of the outcome headers. */
+  /** How many responses had each outcome: the first word of the outcome header. */
   outcomes: Record<string, number>;
-  /** What was wrong, and how often; at most a few kinds. */
+  /** How often each failure occurred. */
   failures: Record<string, number>;
 }
 
@@ -92,7 +100,8 @@ async function run(spec: RunSpec): Promise<RunResult> {
     sent < mostRequests && (sent < leastRequests || performance.now() < end) && ++sent > 0;
   const loop = async (client: Client) => {
     while (another()) {
-      // The last of a window is the one to look at: the first may still find cold caches.
+      // The comparison is made for the last request of such a run: the first one may still meet
+      // cold caches.
       const verify = sent % verifyEvery === 0;
       const begun = performance.now();
       try {
@@ -114,7 +123,7 @@ async function run(spec: RunSpec): Promise<RunResult> {
   return result;
 }
 
-/** HTTP/1 takes a connection for each request in flight; HTTP/2 one for all. */
+/** HTTP/1 needs a connection for each request in flight, HTTP/2 one for all of them. */
 async function connect({ protocol, port, concurrency }: RunSpec): Promise<Client[]> {
   if (protocol === 'http2') return [await connectHttp2(port)];
   return Promise.all(Array.from({ length: concurrency }, () => connectHttp1(port)));
@@ -141,7 +150,10 @@ async function exchange(client: Client, spec: RunSpec, verify: boolean, result: 
   }
 }
 
-/** One request whose response must be exactly `expected`; its bytes are compared when `verify`. */
+/**
+ * Sends one request whose response must be exactly `expected`. The bytes are compared when `verify`
+ * is set.
+ */
 async function leg(
   client: Client,
   path: string,
@@ -158,7 +170,8 @@ async function leg(
   };
   const response = await client.send(path, [], request, verify ? compare : () => undefined);
   if (response.status !== 200) throw new Error(`status ${response.status} ${response.outcome}`);
-  // A request that decode served alone has the length of the merged one; its outcome tells.
+  // A response that decode served alone has the same length as the merged one, so only its outcome
+  // tells them apart.
   if (response.outcome === 'merged' || response.outcome === '') {
     if (response.bytes !== expected.length) {
       throw new Error(`${response.bytes} bytes instead of ${expected.length}`);
@@ -178,7 +191,7 @@ function count(counts: Record<string, number>, what: string): void {
   counts[what] = (counts[what] ?? 0) + 1;
 }
 
-/** The connection is gone, and with it the loop that used it. */
+/** The connection has been lost, so the loop that used it ends. */
 class Lost extends Error {}
 
 const OUTCOME = /\r\nx-routed-experts: *(\w+)/i;
@@ -227,7 +240,7 @@ async function connectHttp1(port: number): Promise<Client> {
         onBody = receive;
         timer = setTimeout(() => socket.destroy(new Error('timeout')), REQUEST_TIMEOUT_MS);
         const extra = headers.map(([name, value]) => `${name}: ${value}\r\n`).join('');
-        // One write for both: a head on its own would be a packet of its own.
+        // Head and body go out in one write, because a head alone would be a packet of its own.
         socket.cork();
         socket.write(
           `POST ${path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n${extra}` +
@@ -245,7 +258,7 @@ async function connectHttp1(port: number): Promise<Client> {
 async function connectHttp2(port: number): Promise<Client> {
   const session = http2.connect(`http://127.0.0.1:${port}`, { settings: { initialWindowSize: 16 << 20 } });
   await new Promise<void>((resolve, reject) => session.once('connect', resolve).once('error', reject));
-  // Otherwise the connection's 64 KiB would be what is measured.
+  // Without this, the connection's window of 64 KiB would be what is measured.
   session.setLocalWindowSize(256 << 20);
   session.on('error', () => undefined);
   return {

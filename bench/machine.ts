@@ -1,14 +1,14 @@
-// What the kernel knows of processes and of the machine (Linux).
+// What the Linux kernel reports of processes and of the machine.
 
 import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { cpus, loadavg, release, totalmem } from 'node:os';
 
-/** What a process, or a group of them, has used so far. */
+/** What a process, or a group of processes, has used so far. */
 export interface Usage {
-  /** User and system time of all threads. */
+  /** User and system time of all threads, in milliseconds. */
   cpuMs: number;
-  /** Peak resident memory; of a group: the sum. */
+  /** Peak of the resident memory; for a group, the sum of the peaks. */
   peakBytes: number;
 }
 
@@ -21,7 +21,9 @@ export const usageOf = (pid: number): Usage => ({
 
 export const residentBytes = (pid: number) => statusBytes(pid, 'VmRSS');
 
-/** All processes of a process group: a router started by a shell, with its children. */
+/**
+ * Adds up all processes of a process group, such as a router started by a shell with its children.
+ */
 export function usageOfGroup(group: number): Usage {
   const sum: Usage = { cpuMs: 0, peakBytes: 0 };
   for (const name of readdirSync('/proc')) {
@@ -32,19 +34,21 @@ export function usageOfGroup(group: number): Usage {
       sum.cpuMs += cpuMs;
       sum.peakBytes += peakBytes;
     } catch {
-      // It has ended meanwhile.
+      // The process has ended meanwhile.
     }
   }
   return sum;
 }
 
-/** utime and stime. */
+/** utime and stime of /proc/<pid>/stat. */
 function cpuMs(pid: number): number {
   const fields = stat(pid);
   return (Number(fields[11]) + Number(fields[12])) * MS_PER_TICK;
 }
 
-/** Fields of /proc/<pid>/stat from the third on: the name before them may contain spaces. */
+/**
+ * The fields of /proc/<pid>/stat from the third one on. The name before them may contain spaces.
+ */
 function stat(pid: number): string[] {
   const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
   return text.slice(text.lastIndexOf(')') + 2).split(' ');

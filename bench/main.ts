@@ -1,5 +1,6 @@
-// `npm run bench`: the filter beside the floor, which is plain Envoy moving the same bytes: prefill's reply, then decode's, each
-// to the client. Every cell (workload, protocol, concurrency) has processes of its own; its subjects take turns.
+// `npm run bench`: the filter beside the floor, which is a plain Envoy that moves the same bytes to
+// the client: prefill's reply, then decode's. Every cell (workload, protocol, concurrency) has
+// processes of its own, and its subjects take turns.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -26,15 +27,15 @@ interface Cell {
   concurrency: number;
 }
 
-/** Something that is measured in a cell. */
+/** Something that is measured in a cell, such as the filter or the floor. */
 interface Subject {
   name: string;
   kind: Kind;
   format: Format;
-  /** Name of the subject that it is the same as, but for one thing. */
+  /** Name of the subject that this one equals except for one thing. */
   beside?: string;
   port: number;
-  /** To profile; routers of others are not. */
+  /** The process to profile; absent for routers of others. */
   pid?: number;
   usage(): Usage;
   close(): Promise<void>;
@@ -88,7 +89,10 @@ async function bench(
   console.log(`Written to bench/results/${options.out}.md and .svg`);
 }
 
-/** The first model with everything; of the others, what a model changes. */
+/**
+ * The first model is measured with every protocol and concurrency, the other models only with the
+ * first of each.
+ */
 function cells({ sizes, models, protocols, concurrency, prompt }: Options): Cell[] {
   return models.flatMap((model, i) =>
     sizes.flatMap((tokens) =>
@@ -120,7 +124,7 @@ async function measure(
       subjects.push(await filter(format, options, ports));
       for (const beside of options.besides) subjects.push(await filter(format, options, ports, beside));
     }
-    // Others speak HTTP/1.
+    // The routers of others speak HTTP/1.
     if (cell.protocol === 'http1') {
       for (const other of options.others) {
         const router = await startRouter(other, ports.prefill, ports.full);
@@ -132,7 +136,8 @@ async function measure(
       await window(subject, cell, ports, client, WARM_SECONDS, 1, WARM_REQUESTS);
     }
     for (let repeat = 0; repeat < options.repeats; repeat++) {
-      // Whoever comes after another finds the machine as that one left it: all take each place.
+      // A subject finds the machine as the one before it left it, so each repeat begins with
+      // another subject.
       for (let i = 0; i < subjects.length; i++) {
         const subject = subjects[(i + repeat) % subjects.length]!;
         windows.get(subject)!.push(await window(subject, cell, ports, client, options.seconds));
@@ -171,7 +176,8 @@ const title = ({ workload, protocol, concurrency }: Cell) =>
 
 async function floor({ upstream }: Options, ports: Ports): Promise<Subject> {
   const envoy = await startEnvoy({ prefillPort: ports.prefill, decodePort: ports.full, upstream });
-  // For A' too: what a client gets from the filter is the same response, in full.
+  // The floor of A' is the same as of A, because the client gets the same full response from the
+  // filter.
   return { name: FLOOR, kind: 'floor', format: 'full', ...envoy, usage: () => usageOf(envoy.pid) };
 }
 
@@ -230,7 +236,7 @@ async function window(
   };
 }
 
-/** Progress. */
+/** Prints the progress. */
 function print({ title, subjects }: CellResult): void {
   console.log(title);
   const [base] = subjects;

@@ -1,5 +1,5 @@
-// `npm run bench:memory`: what the filter holds when many long requests come at once, and what a request costs as workers,
-// concurrency, choices and pieces grow.
+// `npm run bench:memory`: how much the filter holds when many long requests come at once, and how
+// the cost of a request grows with workers, concurrency, choices and pieces.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -36,7 +36,7 @@ interface Bench {
   filter: Record<string, unknown>;
 }
 
-/** Loads what the engines answer and the client expects. */
+/** Loads the bodies that the engines answer with and the client expects. */
 async function loadWorkload({ engines, client }: Bench, workload: Workload, pieceBytes = 0): Promise<void> {
   await Promise.all([
     ...engines.map((engine) => engine.call('load', { workload, pieceBytes })),
@@ -98,7 +98,7 @@ async function many(bench: Bench): Promise<string[]> {
     for (const concurrency of [16, 32]) {
       const envoy = await start(bench, format);
       try {
-        // The second round finds the memory of the first: it must not take more.
+        // The second round may use the memory that the first one took, and must not take more.
         for (const round of [1, 2]) {
           const peak: Sample = { resident: 0, vm: 0, gauges: {} };
           let running = true;
@@ -205,7 +205,7 @@ interface Row {
   load: Load;
   workers?: number;
   pieceBytes?: number;
-  /** What the CPU is divided by, and shown as, in microseconds. */
+  /** The CPU time is divided by this number, and shown in microseconds. */
   units: number;
 }
 
@@ -318,7 +318,7 @@ const pieces = (bench: Bench) =>
       workload: { tokens, ...MODEL },
       load: { concurrency: 1, seconds: Math.min(bench.seconds, 1), mostRequests: 20 },
       pieceBytes: 1,
-      // Base64 of what a token takes.
+      // The base64 characters of one token's row, times the tokens.
       units: tokens * MODEL.layers * MODEL.topK * (4 / 3),
     })),
   );

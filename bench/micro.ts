@@ -1,5 +1,6 @@
-// `npm run bench:micro`: the inner loops of the filter, from its own sources, under Node's V8, in
-// GB/s; beside memory.copy of the same bytes, and beside JSON.parse and Buffer doing the same job.
+// `npm run bench:micro`: the inner loops of the filter, compiled from its own sources and run by
+// Node's V8, in GB/s. Beside each loop stand memory.copy of the same bytes, and JSON.parse or
+// Buffer doing the same job.
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -14,20 +15,20 @@ import { describeMachine, load } from './machine.ts';
 import { table } from './report.ts';
 import { digits, spread, type Spread } from './stats.ts';
 
-// Envoy compiles wasm with the optimizing compiler only.
+// Envoy compiles Wasm with V8's optimizing compiler only.
 setFlagsFromString('--no-liftoff');
 
 interface Case {
   name: string;
-  /** Bytes that a run sees. */
+  /** Number of bytes that a run processes. */
   bytes: number;
   run(): void;
 }
 
-/** What the filter does, and other ways to do it. */
+/** A loop of the filter, and other ways to do the same. */
 interface Group {
   name: string;
-  /** In GB/s: what issue 4 asks for. */
+  /** The speed that the project aims at, in GB/s. */
   goal?: number;
   wasm: Case;
   copy: Case;
@@ -44,16 +45,20 @@ const copy = copier(memory);
 const IN_CACHE = 64 << 10;
 const IN_MEMORY = 8 << 20;
 const TOKENS = 16_384;
-/** Envoy hands over what it has read, at most its buffer limit of 1 MiB. */
+/**
+ * Envoy hands over what it has read from the socket, which is at most its buffer limit of 1 MiB.
+ */
 const PIECE = 256 << 10;
 /**
- * As `filter/capture.ts` reads prefill's reply: its first window, and the pieces in which rows are
- * copied and kept.
+ * The first window in which `assembly/filter/rows/capture.ts` reads prefill's reply, and the pieces
+ * in which it copies and keeps the rows.
  */
 const FIRST_WINDOW = 16 << 10;
 const ROWS_PIECE = 512 << 10;
 
-/** `memory.copy` as wasm has it: (import "env" "memory") (export "copy" (func dst src len)). */
+/**
+ * Wasm's `memory.copy` as a function: (import "env" "memory") (export "copy" (func dst src len)).
+ */
 function copier(shared: WebAssembly.Memory): (dst: number, src: number, len: number) => void {
   const code = [
     [0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00],
@@ -67,7 +72,7 @@ function copier(shared: WebAssembly.Memory): (dst: number, src: number, len: num
   return new WebAssembly.Instance(module, { env: { memory: shared } }).exports['copy'] as typeof copy;
 }
 
-/** A copy of `bytes` in the module's memory. */
+/** Copies `bytes` into the module's memory and returns their address. */
 function place(bytes: Buffer): number {
   const ptr = wasm['alloc']!(bytes.length) >>> 0;
   new Uint8Array(memory.buffer, ptr, bytes.length).set(bytes);
@@ -160,7 +165,7 @@ function kernels(size: number, where: string): Group[] {
   ];
 }
 
-/** Small values, as `logprobs` brings them. */
+/** Small values, like those in `logprobs`. */
 function logprobs(size: number): Buffer {
   const parts: string[] = [];
   for (let length = 30, i = 0; length < size - 80; i++) {
@@ -171,15 +176,15 @@ function logprobs(size: number): Buffer {
   return Buffer.from(`{"content":[${parts.join(',')}]}`);
 }
 
-/** A prompt, as trainers send it. */
+/** A prompt of token ids, as trainers send it. */
 function tokenIds(size: number): Buffer {
   const ids = Array.from({ length: Math.floor(size / 7) }, (_, i) => 100_000 + ((i * 7919) % 50_000));
   return Buffer.from(JSON.stringify({ prompt: ids }));
 }
 
 /**
- * Prefill's reply read and its rows kept, then decode's response read, spliced and given out, in
- * pieces.
+ * Reads prefill's reply and keeps its rows, then reads decode's response, splices the rows in and
+ * releases it, in pieces.
  */
 function merges(): Group[] {
   const bodies = render({ tokens: TOKENS, layers: 48, topK: 8, dtype: '|u1' });
@@ -235,8 +240,8 @@ function merges(): Group[] {
 }
 
 /**
- * As `filter/capture.ts` reads a reply that lies in the host's memory: a first window, the rows in
- * pieces, the rest.
+ * Reads a reply that lies in the host's memory as `assembly/filter/rows/capture.ts` does: a first
+ * window, then the rows in pieces, then the rest.
  */
 function capture(ptr: number, len: number): void {
   wasm['responseFree']!();
@@ -257,10 +262,13 @@ function capture(ptr: number, len: number): void {
   wasm['replyFree']!();
 }
 
-/** As `filter/exchange.ts` reads a response; returns the length of what leaves. */
+/**
+ * Reads a response as `assembly/filter/phases/hold.ts` and `stream.ts` do. Returns the number of
+ * bytes that were released.
+ */
 function splice(ptr: number, len: number, tail: boolean, piece: number): number {
   wasm['clearOutput']!();
-  // choices 1, max_tokens unknown, reason None, treatment Merge, form Unknown, no events.
+  // One choice, unknown max_tokens, reason None, treatment Merge, form Unknown, and no events.
   wasm['responseStart']!(+tail, 1, -1, 0, 0, 0, 0);
   let committed = false;
   for (let at = 0; at < len; at += piece) {
@@ -303,13 +311,13 @@ function mergeWithNode({ prefillReply, decodeReply }: Bodies, format: 'full' | '
 
 // ---- measuring
 
-/** GB/s of one window. */
+/** Measures one window, in GB/s. */
 function measure({ bytes, run }: Case, seconds: number): number {
   const started = performance.now();
   const end = started + seconds * 1000;
   let runs = 0;
   let now = started;
-  // The clock is read about once in 0.1 ms.
+  // Large enough a batch that the clock is read only about once in 0.1 ms.
   const batch = Math.max(1, Math.round((1 << 20) / bytes));
   while (now < end) {
     for (let i = 0; i < batch; i++) run();
@@ -319,7 +327,7 @@ function measure({ bytes, run }: Case, seconds: number): number {
   return (bytes * runs) / ((now - started) * 1e6);
 }
 
-/** Nanoseconds a byte of a response that comes in pieces of one byte. */
+/** Nanoseconds for each byte of a response that arrives in pieces of one byte. */
 function singles(tokens: number): { bytes: number; nanoseconds: Spread } {
   const bodies = render({ tokens, layers: 48, topK: 8, dtype: '|u1' });
   const body = bodies.decodeReply.full;

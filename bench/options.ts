@@ -18,11 +18,11 @@ export interface Other {
   command: string;
 }
 
-/** The filter once more, with another configuration or another module. */
+/** The filter a second time, with another configuration or another module. */
 export interface Beside {
   name: string;
   config: Record<string, unknown>;
-  /** Path of the module; absent: that of this checkout. */
+  /** Path of the module; absent: the module of this checkout. */
   module?: string;
 }
 

@@ -1,4 +1,5 @@
-// Where an Envoy's time goes: samples of `perf`, summed by where the code is. Wasm has no symbols there: it is one line.
+// Where an Envoy spends its time: samples of `perf`, added up by place in the code. Wasm has no
+// symbols there, so it is one line.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -29,7 +30,10 @@ export async function profile(pid: number, seconds: number, work: () => Promise<
   }
 }
 
-/** Lines are `12.34%`, the file, `[.] symbol`. Compiled wasm is memory without a file. */
+/**
+ * Each line of the report is `12.34%`, the file, and `[.] symbol`. Compiled Wasm is memory that
+ * belongs to no file.
+ */
 function summary(report: string): string {
   const places = new Map<string, number>();
   const kinds = new Map<string, number>();

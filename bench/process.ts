@@ -1,4 +1,5 @@
-// Child processes that answer calls: the engines and the load generator, each on its own so that none waits for another.
+// Child processes that answer calls. The engines and the load generator run in one each, so that
+// none of them waits for another.
 
 import { fork, type ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -17,10 +18,10 @@ interface Answer {
 
 export type Handlers = Record<string, (argument: never) => unknown>;
 
-/** Answers the parent's calls; ends with the parent. */
+/** Answers the calls of the parent process, and ends with it. */
 export function serveCalls(handlers: Handlers): void {
   process.on('disconnect', () => process.exit());
-  // Ctrl-C reaches the whole group; the parent decides when to stop.
+  // Ctrl-C reaches the whole process group, but the parent decides when to stop.
   process.on('SIGINT', () => undefined);
   process.on('message', async ({ id, name, argument }: Call) => {
     const answer: Answer = { id };
@@ -39,7 +40,7 @@ export class Worker<H extends Handlers> {
   #next = 0;
   #ended = false;
 
-  /** `path`: a module of this folder that calls `serveCalls`. */
+  /** `path` names a module of this folder that calls `serveCalls`. */
   constructor(path: string) {
     this.#child = fork(fileURLToPath(new URL(path, import.meta.url)), [], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],

@@ -1,4 +1,4 @@
-// Results as Markdown and as a plot.
+// The results as Markdown and as a plot.
 
 import type { Protocol } from '../test/scenario.ts';
 import type { Format, Workload } from './bodies.ts';
@@ -6,15 +6,15 @@ import type { Kind } from './load.ts';
 import type { Options } from './options.ts';
 import { digits, megabytes, ratio, spread, withSpread, type Spread } from './stats.ts';
 
-/** One window of one subject. */
+/** The measurement of one window of one subject. */
 export interface Window {
   p50: number;
   p99: number;
   perSecond: number;
-  /** CPU of the proxy's process for a request. */
+  /** CPU time of the proxy's process for one request, in milliseconds. */
   cpuMs: number;
   requests: number;
-  /** Of responses, for a request. */
+  /** Number of response bytes for one request. */
   bytes: number;
   verified: number;
   outcomes: Record<string, number>;
@@ -25,7 +25,7 @@ export interface SubjectResult {
   name: string;
   kind: Kind;
   format: Format;
-  /** Name of the subject of the cell that it is the same as, but for one thing. */
+  /** Name of the subject in the cell that this one equals except for one thing. */
   beside?: string | undefined;
   windows: Window[];
   peakBytes: number;
@@ -36,7 +36,7 @@ export interface CellResult {
   protocol: Protocol;
   concurrency: number;
   title: string;
-  /** The floor comes first. */
+  /** The subjects of the cell. The floor comes first. */
   subjects: SubjectResult[];
   profiles: string[];
 }
@@ -52,7 +52,10 @@ export interface Report {
 
 type Pick = (window: Window) => number;
 
-/** Of windows that were measured one after the other, so that what disturbed one repeat disturbed both. */
+/**
+ * Ratios of windows that were measured one after the other, so that a disturbance during one repeat
+ * affected both.
+ */
 function ratios(subject: SubjectResult, base: SubjectResult, pick: Pick): Spread {
   return spread(subject.windows.map((window, i) => pick(window) / pick(base.windows[i]!)));
 }
@@ -115,7 +118,7 @@ function ratioTable(results: CellResult[]): string[] {
   return table(['workload', 'subject', 'p50', 'CPU', "A'/A p50", "A'/A CPU"], rows);
 }
 
-/** What `--beside` asked for. */
+/** The section with the subjects that `--beside` asked for. */
 function besideSection(results: CellResult[]): string[] {
   const rows = results.flatMap(({ title, subjects }) =>
     subjects.flatMap((subject) => {
@@ -182,7 +185,10 @@ function problems(results: CellResult[]): string[] {
   return lines;
 }
 
-/** Columns are as wide as their widest cell: the table is read in terminals too. */
+/**
+ * A Markdown table. Each column is as wide as its widest cell, because the table is also read in
+ * terminals.
+ */
 export function table(head: string[], rows: string[][]): string[] {
   const escaped = rows.map((row) => row.map((cell) => cell.replaceAll('|', '\\|')));
   const widths = head.map((title, i) => Math.max(3, title.length, ...escaped.map((row) => row[i]!.length)));
@@ -200,7 +206,10 @@ interface Panel {
   cells: CellResult[];
 }
 
-/** Ratios to the floor by size, a panel for each protocol and concurrency: p50 left, CPU right. */
+/**
+ * Ratios to the floor by size, with a panel for each protocol and concurrency: p50 on the left, CPU
+ * on the right.
+ */
 export function plot({ results, command, machine }: Report): string {
   const first = results[0]!.workload;
   const same = ({ workload: w }: CellResult) =>

@@ -1,4 +1,4 @@
-// Another router, started by the user's command.
+// Starts another router by the user's command.
 
 import { spawn } from 'node:child_process';
 import * as net from 'node:net';
@@ -28,7 +28,7 @@ export async function startRouter(
     .replaceAll('{prefill}', `127.0.0.1:${prefillPort}`)
     .replaceAll('{decode}', `127.0.0.1:${decodePort}`)
     .replaceAll('{port}', String(port));
-  // A group of its own: the shell's children are measured and ended with it.
+  // The shell gets a process group of its own, so that its children are measured and ended with it.
   const child = spawn('/bin/sh', ['-c', line], { stdio: ['ignore', 'pipe', 'pipe'], detached: true });
   let log = '';
   const keep = (text: string) => (log = (log + text).slice(-LOG_TAIL));
@@ -46,12 +46,13 @@ export async function startRouter(
     try {
       process.kill(-child.pid, which);
     } catch {
-      // The group has just ended.
+      // The process group has just ended.
     }
   };
   const killed = () => signal('SIGKILL');
   process.on('exit', killed);
-  // Ctrl-C does not reach another group; an exit does what it would have done.
+  // Ctrl-C does not reach the router's process group. Exiting on the signal ends it by the exit
+  // handler.
   for (const name of SIGNALS) process.on(name, exit);
   const close = async () => {
     signal('SIGTERM');

@@ -1,5 +1,6 @@
-// `npm run soak`: mixed sizes, forms and faults for half an hour; memory, traps and latency over time, as Markdown and a plot.
-// Every response that is merged is compared with an independent merge, byte for byte.
+// `npm run soak`: exchanges of mixed sizes and forms, some with faults, for half an hour. Memory,
+// traps and latency over time are written as Markdown and a plot. Every merged response is
+// compared, byte for byte, with an independent merge.
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -17,11 +18,11 @@ import { digits, megabytes, quantile } from './stats.ts';
 import { largestVm } from './vm_memory.ts';
 
 const CONCURRENCY = 12;
-/** Of exchanges: one leg fails, or the client leaves. */
+/** The share of exchanges in which one leg fails, and the share in which the client leaves. */
 const FAULTS = 0.06;
 const LEAVERS = 0.02;
 const ID = 'x-soak';
-/** Of both listeners, in the order of `CONNECTORS`. */
+/** The configuration of both listeners, which stand in the order of `CONNECTORS`. */
 const CONFIG = { max_capture_bytes: 2 ** 27, max_hold_bytes: 2 ** 25 };
 const PREFILL = { retries: 1, timeout_ms: 10_000 };
 
@@ -47,7 +48,7 @@ interface Totals {
   wrong: string[];
 }
 
-/** Engines that answer a request by the number in its header. */
+/** An engine that finds its reply by the number in the request's header. */
 function engine(random: Random, running: Map<string, Leg>, leg: 'prefill' | 'decode'): Engine {
   return ({ headers }) => {
     const id = headers.find(([name]) => name === ID)?.[1] ?? '';
@@ -99,7 +100,8 @@ async function soak(minutes: number, seed: number) {
       });
       running.delete(id);
       if (fails || leaves) {
-        // What looks whole and good is right, or it is decode's own.
+        // A complete response that says merged must be right. Any other response may be decode's
+        // own.
         const outcome = answer.headers.find(([key]) => key === 'x-routed-experts')?.[1] ?? '';
         if (answer.complete && outcome.startsWith('merged') && !answer.body.equals(merged))
           totals.wrong.push(name);
@@ -137,8 +139,9 @@ async function soak(minutes: number, seed: number) {
   })();
   try {
     await Promise.all([...Array.from({ length: CONCURRENCY }, client), sampler]);
-    // Fails when an exchange is left, when something is held, or when a VM has trapped. A client that left before Envoy
-    // had its request was never one, so these are not counted against what was sent.
+    // Fails when an exchange has not ended, when something is held, or when a VM has trapped. The
+    // exchanges are compared with the requests that Envoy counts, not with those sent: a client
+    // that leaves before Envoy has its request counts as none.
     let left = '';
     for (let i = 0; i < 100; i++) {
       const stats = await of.stats(

@@ -1,4 +1,5 @@
-// What a soak sends: exchanges of many sizes and forms with what must come of each, as an independent merge says; and faults.
+// What a soak sends: exchanges of many sizes and forms, the response that an independent merge
+// expects of each, and faults.
 
 import { npyHeader } from '../test/engine/npy.ts';
 import { NUMPY_NAMES } from '../test/fuzz/dialects.ts';
@@ -12,17 +13,17 @@ import { Random } from '../test/unit/random.ts';
 export interface Soaked {
   name: string;
   path: string;
-  /** Which of the connectors serves it. */
+  /** The connector that serves the exchange. */
   connector: (typeof CONNECTORS)[number];
   request: Buffer;
   prefill: Buffer;
   decode: Buffer;
   stream: boolean;
-  /** What the client must get. */
+  /** The response that the client must get. */
   merged: Buffer;
 }
 
-/** Each has a listener of its own. */
+/** The connectors, each of which has a listener of its own. */
 export const CONNECTORS = ['nixl', 'sglang'] as const;
 
 interface Model {
@@ -36,17 +37,20 @@ const MODELS: Model[] = [
   { dtype: '<u2', layers: 27, topK: 6 },
 ];
 const SIZES = [7, 100, 1000, 4000, 16_000];
-/** int32 and numbers in text take several times the bytes of a row. */
+/**
+ * The longest prompts, in tokens, for formats that take several times the bytes of a row: int32 and
+ * numbers as text.
+ */
 const LARGEST = { raw: 4000, lists: 1000 };
 
 type Messages = Omit<Soaked, 'name' | 'merged'>;
-/** One kind of exchange; null: not of that size. */
+/** Makes an exchange of one kind; null when the kind does not have this size. */
 type Kind = (random: Random, model: Model, prompt: number) => Messages | null;
 
 const tokensOf = (prompt: number) => Math.max(2, prompt >> 3);
 const array = (length: number, text: string) => `[${Array(length).fill(text).join(',')}]`;
 
-/** Rows as a router gives them: a layer names experts that follow on each other. */
+/** Rows as a router gives them: each layer names experts with consecutive ids. */
 function rowsOf(random: Random, { layers, topK }: Model, rows: number, itemBytes: number): Buffer {
   const ids = rows * layers * topK;
   const data = Buffer.alloc(ids * itemBytes);
@@ -58,16 +62,16 @@ function rowsOf(random: Random, { layers, topK }: Model, rows: number, itemBytes
 const itemOf = ({ dtype }: Model) => Number(dtype.slice(2));
 
 interface Replies {
-  /** Members of a choice with so many rows from a token on. */
+  /** The members of a choice that hold `rows` rows from token `start` on. */
   choice(rows: number, start: number): string;
   /** Members beside `choices`. */
   root?(leg: 'prefill' | 'decode'): string;
-  /** Decode sends its own rows only. */
+  /** Decode sends only its own rows. */
   tail: boolean;
   stream?: boolean;
 }
 
-/** vLLM's replies. */
+/** Replies of vLLM. */
 function choices(random: Random, prompt: number, { choice, root, tail, stream = false }: Replies): Messages {
   const n = random.pick([1, 1, 1, 2]);
   const tokens = tokensOf(prompt);
@@ -128,7 +132,7 @@ const object: Kind = (random, model, prompt) =>
     tail: true,
   });
 
-/** The prompt's rows apart from the generated ones. */
+/** The prompt rows stand apart from the generated rows. */
 const split =
   (nested: boolean): Kind =>
   (random, model, prompt) => {
@@ -148,7 +152,7 @@ const split =
     });
   };
 
-/** SGLang's own endpoint: one element, a list of two, or events. */
+/** Replies of SGLang's own endpoint: one element, a list of two, or events. */
 const raw =
   (elements: 0 | 2, stream = false): Kind =>
   (random, model, prompt) => {
@@ -192,7 +196,7 @@ function exchange(random: Random, name: string, kind: Kind, model: Model, prompt
   if (!messages) return null;
   const { prefill, decode, stream, connector, request, path } = messages;
   const asked = readRequest(path, request, connector)!;
-  // As the soak's configuration has it.
+  // These rules are those of the soak's configuration.
   const rules = { check: 'sampled' as const, model: null };
   const brought = readPrefill(prefill, { rules, lists: connector === 'sglang' })!;
   const prompts = Math.max(asked.batch, 1);
@@ -203,7 +207,7 @@ function exchange(random: Random, name: string, kind: Kind, model: Model, prompt
   return { ...messages, name: `${name}, ${prompt} tokens`, merged: Buffer.from(merged[0]!.body, 'latin1') };
 }
 
-/** By size: one of each form and model. */
+/** The exchanges by size: for each size, one of each form and model. */
 export function exchanges(seed: number): Soaked[][] {
   const random = new Random(seed);
   return SIZES.map((prompt) =>
@@ -213,13 +217,13 @@ export function exchanges(seed: number): Soaked[][] {
   );
 }
 
-/** The larger, the rarer. */
+/** Picks an exchange. The larger a size is, the rarer. */
 export function pick(random: Random, all: Soaked[][]): Soaked {
   const size = Math.min(all.length - 1, Math.floor(-Math.log2(1 - random.next() * 0.97)));
   return random.pick(all[size]!);
 }
 
-/** A reply, in pieces of some size. */
+/** A reply with this body, in pieces of a random size. */
 export function replyOf(random: Random, body: Buffer, stream: boolean): EngineReply {
   const bytes = random.pick([body.length, body.length, 65_536, 4000]);
   const chunks: Buffer[] = [];
@@ -230,7 +234,7 @@ export function replyOf(random: Random, body: Buffer, stream: boolean): EngineRe
   return { status: 200, headers: [['content-type', type], ...length], chunks };
 }
 
-/** Something else than that reply. */
+/** A faulty reply in the place of one with this body. */
 export function faultOf(random: Random, body: Buffer, stream: boolean): EngineReply {
   const good = replyOf(random, body, stream);
   const cut = { ...good, chunks: [body.subarray(0, random.below(body.length))] };
@@ -246,10 +250,10 @@ export function faultOf(random: Random, body: Buffer, stream: boolean): EngineRe
         chunks: [Buffer.from('{"error":{}}')],
       };
     case 3:
-      // Not JSON, and of the right length.
+      // The body is no JSON, but has the right length.
       return { ...good, chunks: [Buffer.from(body).fill(0x7d, body.length - 30)] };
     default: {
-      // An array that is no array.
+      // The array is not valid base64.
       const at = body.indexOf('routed_experts":');
       const copy = Buffer.from(body);
       copy.write('"-', at + 'routed_experts":'.length);

@@ -1,4 +1,4 @@
-/** A median over repeats, with what it lies between. */
+/** The median of several repeats, and the least and most of them. */
 export interface Spread {
   median: number;
   least: number;
@@ -11,7 +11,7 @@ export function spread(values: readonly number[]): Spread {
   return { median: quantile(sorted, 0.5), least: sorted[0]!, most: sorted.at(-1)! };
 }
 
-/** `sorted` ascends; between two values, the line between them. */
+/** The quantile of values in ascending order. Between two values it is interpolated linearly. */
 export function quantile(sorted: readonly number[], q: number): number {
   const at = (sorted.length - 1) * q;
   const low = sorted[Math.floor(at)] ?? NaN;
@@ -19,7 +19,7 @@ export function quantile(sorted: readonly number[], q: number): number {
   return low + (high - low) * (at - Math.floor(at));
 }
 
-/** Three digits, however large. */
+/** The value with three significant digits. */
 export function digits(value: number): string {
   if (!Number.isFinite(value)) return '-';
   const abs = Math.abs(value);

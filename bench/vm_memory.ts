@@ -1,10 +1,10 @@
-// How much memory the VMs of an Envoy have taken.
+// How much memory the VMs of an Envoy process have taken.
 
 import { readFileSync } from 'node:fs';
 
 /**
- * Bytes of the largest wasm VM of a process. V8 reserves gigabytes of address space for a wasm memory, and makes its pages
- * accessible from the start of it.
+ * Number of bytes of the largest Wasm VM of a process. V8 reserves gigabytes of address space for a
+ * Wasm memory, and makes its pages accessible from the beginning on.
  */
 export function largestVm(pid: number): number {
   let largest = 0;

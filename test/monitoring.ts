@@ -1,4 +1,6 @@
-/** The queries of dashboard and alerts, and which of Envoy's metrics and labels they use. */
+/**
+ * The queries of the dashboard and the alerts, and the metrics and labels of Envoy that they use.
+ */
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,7 +9,7 @@ import { ROOT } from '../tools/paths.mjs';
 const read = (name: string) => readFileSync(join(ROOT, 'envoy', 'monitoring', name), 'utf8');
 
 export interface Query {
-  /** Alert or panel. */
+  /** The title of the alert or panel. */
   name: string;
   expr: string;
 }
@@ -23,7 +25,7 @@ interface Dashboard {
 
 export const dashboard = (): Dashboard => JSON.parse(read('dashboard.json')) as Dashboard;
 
-/** Grafana's variables have the values that show everything. */
+/** The queries of the dashboard. Grafana's variables have the values that show everything. */
 export function dashboardQueries(): Query[] {
   return dashboard().panels.flatMap(({ title, targets = [] }) =>
     targets.map(({ expr }) => ({
@@ -33,7 +35,7 @@ export function dashboardQueries(): Query[] {
   );
 }
 
-/** The rules' `expr`: on the line of the key, or folded below it. */
+/** The `expr` of each rule, which stands on the line of its key or is folded below it. */
 export function alertQueries(): Query[] {
   const rules = read('alerts.yaml')
     .split(/^ {6}- alert: /m)
@@ -46,13 +48,16 @@ export function alertQueries(): Query[] {
 }
 
 export interface Used {
-  /** Names, or regular expressions that some name must match. */
+  /** The names of metrics, or regular expressions that some name must match. */
   metrics: (string | RegExp)[];
   /** Labels in selectors, by metric. */
   labels: { metric: string; label: string }[];
 }
 
-/** What a query uses. Not a parser of PromQL, but of what these files have in them; Prometheus's own reads them in test:istio. */
+/**
+ * The metrics and labels that a query uses. This is no parser of PromQL: it reads only what these
+ * files contain. The suite test:istio reads them with Prometheus's own parser.
+ */
 export function usedBy(expr: string): Used {
   const used: Used = { metrics: [], labels: [] };
   const bare = expr
@@ -73,10 +78,13 @@ export function usedBy(expr: string): Used {
 
 /** Labels that Prometheus adds to every sample. */
 const ADDED = ['job', 'instance', '__name__'];
-/** Envoy's name of a label, and that of Istio's bootstrap. */
+/**
+ * The label that holds the name of the cluster: in Envoy's stats, and in those of Istio's
+ * bootstrap.
+ */
 const CLUSTER_NAMES = ['envoy_cluster_name', 'cluster_name'];
 
-/** What queries use and a scrape (text format) does not have. */
+/** What the queries use and a scrape in the text format does not contain. */
 export function missing(queries: Query[], scrape: string): string[] {
   const samples = scrape.split('\n').filter((line) => line && !line.startsWith('#'));
   const names = new Set(samples.map((line) => /^\w+/.exec(line)![0]));

@@ -1,4 +1,5 @@
-// Compiles the wasm modules. As a command: `node tools/build.mjs [filter] [test] [trap]`, always; `ensureBuilt` only when stale.
+// Compiles the Wasm modules. The command `node tools/build.mjs [filter] [test] [trap]` always
+// compiles; `ensureBuilt` compiles only what is stale.
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { bin, BUILD, FILTER_WASM, ROOT, TEST_WASM, TRAP_WASM } from './paths.mjs';
@@ -24,12 +25,13 @@ export async function build(target) {
   const temporary = join(BUILD, `.${target}.${process.pid}.wasm`);
   try {
     const args = [entry, '--target', like, '--outFile', temporary];
-    // asconfig.json cannot name a transform by a path of the project.
+    // asconfig.json cannot name a transform by a path inside the project.
     if (like === 'filter') args.push('--transform', './tools/entry-transform.mjs');
     const asc = await runNode(bin('asc'), args);
     process.stderr.write(asc.output);
     if (asc.code !== 0) throw new Problem(`${entry} does not compile.`);
-    // Dated from before the compiler read its sources: an edit made meanwhile leaves the build stale.
+    // The module gets the time before the compiler read its sources, so that an edit made meanwhile
+    // leaves it stale.
     utimesSync(temporary, started, started);
     renameSync(temporary, out);
   } finally {
@@ -50,7 +52,7 @@ export async function ensureBuilt(target) {
 }
 
 /**
- * Files and folders: a folder's time tells of files that were removed.
+ * The files and folders below a folder. The time of a folder changes when a file in it is removed.
  * @param {string} dir
  * @returns {string[]}
  */

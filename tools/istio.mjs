@@ -1,4 +1,5 @@
-// Builds what `npm run test:istio` needs into .istio/: istioctl, and the programs of test/istio. Go and some minutes, once.
+// Builds what `npm run test:istio` needs into .istio/: istioctl, and the programs of test/istio.
+// The first build needs Go and takes some minutes.
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -21,13 +22,13 @@ const PROGRAMS = {
 /** @param {string} name */
 export const tool = (name) => join(BIN, name);
 
-/** Istio's own sources, as Go keeps them. */
+/** The folder of Istio's own sources in Go's module cache. */
 export function istioSource() {
   const [, version] = /istio\.io\/istio (v\S+)/.exec(readFileSync(join(MODULE, 'go.mod'), 'utf8')) ?? [];
   return join(DIR, 'mod', 'istio.io', `istio@${version}`);
 }
 
-/** True when every program is there and was built from these sources. */
+/** Whether every program is there and was built from the present sources. */
 export function istioIsBuilt() {
   const built = join(BIN, 'built');
   return existsSync(built) && readFileSync(built, 'utf8') === sources();
@@ -41,7 +42,8 @@ export async function ensureIstio() {
   const env = {
     GOMODCACHE: join(DIR, 'mod'),
     GOCACHE: join(DIR, 'build'),
-    // Without the last one nobody can remove the folder. One package at a time: some take a lot of memory.
+    // -p=1 builds one package at a time, because some take a lot of memory. Without -modcacherw,
+    // Go's module cache is read-only and the folder cannot be removed.
     GOFLAGS: '-p=1 -buildvcs=false -modcacherw',
     GOWORK: 'off',
   };
@@ -53,7 +55,7 @@ export async function ensureIstio() {
   writeFileSync(join(BIN, 'built'), sources());
 }
 
-/** A digest of what the programs are built from. */
+/** A digest of the sources from which the programs are built. */
 function sources() {
   const files = ['go.mod', 'go.sum'];
   for (const name of ['discovery', 'pull', 'promql'])

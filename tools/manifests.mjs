@@ -1,4 +1,5 @@
-// `npm run manifests`: writes the filter's typed_config, of which manifests/filter.yaml is the one source, into the manifests.
+// `npm run manifests`: writes the filter's typed_config into the manifests. Its one source is
+// manifests/filter.yaml.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ROOT } from './paths.mjs';
@@ -10,7 +11,8 @@ const LOCAL = ['local: { filename: /var/lib/filter/plugin.wasm }'];
 const PREFILL_SERVICE = 'outbound|8000||prefill.models.svc.cluster.local';
 
 /**
- * Every file that has the filter's typed_config: where its code comes from, and its configuration.
+ * Every file that has the filter's typed_config, with the code and the configuration that it has
+ * there.
  * @type {Record<string, { code: string[], configuration: Record<string, unknown> }>}
  */
 export const MANIFESTS = {
@@ -54,7 +56,8 @@ export const MANIFESTS = {
 };
 
 /**
- * Those where a control plane writes the typed_config, without allow_on_headers_stop_iteration.
+ * The files for which a control plane writes the typed_config, without
+ * allow_on_headers_stop_iteration.
  * @type {Record<string, Record<string, unknown>>}
  */
 export const PLUGIN_CONFIGS = {
@@ -74,13 +77,13 @@ export const PLUGIN_CONFIGS = {
 
 const MARK = /^( *)# Written by npm run manifests\.\n\1typed_config:\n(?:\1 .*\n)*/gm;
 
-// JSON is YAML too; prettier would take its quotes away.
+// The block is JSON, which is also YAML. Prettier would remove its quotes.
 const PLUGIN_MARK =
   /^( *)# Written by npm run manifests\.\n\1# prettier-ignore\n\1(pluginConfig|config):\n(?:\1 .*\n)*/gm;
 
 /**
- * The text of a manifest with its plugin configuration as it has to be.
- * @param {string} path of the project
+ * The text of a manifest with the plugin configuration that it must have.
+ * @param {string} path inside the project
  * @param {string} text
  */
 export function withPluginConfig(path, text) {
@@ -93,8 +96,8 @@ export function withPluginConfig(path, text) {
 }
 
 /**
- * The text of a manifest with its typed_config as it has to be.
- * @param {string} path of the project
+ * The text of a manifest with the typed_config that it must have.
+ * @param {string} path inside the project
  * @param {string} text
  */
 export function withTypedConfig(path, text) {
@@ -123,7 +126,7 @@ export function withTypedConfig(path, text) {
 }
 
 /**
- * One line for each key, and for each in an object that is too long for one.
+ * One line for each key. An object that is too long for one line has a line for each of its keys.
  * @param {Record<string, unknown>} configuration
  * @returns {string[]}
  */

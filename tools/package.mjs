@@ -1,4 +1,5 @@
-// `npm run package`: everything that is deployed, in dist/. The same sources give the same bytes, wherever and whenever.
+// `npm run package`: everything that is deployed, in dist/. The same sources give the same bytes,
+// wherever and whenever they are packed.
 import { createHash } from 'node:crypto';
 import {
   chmodSync,
@@ -21,7 +22,10 @@ import { DIST, FILTER_WASM, ROOT } from './paths.mjs';
 import { Problem, runMain } from './problem.mjs';
 import { lastError, run } from './run.mjs';
 
-/** In a manifest: the sha256 of the module that a URL serves. It is known once the module is built. */
+/**
+ * Stands in a manifest for the sha256 of the module that a URL serves, which is known only once the
+ * module is built.
+ */
 const ANY_SHA256 = '0'.repeat(64);
 
 export async function makePackage() {
@@ -43,7 +47,8 @@ export async function makePackage() {
 }
 
 /**
- * npm takes permissions over from files, which differ between checkouts: it packs copies that have the same everywhere.
+ * npm copies the permissions of files, which differ between checkouts. So it packs copies whose
+ * permissions are the same everywhere.
  * @param {{ name: string, version: string }} project
  */
 async function npmPack({ name, version }) {
@@ -66,7 +71,7 @@ async function npmPack({ name, version }) {
 }
 
 /**
- * Writes the module's sha256 to where manifests ask for it.
+ * Writes the sha256 of the module where a manifest asks for it.
  * @param {string} folder
  * @param {string} sha256
  */

@@ -1,4 +1,4 @@
-// Where things are, whatever the working directory.
+// Paths of the project, independent of the working directory.
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -10,7 +10,8 @@ export const TEST_WASM = join(BUILD, 'test.wasm');
 export const TRAP_WASM = join(BUILD, 'trap.wasm');
 
 /**
- * The script of an installed package; run with Node itself, so that npx never goes to a registry.
+ * The script of an installed package. It is run with Node itself, so that npx never asks a
+ * registry.
  * @param {'asc' | 'prettier' | 'tsc' | 'vitest'} name
  */
 export const bin = (name) => join(ROOT, 'node_modules', ...BINS[name].split('/'));

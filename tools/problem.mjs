@@ -1,11 +1,14 @@
 import { realpathSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
-/** A failure that the user can act on: its message is one sentence and is printed without a stack. */
+/**
+ * A failure that the user can act on. Its message is one sentence, and is printed without a stack.
+ */
 export class Problem extends Error {}
 
 /**
- * Runs a module's main function when the module is what Node was started with; a failure becomes exit code 1.
+ * Runs a module's main function if Node was started with that module. A failure becomes exit code
+ * 1.
  * @param {string} url the module's `import.meta.url`
  * @param {() => unknown} main
  */

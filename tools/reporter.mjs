@@ -1,4 +1,4 @@
-// A vitest reporter that writes how many tests passed and failed, for `npm test`'s last line.
+// A vitest reporter that writes how many tests passed and failed, for the last line of `npm test`.
 import { writeFileSync } from 'node:fs';
 
 export default class CountReporter {
@@ -10,13 +10,15 @@ export default class CountReporter {
     let passed = 0;
     let failed = unhandled.length;
     for (const module of modules) {
-      // A file that does not load, or a hook that throws, fails no test of its own.
+      // A file that does not load, or a hook that throws, makes no test fail, so it counts as a
+      // failure of its own.
       failed += module.errors().length;
       for (const suite of module.children.allSuites()) failed += suite.errors().length;
       for (const test of module.children.allTests()) {
         const { state } = test.result();
         if (state === 'passed') passed++;
-        // A test that has not run is no pass; one that is skipped on purpose is neither.
+        // A test that did not run counts as failed, and one that is skipped on purpose counts as
+        // neither.
         else if (state !== 'skipped') failed++;
       }
     }

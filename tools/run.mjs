@@ -1,4 +1,5 @@
-// Child processes of the tools: they never read our stdin, and a missing program is a result, not an exception.
+// Child processes of the tools. They never read this process's standard input, and a missing
+// program is a result instead of an exception.
 import { spawn } from 'node:child_process';
 import { ROOT } from './paths.mjs';
 
@@ -10,7 +11,8 @@ import { ROOT } from './paths.mjs';
  * Runs a program to its end and keeps what it printed.
  * @param {string} command
  * @param {string[]} args
- * @param {{ live?: boolean, env?: NodeJS.ProcessEnv }} [options] `live`: print as it comes instead of keeping it
+ * @param {{ live?: boolean, env?: NodeJS.ProcessEnv }} [options]
+ *   `live`: print the output as it comes instead of keeping it
  * @returns {Promise<Outcome>}
  */
 export function run(command, args, { live = false, env } = {}) {
@@ -37,7 +39,8 @@ export function run(command, args, { live = false, env } = {}) {
 export const runNode = (script, args, options) => run(process.execPath, [script, ...args], options);
 
 /**
- * The line of a program's output that says most: the last one that mentions an error, else the last one.
+ * The line of a program's output that says most: the last one that mentions an error, or else the
+ * last one.
  * @param {string} output
  */
 export function lastError(output) {

@@ -1,4 +1,5 @@
-// Brings a fresh clone to where tests and the demo can run. Runs before node_modules exist: Node's own modules only.
+// Prepares a fresh clone for the tests and the demo. It runs before node_modules exists, so it
+// imports only Node's own modules.
 import { existsSync, lstatSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureBuilt } from './build.mjs';
@@ -9,7 +10,7 @@ import { lastError, run } from './run.mjs';
 
 const NODE = 20;
 
-/** The steps, in the order in which they depend on each other. */
+/** The steps, in an order in which each comes after those that it needs. */
 export const steps = {
   node: requireNode,
   packages: ensurePackages,
@@ -30,11 +31,11 @@ function requireNode() {
 }
 
 async function ensurePackages() {
-  // npm writes this file last, so it also tells a broken installation from a whole one.
+  // npm writes this file last, so it also tells a complete installation from a broken one.
   const installed = join(ROOT, 'node_modules', '.package-lock.json');
   const lock = join(ROOT, 'package-lock.json');
   if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return;
-  // npm ci empties the folder behind a link, and that one is somebody else's.
+  // npm ci would empty the folder that the link leads to, which belongs to another checkout.
   if (lstatSync(join(ROOT, 'node_modules'), { throwIfNoEntry: false })?.isSymbolicLink()) {
     throw new Problem('node_modules is a link to packages older than package-lock.json; remove the link.');
   }

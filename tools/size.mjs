@@ -1,4 +1,5 @@
-// Prints what the filter weighs, what it is made of, and what it asks of and offers to its host.
+// Prints the size of the filter, what it consists of, and what it imports from and exports to its
+// host.
 import { readFileSync } from 'node:fs';
 import { gzipSync } from 'node:zlib';
 import { FILTER_WASM } from './paths.mjs';
@@ -14,8 +15,9 @@ for (const { module: from, name } of WebAssembly.Module.imports(module))
 for (const { name } of WebAssembly.Module.exports(module)) console.log(`export ${name}`);
 
 /**
- * Bytes of code by where it was written, of data and of names, most first.
- * Layout: WebAssembly core specification, section 5.5, and the appendix on the name section.
+ * Bytes of the code by the place where it was written, of the data and of the names, in descending
+ * order. The layout is that of the WebAssembly core specification, section 5.5, and of its appendix
+ * on the name section.
  */
 function parts() {
   /** @type {number[]} */
@@ -56,7 +58,7 @@ function parts() {
       while (at < end) {
         const kind = wasm[at++];
         const stop = leb() + at;
-        // 1: functions.
+        // Subsection 1 has the names of functions.
         if (kind === 1) for (let n = leb(); n > 0; n--) nameOf.set(leb(), text());
         at = stop;
       }

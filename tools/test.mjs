@@ -1,5 +1,6 @@
-// `npm test`: set up, check format and types, run every suite; the last line is `N passed, N failed`.
-// With TEST_ISTIO=1 also `test:istio`, which builds Istio; with TEST_ISTIO=built only where that is done, as CI does.
+// `npm test`: sets up what is missing, checks format and types, and runs every suite. The last line
+// is `N passed, N failed`. With TEST_ISTIO=1 it also runs `test:istio`, which builds Istio; with
+// TEST_ISTIO=built, as in CI, only where Istio has been built.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +15,7 @@ let passed = 0;
 let failed = 0;
 
 if (await attempt(() => setup(['node', 'packages']))) {
-  // Each of these fails on its own: the suites that do not need it still run.
+  // Each of these steps may fail alone: the suites that do not need it still run.
   await attempt(steps.envoy);
   await attempt(steps.filter);
   await attempt(steps.test);
@@ -82,7 +83,7 @@ async function runSuites(options) {
     });
     const count = readCounts(counts);
     passed += count.passed;
-    // vitest also fails where no test did, such as when a suite is empty.
+    // vitest also fails when no test did, for example because a suite is empty.
     failed += count.failed || (code === 0 ? 0 : 1);
   } finally {
     rmSync(dir, { recursive: true, force: true });

@@ -1,6 +1,7 @@
 /**
- * The emulator keeps Envoy's rules. Each rule was also seen on Envoy 1.40, with the same module (`fixtures/probe.as`); its
- * script says what the filter does: `<callback>:<action>,<action>;...`.
+ * The emulator follows Envoy's rules. Each rule was also observed on Envoy 1.40 with the same
+ * module, `fixtures/probe.as`, whose script says what the filter does:
+ * `<callback>:<action>,<action>;...`.
  */
 
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -48,7 +49,7 @@ const emulate = (options: EmulatorOptions = {}): Promise<Emulator> =>
 const said = (emulator: Emulator): string[] =>
   emulator.logs.filter(({ level }) => level === 'info').map(({ message }) => message.trimEnd());
 
-/** One exchange through the probe; `log` is what the filter said. */
+/** Runs one exchange with the probe. `log` is what the probe logged. */
 async function run(
   script: string,
   { options, ...scenario }: Probe = {},
@@ -218,7 +219,10 @@ describe('body buffers', () => {
     expect(text(decodeRequests[0])).toBe('new');
   });
 
-  /** Prefill answers when so many pieces of decode's three, or their end, have been read; decode waits for it then. */
+  /**
+   * Prefill answers when Envoy has read `pieces` of decode's three pieces, or the end. Decode then
+   * waits until the answer has arrived.
+   */
   async function late(script: string, pieces: number, options: EmulatorOptions = {}): Promise<Result> {
     const gate = () => {
       let open: () => void = () => undefined;
@@ -457,7 +461,8 @@ describe('content-length', () => {
 
 describe('continuing', () => {
   it('happens by returning Continue from any body callback', async () => {
-    // The request's headers can still be written then, to no effect.
+    // The probe can still write the headers of the request in this callback, but they have been
+    // sent.
     const { log, decodeRequests } = await run(`rh:${CALL},ret 1;cb:eff,hset 0 late 1`);
     expect(log).toContain('cb hset -> 0');
     expect(decodeRequests.map(({ headers }) => value(headers, 'late'))).toEqual([undefined]);

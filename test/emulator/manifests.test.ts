@@ -1,4 +1,5 @@
-// What users apply: one typed_config of the filter everywhere, with configurations that the filter takes.
+// The manifests that users apply hold the same typed_config of the filter everywhere, with
+// configurations that the filter accepts.
 
 import { readFileSync, readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';

@@ -7,7 +7,8 @@ runSuite(
   {
     ...racing,
     name: `${racing.name}, the end with the last bytes`,
-    // A request in one piece is in no buffer of Envoy's, and under no limit.
+    // A request that arrives in one piece with its end is in no buffer of Envoy's, so no limit
+    // applies to it.
     cases: racing.cases.filter(({ name }) => !name.includes('take over the limit')),
   },
   onEmulatorMerging,

@@ -1,5 +1,5 @@
-// Many large exchanges at once in one VM of 1 GiB: what may be held is asked for before it is allocated, and what goes over
-// it has an answer.
+// Many large exchanges at once in one VM of 1 GiB: the filter asks for room before it allocates
+// memory, and an exchange that finds none is answered all the same.
 
 import { describe, expect, test } from 'vitest';
 import { FILTER_WASM } from '../../tools/paths.mjs';
@@ -26,7 +26,7 @@ const SMALL = `{"choices":[{"index":0,"routed_experts":"${file(2)}"}],"usage":{"
 
 const held = (host: Emulator) => host.gauge('routed_experts.held_bytes');
 
-/** Opens when `n` have come. */
+/** Opens for everyone when `n` callers have come. */
 function gate(n: number, open: () => void) {
   let waiting = 0;
   let release = () => {};
@@ -40,13 +40,14 @@ function gate(n: number, open: () => void) {
   };
 }
 
-/** All requests wait in decode while their rows are kept. */
+/** All requests wait in decode while the filter keeps their rows. */
 async function together(host: Emulator, config: Record<string, unknown>, decoding = REQUESTS) {
   let most = 0;
   const wait = gate(decoding, () => (most = held(host)));
   const decode: Engine = async ({ body }) => {
     await wait();
-    // Alone it would have to return all rows; what it returns is not what is tested.
+    // A request with a cache_salt is for decode alone, which would have to return all rows. This
+    // test does not look at what it returns.
     return reply(body.includes('cache_salt') ? '{"choices":[]}' : SMALL);
   };
   const results = await Promise.all(
@@ -74,7 +75,7 @@ describe('many large requests at once', () => {
     const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
     const limit = 100 * MIB;
     const { results, most } = await together(host, { max_capture_bytes: limit });
-    // Each keeps 19.5 MiB.
+    // Each exchange keeps 19.5 MiB.
     expect(counts(results)).toEqual({ merged: 5, local: REQUESTS - 5 });
     expect(most).toBeLessThan(limit + 4 * MIB);
     expect([host.failed, held(host), host.openContexts]).toEqual([null, 0, 0]);
@@ -114,14 +115,15 @@ describe('many large responses held at once', () => {
     async (policy) => {
       const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
       const piece = Buffer.alloc(MIB, 0x79);
-      // As many as fit; with them full, the others have had their answer.
+      // Seven responses fit. By the time that all of them are held, the other three have been
+      // answered.
       const wait = gate(7, () => undefined);
       const text = [Buffer.from('{"text":"'), ...Array.from({ length: 100 }, () => piece)];
       const decode = (): EngineReply => ({
         status: 200,
         headers: [JSON_TYPE],
         chunks: [...text, Buffer.from('"}')],
-        // Held whole, together, before any of them ends.
+        // The filter holds seven whole responses at the same time, before any of them ends.
         before: (i) => (i === 100 ? wait() : undefined),
       });
       const results = await Promise.all(
@@ -146,7 +148,7 @@ describe('many large responses held at once', () => {
       }
       expect([host.failed, held(host)]).toEqual([null, 0]);
       if (policy !== 'reject') return;
-      // What was held in small pieces has room for large ones now.
+      // The memory that held small pieces has room for large ones afterwards.
       const { results: next } = await together(host, { max_capture_bytes: 640 * MIB }, 20);
       expect(counts(next)['merged']).toBeGreaterThan(20);
       expect([host.failed, held(host)]).toEqual([null, 0]);
@@ -168,13 +170,14 @@ describe('many large responses held at once', () => {
     for (let i = 0; i < bytes / 2; i++) stream.responseBody(Buffer.from('yy'), false);
     stream.responseBody(Buffer.from('"}'), true);
     expect(Buffer.concat(stream.client.chunks)).toHaveLength(bytes + 11);
-    // As much as in large pieces, and what the VM begins with.
+    // No more than large pieces would need, and the memory with which the VM begins.
     expect(host.memoryPages * 65536).toBeLessThan(32 * MIB + 3 * bytes);
     expect([host.failed, held(host)]).toEqual([null, 0]);
   });
 });
 
-// Both legs at once: decode's response is held in full until prefill answers, and then put together anew.
+// With both legs at once, decode's whole response is held until prefill answers. Then its edited
+// copy is made.
 describe('many responses that wait for prefill', () => {
   const SGLANG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
   const element = (text: Buffer[], rows: string) => [
@@ -187,7 +190,7 @@ describe('many responses that wait for prefill', () => {
   test('over what the VM has room for they are let go', async () => {
     const host = await createEmulator({ wasmPath: FILTER_WASM, bufferLimit: 64 * MIB });
     const text = [Buffer.alloc(120 * MIB, 0x79)];
-    // Six fit; of the first that has its rows there is no room for a second copy.
+    // Six responses fit. For the first one whose rows arrive, there is no room for a second copy.
     const wait = gate(6, () => answer());
     let answer = () => {};
     const answered = new Promise<void>((resolve) => (answer = resolve));
@@ -222,7 +225,7 @@ describe('many responses that wait for prefill', () => {
   });
 });
 
-// Rows of the other formats, of which a VM has room for five.
+// Rows in the other formats. max_capture_bytes has room for five replies.
 describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string]>([
   [
     'objects',
@@ -268,7 +271,7 @@ describe.each<[string, (rows: Buffer) => string, Record<string, unknown>, string
           },
           client: post(path === CHAT ? '{"messages":[]}' : '{"text":"a"}', { path }),
           prefill: answering(prefill),
-          // Both legs at once: prefill's reply has been read by then.
+          // With both legs at once, the filter has read prefill's reply by then.
           decode: async () => {
             await wait();
             return reply('{"choices":[]}');

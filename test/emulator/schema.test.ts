@@ -1,4 +1,5 @@
-// The JSON Schema of the configuration and the filter's own validation: one verdict on every configuration.
+// The JSON Schema of the configuration and the filter's own validation come to the same verdict on
+// every configuration.
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -29,13 +30,13 @@ interface Schema {
 const schema = JSON.parse(readFileSync(join(ROOT, 'envoy', 'config.schema.json'), 'utf8')) as Schema;
 const validate = new Ajv2020({ strict: true, allErrors: true }).compile(schema);
 
-/** What rules say that a schema can't: all else must be in it. */
+/** Errors that no schema can express. The schema must express all others. */
 const BEYOND = [
   /^max_hold_bytes: expected at least hold_bytes$/,
   /^prefill\.allowed_endpoints\[\d+\]: expected no bits behind the prefix of a CIDR block$/,
 ];
 
-/** Keys without a default, which a section of their own describes. */
+/** Keys without a default. Each is described by a section of its own. */
 const OPTIONAL = [
   'model',
   'model.layers',
@@ -54,7 +55,7 @@ const OPTIONAL = [
 let emulator: Emulator;
 beforeAll(async () => void (emulator = await createEmulator({ wasmPath: FILTER_WASM })));
 
-/** Why the filter refuses a configuration; undefined when it takes it. */
+/** Why the filter refuses a configuration; undefined when it accepts it. */
 function refusal(text: string): string | undefined {
   const vm = emulator.vms[0]!;
   const logged = emulator.logs.length;
@@ -70,7 +71,7 @@ function refusal(text: string): string | undefined {
   }
 }
 
-/** As the scenario hosts do; what is no object stays. */
+/** Adds the cluster as the hosts of scenarios do. A `prefill` that is no object stays as it is. */
 function withCluster(config: Config): Config {
   const prefill = config['prefill'] ?? {};
   if (typeof prefill !== 'object' || Array.isArray(prefill)) return config;
@@ -112,7 +113,7 @@ function keys(of: Schema, path: string[] = []): { path: string[]; schema: Schema
   ]);
 }
 
-/** Values of every type, and those around what the schema names. */
+/** Values of every type, and values next to the limits and names in the schema. */
 function values(of: Schema): unknown[] {
   const around = [of.minimum, of.maximum].flatMap((n) => (n === undefined ? [] : [n - 1, n, n + 1, n + 0.5]));
   const named = (of.enum ?? []).flatMap((value) => [value, `${String(value)} `, [value]]);

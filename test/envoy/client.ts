@@ -1,4 +1,7 @@
-/** What both clients share: one connection per request, which ends with the response, the client's patience or its leaving. */
+/**
+ * What the HTTP/1 and HTTP/2 clients share: each request has a connection of its own, which is
+ * closed after the response, when the client's time is up, or when the client leaves.
+ */
 
 import { connect, type Socket } from 'node:net';
 import type { ClientRequest, Result } from '../scenario.ts';
@@ -6,11 +9,11 @@ import type { ClientRequest, Result } from '../scenario.ts';
 export interface SendOptions {
   port: number;
   request: ClientRequest;
-  /** The client gives up after this time. */
+  /** The client gives up after this time, in milliseconds. */
   timeoutMs: number;
-  /** The client hangs up when this resolves. */
+  /** The client hangs up when this promise resolves. */
   leave?: Promise<unknown>;
-  /** What it does then. Default: it closes the connection. */
+  /** How the client hangs up. By default it closes the connection. */
   hangUp?: (socket: Socket) => void;
   /** See `Scenario`. */
   onBody?: (bytes: number) => void;
@@ -19,13 +22,13 @@ export interface SendOptions {
 }
 
 export interface Reply extends Pick<Result, 'status' | 'headers' | 'body' | 'trailers' | 'complete'> {
-  /** Port of the client's end; names the exchange in Envoy's access log. */
+  /** The port of the client's end, which identifies the exchange in Envoy's access log. */
   localPort: number;
 }
 
 /**
- * Opens a connection, lets `talk` write the request, and waits until the connection is closed from either side.
- * @returns the local port
+ * Opens a connection, lets `talk` write the request, and waits until the connection is closed from
+ * either side. @returns the local port
  */
 export async function exchange(
   options: SendOptions,
@@ -34,7 +37,7 @@ export async function exchange(
   const socket = connect({ port: options.port, host: '127.0.0.1', noDelay: true });
   const leave = () => socket.destroy();
   const closed = new Promise<void>((resolve) => socket.once('close', () => resolve()));
-  // What a reset means is told by how far the response had come.
+  // An error needs no handling of its own: how much of the response has arrived says what it means.
   socket.on('error', leave);
   let localPort = 0;
   socket.once('connect', () => (localPort = socket.localPort ?? 0));

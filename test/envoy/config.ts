@@ -1,41 +1,53 @@
-/** The configuration of the Envoy that scenarios run on: a bootstrap, and one listener per filter configuration. */
+/**
+ * The configuration of the Envoy that runs scenarios: a bootstrap, and one listener for each
+ * configuration of the filter.
+ */
 
 import { prefillName, type Protocol } from '../scenario.ts';
 
 export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 export const STAT_PREFIX = 'ingress';
 
-/** Clusters by the leg they serve; `down` is nobody's port. */
+/** Names of clusters, by the leg that they serve. Nothing listens at the port of `down`. */
 export type Leg = 'prefill' | 'decode' | 'bootstrap';
 export const clusterOf = (leg: Leg, protocol: Protocol) => `${leg}_${protocol}`;
 export const CLUSTER_DOWN = 'down';
-/** The endpoint is named by the header `x-envoy-original-dst-host` of the call. */
+/** The cluster whose endpoint the call names in the header `x-envoy-original-dst-host`. */
 export const originalDstCluster = (protocol: Protocol) => `original_dst_${protocol}`;
-/** The endpoint is named by `:authority` of the call. */
+/** The cluster whose endpoint the call names in `:authority`. */
 export const forwardProxyCluster = (protocol: Protocol) => `dynamic_forward_proxy_${protocol}`;
 
-/** Reserved (tcpmux), and outside of the ports that the system gives to anyone. */
+/** The port of tcpmux: it is reserved, and the system never assigns it to a socket. */
 const CLOSED_PORT = 1;
 
 export interface EnvoyOptions {
-  /** Worker threads. Default 1. */
+  /** Number of worker threads. Default 1. */
   concurrency?: number;
   /** `per_connection_buffer_limit_bytes` of the listeners. Default: Envoy's. */
   bufferLimit?: number;
-  /** `request_body_buffer_limit` of the route; it also raises the response's limit. Default: none. */
+  /**
+   * `request_body_buffer_limit` of the route, which also raises the limit of the response. Default:
+   * none.
+   */
   requestBodyBufferLimit?: number;
-  /** `http.async_response_buffer_limit`: the largest reply of the prefill leg. Default: Envoy's. */
+  /** `http.async_response_buffer_limit`: the largest reply to the prefill leg. Default: Envoy's. */
   asyncResponseLimit?: number;
-  /** Default: Envoy's. */
+  /** The idle timeout of a stream. Default: Envoy's. */
   streamIdleTimeoutMs?: number;
-  /** `allow_on_headers_stop_iteration`; false leaves it away, as a WasmPlugin does. Default: true. */
+  /**
+   * `allow_on_headers_stop_iteration`; when it is false, the key is left out, as a WasmPlugin of
+   * Istio leaves it out. Default: true.
+   */
   headsCanStop?: boolean;
-  /** A decompressor of gzip before the filter. Default: none. */
+  /** Puts a gzip decompressor before the filter. Default: none. */
   decompress?: boolean;
   failurePolicy?: 'FAIL_RELOAD' | 'FAIL_CLOSED' | 'FAIL_OPEN';
-  /** Default: `build/filter.wasm`. */
+  /** The filter's module. Default: `build/filter.wasm`. */
   wasmPath?: string;
-  /** A request's header that its line of the access log tells, with how long it took. */
+  /**
+   * Name of a request header. Its value, and the time that the request took, go into the access
+   * log.
+   */
   idHeader?: string;
 }
 
@@ -44,7 +56,7 @@ export interface Files {
   accessLog: string;
 }
 
-/** By the engine's name. */
+/** The ports of each engine, by its name. */
 export type Ports = Map<string, Record<Protocol, number>>;
 
 export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): object {
@@ -78,7 +90,7 @@ export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): ob
             original_dst_lb_config: { use_http_header: true },
           },
           {
-            // Envoy insists on them for a cluster of any host.
+            // Envoy demands both options for a cluster that forwards to any host.
             ...cluster(forwardProxyCluster(protocol), protocol, {
               auto_sni: true,
               auto_san_validation: true,
@@ -113,7 +125,8 @@ function cluster(name: string, protocol: Protocol, upstreamOptions?: object) {
     typed_extension_protocol_options: {
       'envoy.extensions.upstreams.http.v3.HttpProtocolOptions': {
         '@type': 'type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions',
-        // Shorter than Node's 5 s keep-alive, so that no request meets a connection that is being closed.
+        // This is shorter than the 5 s of Node's keep-alive, so that no request is sent on a
+        // connection that Node is closing.
         common_http_protocol_options: { idle_timeout: '2s' },
         explicit_http_config: http,
         ...(upstreamOptions ? { upstream_http_protocol_options: upstreamOptions } : {}),
@@ -135,13 +148,16 @@ function staticCluster(name: string, protocol: Protocol, port: number) {
 
 /** One line of the access log. */
 export interface LogLine {
-  /** Client's end of the connection, `ip:port`. */
+  /** The client's end of the connection, `ip:port`. */
   client: string;
   code: number;
   details: string | null;
   flags: string | null;
   routed_experts: string | null;
-  /** With `idHeader`: its value, milliseconds from the head's first byte to the end, and who answered. */
+  /**
+   * Only with `idHeader`: the value of that header, the milliseconds from the first byte of the
+   * head to the end, and the address of the engine that answered.
+   */
   id?: string | null;
   duration?: number;
   upstream?: string | null;
@@ -149,7 +165,7 @@ export interface LogLine {
 
 export interface ListenerSpec {
   name: string;
-  /** Plugin configuration with its cluster. */
+  /** The plugin configuration, with `prefill.cluster`. */
   config: Record<string, unknown>;
   decodeCluster: string;
 }
@@ -171,9 +187,10 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
                 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
               stat_prefix: STAT_PREFIX,
               codec_type: 'AUTO',
-              // HTTP/1 drops trailers unless told otherwise.
+              // By default, Envoy's HTTP/1 codec drops trailers.
               http_protocol_options: { enable_trailers: true },
-              // Envoy waits this long before it closes after a reset; a client that is cut off would wait too.
+              // After a reset Envoy waits this long before it closes the connection, and a client
+              // that was cut off would wait as long.
               delayed_close_timeout: '0.05s',
               ...(streamIdleTimeoutMs === undefined
                 ? {}
@@ -216,7 +233,7 @@ export function listener(spec: ListenerSpec, options: EnvoyOptions, wasmPath: st
 
 const milliseconds = (ms: number) => `${ms / 1000}s`;
 
-/** Takes `content-encoding` and the length away with the coding. */
+/** The decompressor removes `content-encoding` and `content-length` together with the coding. */
 const decompressor = () => ({
   name: 'envoy.filters.http.decompressor',
   typed_config: {
@@ -251,7 +268,7 @@ function accessLog(path: string, { idHeader }: EnvoyOptions) {
   };
 }
 
-/** All filters of an Envoy share one VM: same `vm_id`, same code. */
+/** All filters of one Envoy share a VM, because they have the same `vm_id` and the same code. */
 function wasmFilter(
   config: Record<string, unknown>,
   { failurePolicy = 'FAIL_RELOAD', headsCanStop = true }: EnvoyOptions,

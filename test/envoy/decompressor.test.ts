@@ -1,4 +1,5 @@
-// Where the answer 415 says that a decompressor has to stand: before the filter, which then reads what the client wrote.
+// A decompressor stands where the filter's answer 415 says that it must: before the filter, which
+// then reads the body that the client compressed.
 
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, expect, test } from 'vitest';

@@ -1,5 +1,6 @@
-// Faults on real Envoy alone: engines that break HTTP, engines that restart, an Envoy that is drained or configured anew,
-// under load. After each: every request has had an answer and one outcome, and nothing is held.
+// Faults that only a real Envoy can show: engines that violate HTTP, engines that restart under
+// load, and an Envoy that is drained or gets a new configuration under load. After each of them,
+// every request has been answered and has one outcome, and the filter holds nothing.
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
@@ -31,7 +32,7 @@ const keep = <T extends { close(): Promise<void> }>(of: T): T => {
 const plant = async (options: PlantOptions) => keep(await createPlant(options));
 const outcomeOf = ({ headers }: Answer) => header(headers, 'x-routed-experts');
 
-// ---- engines that break HTTP
+// ---- engines that violate HTTP
 
 type Talk = Parameters<typeof rawEngine>[0];
 const says =
@@ -63,7 +64,10 @@ const isMerged = (answer: Answer) => {
   expect(answer.body.toString()).toBe(GOOD_MERGED);
   expect(outcomeOf(answer)).toMatch(/^merged; rows=5/);
 };
-/** An error, or a body that nobody can take for whole; never decode's prompt rows. */
+/**
+ * The answer is an error, or a body that no client can take for a complete one. It never has the
+ * prompt rows that decode sent.
+ */
 const isRefused = ({ status, complete, body }: Answer) => {
   expect(status !== 200 || !complete).toBe(true);
   expect(GOOD_MERGED.startsWith(body.toString()) || status !== 200).toBe(true);
@@ -120,7 +124,8 @@ const FAULTS: Fault[] = [
   {
     name: 'decode announces more than it sends, and closes',
     decode: saysAndEnds(http(GOOD_DECODE, LENGTH + 10)),
-    // The document is whole when it goes out; what is missing is behind it, and the client sees that.
+    // All of the document has arrived before the connection closes, so it is merged and sent. What
+    // is missing would come after it, and the client sees that the body is incomplete.
     check: ({ complete }) => expect(complete).toBe(false),
   },
   {
@@ -155,7 +160,7 @@ const FAULTS: Fault[] = [
   },
 ];
 
-/** Answers with as much as the request's header wants. */
+/** Answers with as many bytes as the request header `x-cut` says, and closes the connection. */
 const cutting = (text: string): Talk => {
   const bytes = Buffer.from(text);
   return (socket, request) => {
@@ -164,7 +169,10 @@ const cutting = (text: string): Talk => {
   };
 };
 
-/** Sends a request for every `step`th byte of an answer, some at once; what became of them. */
+/**
+ * Sends a request for every `step`th byte of an answer, eight at a time. Returns how many exchanges
+ * had each outcome.
+ */
 async function atBytes(
   of: Plant,
   { length, step, ...request }: Sent & { length: number; step: number },
@@ -207,11 +215,11 @@ const raw = (experts: number[]) =>
 interface Cut {
   name: string;
   prefill?: string;
-  /** What decode says on its socket. */
+  /** What decode writes to its socket. */
   decode: string;
-  /** The body that the client gets, when nothing is cut. */
+  /** The body that the client gets when nothing is cut. */
   out: string;
-  /** Bytes behind the document, without which the client can't take it for whole. */
+  /** The bytes behind the document without which the client cannot take it for complete. */
   behind?: number;
   step: number;
   request?: string;
@@ -244,7 +252,10 @@ const CUTS: Cut[] = [
   },
 ];
 
-/** Of SGLang: on both sides the rows of two tokens, and of the one behind them. */
+/**
+ * Bodies of SGLang. Both arrays have three rows: those of the two prompt tokens, and that of the
+ * token behind them.
+ */
 const RAW: Cut = {
   name: 'with int32',
   path: '/generate',
@@ -255,12 +266,12 @@ const RAW: Cut = {
   step: 5,
 };
 
-/** Cuts decode's answer; whole, it is merged. */
+/** Cuts decode's answer at every `step`th byte. Only the whole answer is merged. */
 async function cutAnywhere(of: Plant, cut: Cut): Promise<void> {
   const { decode, out, behind = 0, step, request: body = REQUEST, path = '/v1/completions' } = cut;
   const outcomes = await atBytes(of, { length: decode.length, step, path, body }, (answer) => {
     expect(answer.status !== 200 || !answer.complete).toBe(true);
-    // Nothing of decode's own prompt rows.
+    // The body has no prompt row of decode's.
     if (answer.status === 200) expect(out.startsWith(answer.body.toString())).toBe(true);
   });
   const { merged = 0, ...refused } = outcomes;
@@ -285,7 +296,7 @@ describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_byte
     of = await createPlant({
       prefillPort: prefill.port,
       decodePort: decode.port,
-      // Short waits, for engines that send less than they announced.
+      // The timeout is short because some engines send less than they announce.
       config: { hold_bytes, prefill: { timeout_ms: 300, retries: 0 } },
     });
     ended.push(of, prefill, decode);
@@ -298,7 +309,7 @@ describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_byte
     talk = { ...GOOD, ...fault };
     check(await of.send({ body: REQUEST }));
     await of.settled();
-    // Connections and the VM are as before: the next exchange is like the first.
+    // Neither the connections nor the VM have suffered: the next exchange is like the first.
     check(await of.send({ body: REQUEST }));
     talk = GOOD;
     isMerged(await of.send({ body: REQUEST }));
@@ -315,7 +326,8 @@ describe.each([0, 1 << 20])('engines that break HTTP, hold_bytes %i', (hold_byte
     const answer = http(GOOD_DECODE, null);
     talk = { ...GOOD, decode: cutting(answer) };
     const outcomes = await atBytes(of, { length: answer.length, step: 5, body: REQUEST }, (cut) => {
-      // Without any body it is an empty response, and told so.
+      // If the connection closes before any byte of the body, the response is an empty one, and its
+      // outcome says so.
       if (cut.status === 200 && cut.body.length === 0 && cut.complete) expect(outcomeOf(cut)).toBe('absent');
       else isRefused(cut);
     });
@@ -339,7 +351,7 @@ describe('decode answers an unfinished request, whose head has gone on', () => {
   const ask = async (decode: string, config = {}) => {
     let release = () => {};
     const released = new Promise<void>((resolve) => (release = resolve));
-    // The answer is there before prefill's.
+    // Decode's answer is there before prefill's.
     const prefill = keep(
       await rawEngine((socket) => void released.then(() => socket.write(http(GOOD_PREFILL)))),
     );
@@ -412,7 +424,7 @@ describe('both legs at once', () => {
 
 // ---- exchanges that end early
 
-/** Engines that keep a part of their answers to themselves. */
+/** Engines that hold back a part of their answers. */
 class Held {
   readonly asked = { prefill: 0, decode: 0, bootstrap: 0 };
   private readonly rest: (() => void)[] = [];
@@ -426,7 +438,7 @@ class Held {
     };
   }
 
-  /** The rest of all answers. */
+  /** Sends the rest of every answer. */
   letGo(): void {
     for (const say of this.rest) say();
   }
@@ -435,9 +447,12 @@ class Held {
 interface Stage {
   name: string;
   config?: Record<string, unknown>;
-  /** Of the client's body so much comes. */
+  /** Bytes of the client's body that are sent; absent: all. */
   bytes?: number;
-  /** What comes of each answer; the rest comes too late. All, unless said. */
+  /**
+   * Bytes of each engine's answer that are sent while the exchange runs; absent: all. The rest is
+   * sent after its end.
+   */
   prefill?: number;
   decode?: number;
   bootstrap?: number;
@@ -448,7 +463,10 @@ const MOONCAKE = { connector: 'mooncake', prefill: { bootstrap_host: '127.0.0.1'
 const RANKS = '{"0":{"engine_id":"a"}}';
 const EVENTS = chunked(eventsOf(GOOD_DECODE)).replace('application/json', 'text/event-stream');
 
-/** Room for the rows of one exchange, in whole quanta: another has none, if some are still counted. */
+/**
+ * Room for the rows of exactly one exchange, in whole quanta. If rows of an ended exchange are
+ * still counted, the next exchange has no room.
+ */
 const ROWS = (rowBytes(PROMPT).length / 3) * 4 + 8;
 const ROOM_FOR_ONE = { max_capture_bytes: ROWS, max_parked_bytes: 1 };
 
@@ -505,7 +523,8 @@ describe('an exchange that ends early', () => {
       const talking = (comes: Partial<Record<string, number>>) =>
         LEGS.map((leg) => [leg, held.talk(leg, answers[leg], comes[leg] ?? answers[leg].length)]);
       talk = Object.fromEntries(talking(stage as object));
-      // Each has ranks of its own to ask for.
+      // Each exchange names a bootstrap server of its own, so that none finds the ranks in the
+      // filter's cache.
       const port = 30_000 + of.sent;
       const prefill = { ...(stage.config?.['prefill'] as object | undefined) };
       const config = {
@@ -517,7 +536,7 @@ describe('an exchange that ends early', () => {
       const before = await of.outcomes();
       const [sent, came] = [await received(CLIENT), await received(DECODE)];
 
-      // Until Envoy has all that comes.
+      // Resolves when Envoy has received everything that is sent in this stage.
       const reached = waitFor('The stage is reached', async () => {
         if (stage.bytes !== undefined) return (await received(CLIENT)) >= sent + stage.bytes || undefined;
         const asked = LEGS.every((leg) => stage[leg] === undefined || held.asked[leg] > 0);
@@ -539,7 +558,7 @@ describe('an exchange that ends early', () => {
       });
       if (end === 'the client leaves') expect(after['aborted']).toBe(before['aborted']! + 1);
 
-      // What comes too late is nobody's.
+      // Bytes that arrive after the end of the exchange reach no other exchange.
       held.letGo();
       await of.settled();
       talk = Object.fromEntries(talking({}));
@@ -552,7 +571,7 @@ describe('an exchange that ends early', () => {
 
 // ---- under load
 
-/** Both engines, which can be ended and started again on their ports. */
+/** Both engines. Each can be stopped, and started again on the same port. */
 class Engines {
   readonly fleet = new Fleet();
   readonly #servers: Partial<Record<'prefill' | 'decode', EngineServer>> = {};
@@ -573,7 +592,7 @@ class Engines {
   async stop(role: 'prefill' | 'decode'): Promise<void> {
     await this.#servers[role]?.close();
     delete this.#servers[role];
-    // Its bootstrap server is no more.
+    // Prefill's bootstrap server ends with it, so nothing is registered there any more.
     if (role === 'prefill') this.fleet.prefills.clear();
   }
 
@@ -590,11 +609,14 @@ async function engines(options?: Partial<EngineOptions>): Promise<Engines> {
 }
 
 const bodies = ['one two three', 'four five', 'six seven eight nine ten'].map((prompt) =>
-  // SGLang returns what it is asked for.
+  // An engine of SGLang returns rows only to a request that asks for them.
   JSON.stringify({ model: 'tiny', prompt, max_tokens: 4, return_routed_experts: true }),
 );
 
-/** What the engine that does both answers: only its array is looked at. */
+/**
+ * The array in an answer. Only arrays are compared with those of the oracle, the engine that runs
+ * both prefill and decode.
+ */
 const arrayOf = (body: Buffer) => /"routed_experts":("[^"]*")/.exec(body.toString('latin1'))?.[1];
 
 async function oracles(of: Engines): Promise<(string | undefined)[]> {
@@ -613,7 +635,10 @@ async function oracles(of: Engines): Promise<(string | undefined)[]> {
   );
 }
 
-/** Sends requests until it is told to stop; the answers. Every one that looks whole and good is checked. */
+/**
+ * Sends requests until it is stopped, and returns the answers. Every complete answer with status
+ * 200 is compared with the oracle's.
+ */
 function load(of: Plant, right: (string | undefined)[], concurrency = 8) {
   let stopped = false;
   const answers: Answer[] = [];
@@ -630,7 +655,10 @@ function load(of: Plant, right: (string | undefined)[], concurrency = 8) {
   const clients = Promise.all(Array.from({ length: concurrency }, (_, i) => client(i)));
   return {
     answers,
-    /** Waits until so many more answers have come, of an outcome. */
+    /**
+     * Waits until `n` more answers with this outcome have come; by default, `n` answers with any
+     * outcome.
+     */
     more: (n: number, outcome = '') => {
       const of = () => answers.filter((each) => outcomeOf(each)?.startsWith(outcome) || outcome === '');
       const enough = of().length + n;
@@ -645,7 +673,10 @@ function load(of: Plant, right: (string | undefined)[], concurrency = 8) {
 }
 
 describe('under load', () => {
-  /** With what a leg does that waits for one which has gone. */
+  /**
+   * Each connector with the options of its engines: a leg waits only for this `patience`, in
+   * milliseconds, when the engine of the other leg has gone.
+   */
   const CONNECTORS: [string, Partial<EngineOptions>, Record<string, unknown>][] = [
     ['nixl', {}, {}],
     ['sglang', { connector: 'sglang', format: 'D', patience: 300 }, SGLANG],
@@ -670,10 +701,11 @@ describe('under load', () => {
     const answers = await running.stop();
     await of.settled();
     const { local, rejected, absent } = await of.outcomes();
-    // Without prefill: decode alone, or an error where it had begun.
+    // While prefill is stopped, decode serves alone; where decode's leg had been sent already, the
+    // client gets an error.
     expect(connector === 'nixl' ? local : rejected! + absent!).toBeGreaterThan(0);
     expect(answers.filter(({ status }) => status === 0)).toEqual([]);
-    // Nobody is sent to an engine that has gone.
+    // No request is sent to an engine that has gone.
     for (const body of bodies) expect(outcomeOf(await of.send({ body }))).toMatch(/^merged/);
     await of.settled();
   });
@@ -688,17 +720,20 @@ describe('under load', () => {
       args: ['--drain-time-s', '1', '--drain-strategy', 'immediate'],
     });
     const running = load(of, await oracles(both), 2);
-    /** Outcomes of requests that only the present configuration can have served. */
+    /**
+     * The outcomes of requests that began after the present configuration had replaced the earlier
+     * one.
+     */
     const served = async () => {
       await of.replaced();
       const before = running.answers.length;
-      // Those that are on their way are of the earlier one.
+      // Two requests are under way, and the earlier configuration may have served them.
       await running.more(2 + 30);
       const outcomes = running.answers.slice(before + 2).map((answer) => outcomeOf(answer)?.split(';')[0]);
       return [...new Set(outcomes)];
     };
     expect(await served()).toEqual(['merged']);
-    // No room for rows: decode serves alone.
+    // There is no room for rows, so decode serves alone.
     expect(await of.configure({ ...config, max_capture_bytes: 1, max_parked_bytes: 1 })).toBe(true);
     expect(await served()).toEqual(['local']);
     expect(await of.configure({ ...config, hold_bytes: -1 })).toBe(false);
@@ -709,7 +744,7 @@ describe('under load', () => {
     expect(await served()).toEqual(['merged']);
     const answers = await running.stop();
     await of.settled();
-    // No request was lost in between.
+    // No request was lost while configurations changed.
     expect(answers.filter(({ status, complete }) => status !== 200 || !complete)).toEqual([]);
     const { merged, local } = await of.outcomes();
     expect(merged! + local!).toBe(answers.length);
@@ -728,7 +763,7 @@ describe('under load', () => {
       ...{ prefillPort: prefill.port, decodePort: decode.port, config },
       args: ['--drain-time-s', '1', '--drain-strategy', 'immediate'],
     });
-    // One is answered while its configuration is drained, and one is not.
+    // One request is answered while its configuration is drained, the other is not.
     const first = of.send({ body: REQUEST });
     await waitFor('Prefill is asked', () => held.asked.prefill === 1 || undefined);
     expect(await of.configure({ ...config, hold_bytes: 0 })).toBe(true);
@@ -738,7 +773,8 @@ describe('under load', () => {
     await waitFor('Prefill is asked again', () => held.asked.prefill === 2 || undefined);
     expect(await of.configure({ ...config, hold_bytes: 100 })).toBe(true);
     await of.replaced();
-    // Envoy has closed the connection, and given up the call of a configuration that is no more.
+    // Envoy has closed the connection and cancelled the call, because the configuration that made
+    // it has gone.
     expect((await second).status).toBe(0);
     held.letGo();
     slow = false;
@@ -756,7 +792,8 @@ describe('under load', () => {
     });
     const running = load(of, await oracles(both));
     await running.more(30);
-    // POST, as the admin wants it: healthcheck/fail has responses close their connections.
+    // Envoy's admin interface wants POST. After healthcheck/fail, responses close their
+    // connections.
     for (const path of ['/healthcheck/fail', '/drain_listeners?graceful']) {
       const { status } = await fetch(of.envoy.adminUrl + path, { method: 'POST' });
       expect(status).toBe(200);
@@ -765,7 +802,7 @@ describe('under load', () => {
       running.answers.some(({ status }) => status === 0) ? true : undefined,
     );
     const answers = await running.stop();
-    // Those whose connection was refused never were requests.
+    // Clients whose connection was refused never sent a request.
     const refused = answers.filter(({ status }) => status === 0).length;
     expect(answers.filter(({ status, complete }) => status !== 0 && !(status === 200 && complete))).toEqual(
       [],
@@ -784,12 +821,13 @@ describe('under load', () => {
     const right = await oracles(both);
     const running = load(of, right, 4);
     for (let i = 0; i < 60; i++) {
-      // After so many answers of the others: before, in, and behind each stage.
+      // The client leaves after that many answers to the other clients, so that in time it leaves
+      // before, during and after each stage.
       const leave = running.more(1 + (i % 7));
       await of.send({ body: bodies[0]!, leave: i % 3 === 0 ? Promise.resolve() : leave });
     }
     const answers = await running.stop();
-    // A client that left before Envoy had its request was never one.
+    // A client that left before Envoy had received its request counts as no request.
     await waitFor('Every exchange has ended', async () => {
       const counted = Object.values(await of.outcomes()).reduce((a, b) => a + b);
       const stats = await of.stats('^http\\.ingress\\.downstream_rq_(total|active)$|held_bytes');

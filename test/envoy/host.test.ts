@@ -1,4 +1,7 @@
-/** The host itself, on requests that the filter leaves alone: what it reports is what happened on the wire. */
+/**
+ * The host is tested by itself, with requests that the filter passes unchanged: what it reports is
+ * what happened on the wire.
+ */
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Engine, EngineReply, Header, Scenario } from '../scenario.ts';

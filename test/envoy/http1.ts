@@ -1,6 +1,6 @@
 /**
- * An HTTP/1.1 client over a bare socket: it writes exactly the pieces it is given, and can tell a message that ended from
- * one that was cut off.
+ * An HTTP/1.1 client over a plain socket: it writes exactly the pieces that it is given, and can
+ * tell a message that has ended from one that was cut off.
  */
 
 import { once } from 'node:events';
@@ -27,7 +27,7 @@ export function sendHttp1(options: SendOptions): Promise<Reply> {
   }).then((localPort) => ({ ...parser.response(), localPort }));
 }
 
-/** As the engines of a scenario: a body without `content-length` goes out chunked. */
+/** As for the engines of a scenario, a body without `content-length` is chunked. */
 async function write(socket: Socket, { request, arrived }: SendOptions) {
   const { chunks, trailers = [] } = request;
   const chunked = chunks.length > 0 && !has(request.headers, 'content-length');
@@ -59,7 +59,10 @@ const has = (headers: Header[], wanted: string) => headers.some(([name]) => name
 type State =
   'head' | 'length' | 'close' | 'chunk-size' | 'chunk' | 'chunk-end' | 'trailers' | 'done' | 'broken';
 
-/** Parses one HTTP/1.1 response; `complete` only when its framing says that it ended, and nothing came after. */
+/**
+ * Parses one HTTP/1.1 response. `complete` is true only when the framing says that the message
+ * ended, and nothing followed.
+ */
 export class ResponseParser {
   private state: State = 'head';
   private rest: Buffer = Buffer.alloc(0);
@@ -75,7 +78,7 @@ export class ResponseParser {
     return this.status !== 0;
   }
 
-  /** Bytes of the body so far. */
+  /** Number of bytes of the body so far. */
   get bodyBytes(): number {
     return this.body.reduce((sum, { length }) => sum + length, 0);
   }
@@ -90,7 +93,7 @@ export class ResponseParser {
     if (this.state === 'done' && this.rest.length) this.state = 'broken';
   }
 
-  /** The peer closed its side. */
+  /** Called when the peer has closed its side. */
   end() {
     if (this.state === 'close') this.state = 'done';
     else if (this.state !== 'done') this.state = 'broken';
@@ -101,7 +104,10 @@ export class ResponseParser {
     return { status, headers, trailers, body: Buffer.concat(this.body), complete: this.state === 'done' };
   }
 
-  /** Takes one element of the message from `rest`; false when it needs more bytes, or is at an end. */
+  /**
+   * Takes one element of the message from `rest`. Returns false when it needs more bytes, or when
+   * the message has ended.
+   */
   private step(): boolean {
     switch (this.state) {
       case 'head':
@@ -145,7 +151,7 @@ export class ResponseParser {
     if (lines === undefined) return false;
     const [, status] = /^HTTP\/1\.[01] (\d{3})( |$)/.exec(lines[0] ?? '') ?? [];
     if (!status) return this.fail();
-    // An interim response is followed by the real one.
+    // The final response follows an interim one.
     if (status.startsWith('1') && status !== '101') return true;
     this.status = Number(status);
     this.headers = lines.slice(1).map(parseHeader);
@@ -185,7 +191,7 @@ export class ResponseParser {
     return line;
   }
 
-  /** Lines up to an empty one; none are taken before that has come. */
+  /** Takes the lines up to an empty line. As long as that has not arrived, it takes none. */
   private block(): string[] | undefined {
     const before = this.rest;
     const lines: string[] = [];

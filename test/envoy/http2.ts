@@ -1,4 +1,7 @@
-/** An HTTP/2 client with prior knowledge, over a socket of ours so that its bytes can be counted. */
+/**
+ * An HTTP/2 client with prior knowledge, over a socket that the client opens itself, so that its
+ * bytes can be counted.
+ */
 
 import { once } from 'node:events';
 import { connect, constants, type OutgoingHttpHeaders } from 'node:http2';
@@ -6,7 +9,7 @@ import type { Socket } from 'node:net';
 import type { Header } from '../scenario.ts';
 import { exchange, type Reply, type SendOptions } from './client.ts';
 
-/** Not allowed in HTTP/2; `host` travels as `:authority`. */
+/** HTTP/2 does not allow these headers, and sends `host` as `:authority`. */
 const HTTP1_ONLY = new Set([
   'connection',
   'host',
@@ -59,7 +62,8 @@ async function talk(socket: Socket, leave: () => void, options: SendOptions, rep
   stream.on('wantTrailers', () => stream.sendTrailers(group(trailers)));
   stream.on('error', () => undefined);
   stream.on('close', () => {
-    // A stream that is reset also ends for its reader; only the reset's code tells the two apart.
+    // For its reader, a stream that was reset has also ended. Only the code of the reset tells the
+    // two apart.
     reply.complete = ended && reply.status !== 0 && stream.rstCode === constants.NGHTTP2_NO_ERROR;
     session.close();
     leave();

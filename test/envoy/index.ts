@@ -42,7 +42,7 @@ import { waitFor } from './wait.ts';
 export type { EnvoyOptions } from './config.ts';
 
 export interface HostOptions extends EnvoyOptions {
-  /** How long a client waits for its response. Default 60 s. */
+  /** How long a client waits for its response, in milliseconds. Default 60,000. */
   clientTimeoutMs?: number;
 }
 
@@ -51,15 +51,18 @@ export interface EnvoyHost extends Host {
   readonly pid: number;
   readonly adminUrl: string;
   run(scenario: Scenario): Promise<EnvoyResult>;
-  /** Envoy's counters and gauges whose names match the regular expression. */
+  /** The counters and gauges of Envoy whose names match the regular expression. */
   stats(filter: string): Promise<Record<string, number>>;
-  /** A gauge of the filter, without the `wasmcustom.` prefix; undefined when it was never defined. */
+  /**
+   * The value of a gauge of the filter, by its name without the prefix `wasmcustom.`; undefined
+   * when it was never defined.
+   */
   gauge(name: string): Promise<number | undefined>;
-  /** What Envoy logged so far. */
+  /** What Envoy has logged so far. */
   logs(): string;
-  /** Log lines that tell of a trap in the VM. */
+  /** The lines of the log that report a trap in the VM. */
   traps(): string[];
-  /** True when the process runs and no VM has ever failed. */
+  /** Whether the process is running and no VM has failed since it started. */
   vmAlive(): Promise<boolean>;
 }
 
@@ -68,13 +71,13 @@ export interface EnvoyResult extends Result {
   line: LogLine;
 }
 
-/** Envoy did not take a listener; the message is its reason, and what the filter logged. */
+/** Envoy refused a listener. The message is Envoy's reason, and what the filter logged. */
 export class ConfigRejected extends Error {}
 
 interface Run {
   scenario: Scenario;
   requests: Requests;
-  /** Bytes that engines had written before, and Envoy had not read. */
+  /** By engine: how many bytes it had written before this run that Envoy had not read. */
   unread: Map<string, number>;
 }
 
@@ -88,12 +91,12 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   const { clientTimeoutMs = 60_000 } = options;
   if (!existsSync(wasmPath)) throw new Error(`${wasmPath} is missing: "npm run build" makes it`);
 
-  // Engines outlive scenarios: they serve whichever one is running.
+  // The engines outlive a scenario, and answer for the one that is running.
   let running: Run | undefined;
   const serve = (name: string): Engine => {
     return (request) => {
       const engine = running && engineOf(running.scenario, name);
-      // Left over from an exchange that has ended.
+      // The request belongs to an exchange that has ended.
       if (!running || typeof engine !== 'function') return { status: 503, headers: [], chunks: [] };
       running.requests[requestsOf(name)].push(request);
       return engine(request);
@@ -105,14 +108,17 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   const read = (name: string) => async () => {
     const run = running;
     await waitFor('Envoy reads what an engine has written', async () => {
-      // Nobody reads on when the exchange is over.
+      // After the end of the exchange, Envoy reads no further.
       if (!run || run !== running) return true;
       return (await unread(name, run.scenario.upstream ?? 'http1')) <= run.unread.get(name)!
         ? true
         : undefined;
     });
   };
-  /** Bytes that an engine has written and Envoy has not read, or never will: connections that were cut count, too. */
+  /**
+   * Bytes that an engine has written and Envoy has not read. Bytes on a connection that was cut
+   * count, too, although Envoy never reads them.
+   */
   const unread = async (name: string, protocol: Protocol) => {
     const cluster = clusterOf(name === 'decode' ? 'decode' : 'prefill', protocol);
     const taken = (await stat(`cluster.${cluster}.upstream_cx_rx_bytes_total`)) ?? 0;
@@ -137,7 +143,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       return bootstrap(options, ports, files);
     },
     concurrency: options.concurrency,
-    // Envoy writes access logs out every 10 s otherwise.
+    // Without this option Envoy writes its access logs every 10 s.
     args: ['--file-flush-interval-msec', '5'],
   }).catch(async (error) => {
     await closeEngines();
@@ -158,14 +164,14 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   };
   const stat = async (name: string) => (await stats(`^${name.replaceAll('.', '\\.')}$`))[name];
 
-  // --- listeners, one per filter configuration ---------------------------------------------------------------------
+  // ---- listeners, one for each configuration of the filter
 
   const listeners = new Map<string, { spec: ListenerSpec; port: number }>();
   let named = 0;
 
   const publish = (specs: ListenerSpec[]) => {
     const resources = specs.map((spec) => listener(spec, options, wasmPath, files));
-    // Envoy reads the file when it is moved into place, so it never sees half of it.
+    // Moving the file into place is atomic, so Envoy never reads half of it.
     writeFileSync(`${files.lds}.new`, JSON.stringify({ resources }));
     renameSync(`${files.lds}.new`, files.lds);
   };
@@ -219,7 +225,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     return configs.find((config) => config.name === name)?.error_state?.details ?? 'no reason given';
   };
 
-  // --- one exchange ------------------------------------------------------------------------------------------------
+  // ---- one exchange
 
   const received = `http.${STAT_PREFIX}.downstream_cx_rx_bytes_total`;
 
@@ -270,7 +276,10 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
 
   const counters = () => stats(`^${METRICS}`, 'Counters');
 
-  /** The log line is written before the filter's last callbacks: those are over when no stream is left. */
+  /**
+   * Envoy writes the log line before the last callbacks of the filter, which have run when no
+   * stream is left.
+   */
   const settledCounters = async () => {
     const active = `^http\\.${STAT_PREFIX}\\.downstream_(cx|rq)_active$`;
     await waitFor('The exchange ends', async () => {
@@ -279,7 +288,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     return counters();
   };
 
-  // --- the host ----------------------------------------------------------------------------------------------------
+  // ---- the host
 
   let last: Promise<unknown> = Promise.resolve();
   const traps = () =>
@@ -319,7 +328,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   };
 }
 
-/** What Envoy and the filter say about the VM; the rejection itself gives no reason. */
+/** What Envoy and the filter log about the VM. Envoy's own refusal gives no reason. */
 const wasmLog = (log: string) => [...log.matchAll(/\[wasm\] \[[^\]]*\] (.*)/g)].map(([, message]) => message);
 
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed|restricted_callback/;
@@ -337,7 +346,10 @@ interface Dump {
   configs?: { name: string; error_state?: { details: string } }[];
 }
 
-/** The scenario's plugin configuration; the cluster is the host's to know, unless the scenario names one. */
+/**
+ * The plugin configuration of the scenario, with the clusters of this host unless the scenario
+ * names one.
+ */
 function withCluster(
   { config = {}, prefill, bootstrap }: Scenario,
   upstream: Protocol,

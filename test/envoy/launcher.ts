@@ -1,4 +1,7 @@
-/** Runs one Envoy process: starts it with a configuration, waits until it is ready, keeps its log, ends it. */
+/**
+ * Runs one Envoy process: starts it with a configuration, waits until it is ready, collects its
+ * log, and ends it.
+ */
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -11,24 +14,24 @@ import { ROOT } from '../../tools/paths.mjs';
 import { waitFor } from './wait.ts';
 
 export interface LaunchOptions {
-  /** The bootstrap, as YAML or as an object; `dir` is the folder that Envoy's files go to. */
+  /** Makes the bootstrap, as YAML or as an object. `dir` is the folder for Envoy's files. */
   config: (dir: string) => string | object;
   concurrency?: number;
   args?: string[];
-  /** Called with what Envoy prints: its log, and access logs to standard output. */
+  /** Called with what Envoy prints: its log, and access logs that go to standard output. */
   onOutput?: (text: string) => void;
 }
 
 export interface Envoy {
   readonly pid: number;
   readonly adminUrl: string;
-  /** Temporary folder of this process; removed on close. */
+  /** The temporary folder of this process, removed by `close`. */
   readonly dir: string;
-  /** Resolves when the process has ended, with a description of how. */
+  /** Resolves when the process has ended, and says how it ended. */
   readonly ended: Promise<string>;
   /** What Envoy has logged so far. */
   logs(): string;
-  /** Body of an admin page; fails when the status is not 200. */
+  /** Returns the body of an admin page; fails when the status is not 200. */
   admin(path: string): Promise<string>;
   close(): Promise<void>;
 }
@@ -45,10 +48,11 @@ export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
   const addressFile = join(dir, 'admin-address');
   const config = join(dir, 'bootstrap.yaml');
   const bootstrap = options.config(dir);
-  // JSON is YAML too.
+  // JSON is a subset of YAML.
   writeFileSync(config, typeof bootstrap === 'string' ? bootstrap : JSON.stringify(bootstrap, null, 2));
 
-  // Hot restart would tie Envoy to a shared-memory base id, which parallel test files would have to share out.
+  // With hot restart, Envoy would need a base id for its shared memory, and test files that run in
+  // parallel would have to use different ones.
   const args = ['--disable-hot-restart', '--config-path', config, '--admin-address-path', addressFile];
   args.push('--concurrency', String(options.concurrency ?? 1));
   const { args: own = [] } = options;
@@ -97,7 +101,8 @@ export async function launchEnvoy(options: LaunchOptions): Promise<Envoy> {
       if (how !== undefined) throw new Error(how);
       adminUrl ||= readAddress(addressFile);
       if (!adminUrl) return undefined;
-      // A connection that fails is told apart by the process: it starts, or it has ended.
+      // A refused connection may mean that Envoy is still starting, or that it has ended: `how`
+      // says whether the process has ended.
       const ready = await fetchText(agent, `${adminUrl}/ready`).catch(() => undefined);
       return ready?.status === 200 ? true : undefined;
     });
@@ -127,17 +132,20 @@ async function fetchText(agent: Agent, url: string): Promise<{ status: number; b
   return { status: response.statusCode, body };
 }
 
-/** An Envoy must not outlive the process that started it, however that one ends. */
+/** No Envoy may outlive the process that started it, whichever way that process ends. */
 function guardExit() {
   if (guarded) return;
   guarded = true;
   process.on('exit', killAll);
-  // A test worker whose runner was killed.
+  // The runner of a test worker was killed.
   process.on('disconnect', killAll);
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, endBySignal);
 }
 
-/** Leaves the signal its usual meaning: whoever else handles it also closes what it started, or exits. */
+/**
+ * Lets the signal have its usual effect. If the process handles the signal elsewhere, too, that
+ * handler closes what it started, or exits.
+ */
 function endBySignal(signal: NodeJS.Signals) {
   if (process.listenerCount(signal) > 1) return;
   killAll();

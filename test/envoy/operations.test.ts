@@ -1,4 +1,5 @@
-// What docs/operations.md says that operators see, seen on a real Envoy: access-log lines and Prometheus names.
+// What docs/operations.md says that operators see appears on a real Envoy: lines of the access log,
+// and names of metrics in Prometheus.
 
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -45,7 +46,7 @@ const unavailable = answering('{"error":{}}', { status: 503 });
 const refused = answering('{"error":{"message":"prompt is too long"}}', { status: 400 });
 const stalled = answering('', { fault: 'stall' });
 
-/** The client leaves when the engine has been asked. */
+/** The client leaves when this engine has been asked. */
 function leaving(leg: 'prefill' | 'decode'): Partial<Scenario> {
   let reach = () => {};
   const leave = new Promise<void>((resolve) => (reach = resolve));
@@ -58,7 +59,7 @@ function leaving(leg: 'prefill' | 'decode'): Partial<Scenario> {
   };
 }
 
-/** The second array is bad, and the first one has left. */
+/** The second array is bad, and is read when the first one has already been sent to the client. */
 function brokenLate(): Partial<Scenario> {
   const body = decodeBody([quoted(encoded(FULL)), quoted(encoded({ ...FULL, layers: 3 }))]);
   const [watch, at] = [new Watch(), body.lastIndexOf('{"index"')];
@@ -72,7 +73,7 @@ function brokenLate(): Partial<Scenario> {
   };
 }
 
-/** By the first column of the table in docs/operations.md. */
+/** By the text in the first column of the table in docs/operations.md. */
 const SHOWN: Record<string, Shown> = {
   'All is well': { scenario: () => ({}) },
   'Prefill fails, `on_prefill_failure: decode`': { scenario: () => ({ prefill: unavailable }) },
@@ -168,7 +169,7 @@ afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
 const document = () => readFileSync(join(ROOT, 'docs', 'operations.md'), 'utf8');
 
-/** Rows of the table: what happened, then the members of the line. */
+/** The rows of the table: what happened, then the members of the log line. */
 function rows(): string[][] {
   const lines = document().split('\n');
   const start = lines.findIndex((line) => /^\| what happened/.test(line));

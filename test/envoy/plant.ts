@@ -1,6 +1,7 @@
 /**
- * An Envoy with the filter between engines of the test's own making, for what a `Scenario` can't say: many requests at
- * once, engines that break HTTP or restart, and an Envoy that is drained or configured anew.
+ * An Envoy with the filter, between engines that the test makes itself, for what a `Scenario`
+ * cannot express: many requests at once, engines that violate HTTP or restart, and an Envoy that is
+ * drained or gets a new configuration.
  */
 
 import { renameSync, writeFileSync } from 'node:fs';
@@ -27,21 +28,21 @@ import { waitFor } from './wait.ts';
 export interface PlantOptions extends EnvoyOptions {
   prefillPort: number;
   decodePort: number;
-  /** Of prefill's bootstrap server. */
+  /** The port of prefill's bootstrap server. */
   bootstrapPort?: number;
-  /** Plugin configuration. */
+  /** The plugin configuration of the first listener. */
   config?: Record<string, unknown>;
-  /** Configurations of further listeners, beside that one in the same VM. */
+  /** The plugin configurations of more listeners, whose filters share the VM of the first. */
   more?: Record<string, unknown>[];
   args?: string[];
 }
 
 export interface Answer {
-  /** 0: none came. */
+  /** 0 when no response came. */
   status: number;
   headers: Header[];
   body: Buffer;
-  /** The response came to its end. */
+  /** The response arrived up to its end. */
   complete: boolean;
 }
 
@@ -49,33 +50,36 @@ export interface Sent {
   path?: string;
   body: string | Buffer;
   headers?: Record<string, string>;
-  /** Number of the listener; the first is 0. */
+  /** Index of the listener; the first is 0. */
   listener?: number;
-  /** The client hangs up when this resolves. */
+  /** The client hangs up when this promise resolves. */
   leave?: Promise<unknown>;
 }
 
 export interface Plant {
   readonly envoy: Envoy;
   readonly port: number;
-  /** Of all listeners. */
+  /** The ports of all listeners. */
   readonly ports: readonly number[];
   send(request: Sent): Promise<Answer>;
-  /** Requests that were sent. */
+  /** Number of requests sent so far. */
   readonly sent: number;
   stats(filter: string): Promise<Record<string, number>>;
   outcomes(): Promise<Record<string, number>>;
   log(): Promise<LogLine[]>;
-  /** Gives the listener another configuration; false when Envoy refuses it. */
+  /** Gives the first listener another configuration; false when Envoy refuses it. */
   configure(config: Record<string, unknown>): Promise<boolean>;
-  /** Waits until nobody is served by an earlier configuration any more. */
+  /** Waits until no stream is served by an earlier configuration any more. */
   replaced(): Promise<void>;
-  /** Waits until every request that was sent has its one outcome, and nothing is held; fails when that does not come. */
+  /**
+   * Waits until every request sent has its one outcome and the filter holds nothing; fails when
+   * that does not happen.
+   */
   settled(): Promise<void>;
   close(): Promise<void>;
 }
 
-/** Of a client, while nothing comes. */
+/** How long a client waits while nothing arrives. */
 const PATIENCE_MS = 60_000;
 
 const TRAP = /Uncaught RuntimeError|wasm_fail|Function: \w+ failed/;
@@ -94,7 +98,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
       const name = i === 0 ? 'plant' : `plant ${i}`;
       const spec = { name, config: { ...config, prefill }, decodeCluster: clusterOf('decode', 'http1') };
       const resource = listener(spec, options, options.wasmPath ?? FILTER_WASM, files);
-      // A port that stays when the listener is updated.
+      // The listener keeps its port when it is updated.
       return { ...resource, address: { socket_address: { address: '127.0.0.1', port_value: ports[i] } } };
     });
     writeFileSync(`${files.lds}.new`, JSON.stringify({ resources }));
@@ -231,7 +235,7 @@ function send(
       headers: { 'content-type': 'application/json', 'content-length': bytes.length, ...headers },
     });
     request.on('error', end);
-    // Given up before it had a connection, a request has no error.
+    // A request that was given up before it had a connection emits no error.
     request.on('close', () => void (answer.status === 0 && end()));
     request.on('response', (response) => {
       answer.status = response.statusCode ?? 0;
@@ -250,7 +254,7 @@ function send(
   });
 }
 
-/** A port that nobody listens on. */
+/** Returns a port on which nothing listens. */
 export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -259,7 +263,10 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** An engine that says on the socket what it likes: `talk` is called for each whole request. */
+/**
+ * An engine that writes to its socket whatever the test wants: `talk` is called for each whole
+ * request.
+ */
 export async function rawEngine(
   talk: (socket: Socket, request: string, ordinal: number) => void,
 ): Promise<{ port: number; close(): Promise<void> }> {

@@ -1,5 +1,7 @@
-// Clients and engines that take their time. A head that is held while the client does: the timer that finds heads without a
-// body callback must leave it alone. Engines that say a byte a second: every byte is a sign of life.
+// Clients and engines that take their time. While a client takes its time, the filter holds the
+// head of the request, and the filter's timer, which looks for heads without a body callback, must
+// leave that head alone. An engine that sends a byte a second keeps its stream alive: every byte
+// restarts the idle timeout.
 
 import { connect, constants } from 'node:http2';
 import { request as http1Request } from 'node:http';
@@ -10,12 +12,18 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { COMPLETIONS, GOOD_DECODE, GOOD_MERGED, GOOD_PREFILL, REQUEST } from '../scenarios/messages.ts';
 import { createPlant, http, rawEngine, type Plant } from './plant.ts';
 
-/** Two of the filter's timer and some more: there is nothing to be seen of a timer that finds nothing. */
+/**
+ * Longer than two periods of the filter's timer: a timer that finds nothing leaves no trace to wait
+ * for.
+ */
 const SLOW_MS = 2500;
 const HALF = 20;
 
 const SECOND_MS = 1000;
-/** Bytes of a body that come one by one, before its last; the stream idle timeout is shorter than it takes. */
+/**
+ * Number of bytes of a body that are sent one at a time before the last one. The idle timeout of
+ * the stream is shorter than all of them take.
+ */
 const SLOW_BYTES = 2;
 const IDLE_MS = 1800;
 

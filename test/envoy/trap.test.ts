@@ -1,5 +1,5 @@
-// A trap of the VM, which nothing is known to cause: with the configuration that is shipped, what was in flight ends, and the
-// next request is served.
+// The VM traps, in a module that has a trap built in because no request is known to cause one. With
+// the shipped configuration, exchanges in flight end, and the next request is served.
 
 import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -48,7 +48,9 @@ const isMerged = (answer: Answer) => expect(answer.body.toString()).toBe(GOOD_ME
 const trap = (plant = of) => plant.send({ body: REQUEST, headers: { 'x-trap': '1' } });
 const reloads = async () => Object.values(await of.stats('vm_reload_success')).reduce((a, b) => a + b, 0);
 
-/** Asks until a request is served: within a second of its last load Envoy does not load a VM again. */
+/**
+ * Sends requests until one is served: Envoy does not reload a VM within a second of its last load.
+ */
 const served = (plant = of) =>
   waitFor('A request is served', async () => {
     const answer = await plant.send({ body: REQUEST });
@@ -72,9 +74,9 @@ interface InFlight {
   name: string;
   prefill: boolean;
   decode: number;
-  /** Requests that engines must have got before the trap. */
+  /** The leg whose engine must have received the request before the trap. */
   reached: 'prefill' | 'decode';
-  /** Both legs at once. */
+  /** Both legs are sent at once. */
   concurrent?: boolean;
 }
 
@@ -98,7 +100,7 @@ test.each<InFlight>([
   await trap(plant);
   const answer = await waiting;
   expect(Date.now() - started).toBeLessThan(IDLE_MS * 3);
-  // An error, or a body that nobody can take for whole.
+  // The answer is an error, or a body that no client can take for a complete one.
   expect(answer.status === 200 && answer.complete).toBe(false);
   [prefillTalks, decodeSays] = [true, SOCKET.length];
   isMerged(await served(plant));

@@ -1,8 +1,8 @@
-/** Waiting for conditions; nothing here waits for a time to pass. */
+/** Waits for conditions. Nothing here waits for a fixed time. */
 
 const INTERVAL_MS = 2;
 
-/** Asks `probe` until it gives something; fails with `what` once `deadlineMs` have passed. */
+/** Calls `probe` until it returns a value; fails with `what` after `deadlineMs` milliseconds. */
 export async function waitFor<T>(
   what: string,
   probe: () => Promise<T | undefined> | T | undefined,

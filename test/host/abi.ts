@@ -1,4 +1,7 @@
-/** Numbers of proxy-wasm ABI 0.2.1 (proxy-wasm-cpp-host include/proxy-wasm/{wasm_api_impl,proxy_wasm_common}.h). */
+/**
+ * The numbers of proxy-wasm ABI 0.2.1, as in proxy-wasm-cpp-host,
+ * include/proxy-wasm/wasm_api_impl.h and proxy_wasm_common.h.
+ */
 
 export const WasmResult = {
   Ok: 0,
@@ -56,7 +59,10 @@ export const DataStatus = {
 
 export const TrailersStatus = { Continue: 0, StopIteration: 1 } as const;
 
-/** A use of the host that kills Envoy, or its connection; never caught by the emulator, so that the test fails. */
+/**
+ * Thrown when the guest uses the host in a way that kills Envoy or corrupts its connection to the
+ * client. The emulator never catches it, so the test fails.
+ */
 export class EnvoyCrash extends Error {
   constructor(why: string, what = 'SIGSEGV in Envoy') {
     super(`${what}: ${why}`);
@@ -64,7 +70,7 @@ export class EnvoyCrash extends Error {
   }
 }
 
-/** A module or a configuration that Envoy refuses. */
+/** Thrown when Envoy would refuse the module or its configuration. */
 export class LoadError extends Error {
   constructor(why: string) {
     super(why);

@@ -1,8 +1,11 @@
-/** Envoy's body buffers with their watermarks, and what the guest may do with one. */
+/** Envoy's body buffers with their watermarks, and what the guest may read and edit in one. */
 
 import { WasmResult } from './abi.ts';
 
-/** watermark_buffer.cc: `above` fires once past the limit, `below` once at half of it. */
+/**
+ * As in watermark_buffer.cc: `above` is called once when the buffer grows past the limit, `below`
+ * once when it has shrunk to half of the limit.
+ */
 interface Watermarks {
   limit: number;
   above: () => void;
@@ -28,7 +31,7 @@ export class EnvoyBuffer {
     this.#check();
   }
 
-  /** Owned copy; a body that arrived in one piece is not joined. */
+  /** Returns a copy that the caller owns. The slices of the buffer stay as they are. */
   copyOut(start: number, length: number): Buffer {
     const out = Buffer.allocUnsafe(length);
     let at = 0;
@@ -76,7 +79,7 @@ export class EnvoyBuffer {
     this.#check();
   }
 
-  /** Takes everything out of `other`. */
+  /** Moves all bytes of `other` to the end of this buffer. */
   move(other: EnvoyBuffer): void {
     this.#slices.push(...other.#slices);
     this.#length += other.#length;
@@ -99,7 +102,7 @@ export class EnvoyBuffer {
   }
 }
 
-/** What `getBuffer` hands out: a body that may be edited, or bytes that may only be read. */
+/** What `getBuffer` hands out: a body, which the guest may edit, or bytes that it may only read. */
 export type GuestBuffer = EnvoyBuffer | Buffer;
 
 export function readBuffer(buffer: GuestBuffer, start: number, length: number): Buffer {
@@ -108,7 +111,10 @@ export function readBuffer(buffer: GuestBuffer, start: number, length: number): 
     : buffer.subarray(start, start + length);
 }
 
-/** context.cc Buffer::copyFrom: a prefix may be replaced, the end appended to, the middle never touched. */
+/**
+ * Follows `Buffer::copyFrom` in context.cc: the guest may replace a prefix of the body or append to
+ * its end, but may not touch the middle.
+ */
 export function copyFrom(buffer: GuestBuffer, start: number, length: number, data: Uint8Array): number {
   if (!(buffer instanceof EnvoyBuffer)) return WasmResult.BadArgument;
   if (start === 0) {

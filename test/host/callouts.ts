@@ -1,4 +1,7 @@
-/** proxy_http_call: checks at the call, and what an answer or a failure looks like to the guest. */
+/**
+ * proxy_http_call: the checks that Envoy makes when the guest calls it, and how an answer or a
+ * failure looks to the guest.
+ */
 
 import type { EngineReply, EngineRequest, Header, Protocol } from '../scenario.ts';
 import { WasmResult } from './abi.ts';
@@ -7,32 +10,43 @@ import { HeaderMap } from './headers.ts';
 import { received, resetReason, ROUTER_OWN, upstreamError } from './upstream.ts';
 import type { Account, Vm } from './vm.ts';
 
-/** async_client_impl.h kBufferLimitForResponse; runtime key http.async_response_buffer_limit. */
+/**
+ * `kBufferLimitForResponse` in async_client_impl.h. The runtime key
+ * http.async_response_buffer_limit overrides it.
+ */
 export const ASYNC_RESPONSE_LIMIT = 32 * 1024 * 1024;
 
 const IP_PORT = /^(\d+(\.\d+){3}|\[[\da-f:]+\]):\d+$/i;
 
 export interface ClusterSpec {
-  /** No healthy host, or no host at all: the call fails at once. */
+  /** The cluster has no host, or no healthy one, so a call fails at once. */
   noHosts?: boolean;
-  /** ORIGINAL_DST with use_http_header: without an `ip:port` in `x-envoy-original-dst-host` there is no host. */
+  /**
+   * The cluster is ORIGINAL_DST with use_http_header: it has no host for a request without an
+   * `ip:port` in `x-envoy-original-dst-host`.
+   */
   originalDst?: boolean;
-  /** Dynamic forward proxy: the host is `:authority`, a name that is `localhost` or an IPv4 address. */
+  /**
+   * The cluster is a dynamic forward proxy: its host is `:authority`. Here a name resolves when it
+   * is `localhost` or an IPv4 address.
+   */
   forwardProxy?: boolean;
 }
 
-/** What the router tries again, and how often (retry_state_impl.cc). */
+/**
+ * The failures after which Envoy's router tries a call again, and how often (retry_state_impl.cc).
+ */
 export interface RetryPolicy {
   on: string[];
   left: number;
-  /** Tries were made beside the first. */
+  /** The router has tried the call more than once. */
   used: boolean;
 }
 
-/** What the guest is told: an answer, or `reset` (no headers, no body). */
+/** What the guest is told: an answer, or `reset`, which has neither headers nor a body. */
 export type CalloutOutcome = { headers: HeaderMap; trailers: HeaderMap | null; body: Buffer } | 'reset';
 
-/** An engine's reply, or how the call failed. */
+/** What an engine replied, or `refused` when nothing listens at its address. */
 export type CalloutReply = EngineReply | 'refused';
 
 export interface PendingCallout {
@@ -40,10 +54,10 @@ export interface PendingCallout {
   readonly cluster: string;
   readonly headers: HeaderMap;
   readonly body: Buffer;
-  /** 0: none. */
+  /** In milliseconds; 0 stands for no timeout. */
   readonly timeoutMs: number;
   readonly retry: RetryPolicy;
-  /** No address was found for it: whatever the answer, it is that. */
+  /** The name of the call's host did not resolve: the guest gets a 503, whatever `reply` is. */
   readonly hostless: boolean;
   readonly account: Account | null;
   readonly root: RootContext;
@@ -53,7 +67,10 @@ export class Callouts {
   readonly clusters = new Map<string, ClusterSpec>();
   readonly responseLimit: number;
   readonly #pending: PendingCallout[] = [];
-  /** DNS caches of dynamic forward proxies, `cluster host:port`: whether there is an address. */
+  /**
+   * The DNS caches of dynamic forward proxies: whether the name has an address, by `cluster
+   * host:port`.
+   */
   readonly #lookedUp = new Map<string, boolean>();
 
   constructor(clusters: Record<string, ClusterSpec>, responseLimit: number) {
@@ -65,7 +82,7 @@ export class Callouts {
     return this.#pending;
   }
 
-  /** context.cc httpCall. */
+  /** Follows `httpCall` in context.cc. `token` is 0 when the call is refused. */
   start(
     vm: Vm,
     root: RootContext,
@@ -91,7 +108,8 @@ export class Callouts {
       : true;
     if (found === null) return refuse(WasmResult.InternalFailure);
     if (call.body.length > 0) headers.put('content-length', String(call.body.length));
-    // async_client_impl.cc AsyncStreamImpl; router.cc tells the other side of the timeout.
+    // Follows `AsyncStreamImpl` in async_client_impl.cc. The router (router.cc) sends the timeout
+    // to the engine in a header.
     headers.put('x-envoy-internal', 'true');
     const timeoutMs = Number(headers.get('x-envoy-upstream-rq-timeout-ms') ?? call.timeoutMs);
     const retry = retryPolicy(headers);
@@ -112,8 +130,9 @@ export class Callouts {
   }
 
   /**
-   * Whether there is an address; null: the call fails at once. Asynchronous host selection: a call without a body waits
-   * for the address, one with a body is refused (async_client_impl.cc). An address that can't be had is remembered, too.
+   * Whether the name has an address; null when the call fails at once. Envoy selects the host
+   * asynchronously: a call without a body waits for the address, and one with a body is refused
+   * (async_client_impl.cc). The cache also keeps names that do not resolve.
    */
   #lookUp(cluster: string, authority: string, hasBody: boolean): boolean | null {
     const key = `${cluster} ${authority}`;
@@ -124,12 +143,12 @@ export class Callouts {
     return hasBody ? null : found;
   }
 
-  /** Takes the call out of the pending ones and tells the guest; a stream that is gone does not matter. */
+  /** Ends a pending call and tells the guest, also when the stream that made the call has ended. */
   complete(call: PendingCallout, reply: CalloutReply, protocol: Protocol = 'http1'): void {
     const at = this.#pending.indexOf(call);
     if (at < 0) throw new Error(`callout ${call.token} is not pending`);
     this.#pending.splice(at, 1);
-    // What is told as a timeout comes when the time is over.
+    // The guest is told of a timeout when the call's timeout has elapsed.
     if (reply !== 'refused' && reply.fault?.startsWith('stall')) {
       call.root.vm.process.now += BigInt(call.timeoutMs) * 1_000_000n;
     }
@@ -159,14 +178,20 @@ export class Callouts {
   }
 }
 
-/** Whether the router sends the call once more instead of telling of this reply; the whole request is sent again. */
+/**
+ * Whether Envoy's router sends the call again, with its whole body, instead of handing this reply
+ * to the guest.
+ */
 export function triesAgain({ retry, hostless }: PendingCallout, reply: CalloutReply): boolean {
   if (hostless || retry.left === 0 || !retry.on.some((condition) => holds(condition, reply))) return false;
   retry.left--;
   return (retry.used = true);
 }
 
-/** wouldRetryFromHeaders, wouldRetryFromReset: nothing is retried once a head has come, nor when the time is over. */
+/**
+ * Follows `wouldRetryFromHeaders` and `wouldRetryFromReset` in retry_state_impl.cc: the router does
+ * not retry once it has received a head, nor after the timeout.
+ */
 function holds(condition: string, reply: CalloutReply): boolean {
   const reset = reply === 'refused' || reply.fault === 'reset';
   const status = reply === 'refused' || reply.fault?.startsWith('stall') ? 0 : reply.status;
@@ -180,7 +205,7 @@ function holds(condition: string, reply: CalloutReply): boolean {
     case 'connect-failure':
       return reply === 'refused';
     default:
-      // refused-stream: no engine of ours sends REFUSED_STREAM.
+      // The engines of these tests never send REFUSED_STREAM, so `refused-stream` never holds.
       return false;
   }
 }
@@ -191,7 +216,7 @@ function retryPolicy(headers: HeaderMap): RetryPolicy {
   return { on, left: on.length > 0 ? left : 0, used: false };
 }
 
-/** The call as the other side receives it. */
+/** The call as the engine receives it. */
 export function calloutRequest(call: PendingCallout, protocol: Protocol = 'http1'): EngineRequest {
   return received(call.headers, call.body, call.body.length === 0, protocol);
 }

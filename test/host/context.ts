@@ -22,7 +22,7 @@ import type { Vm } from './vm.ts';
 
 const EMPTY = Buffer.alloc(0);
 
-/** Envoy's decoder_callbacks_ and encoder_callbacks_. */
+/** The methods of Envoy's decoder_callbacks_ and encoder_callbacks_ that a context uses. */
 export interface FilterCallbacks {
   readonly info: StreamInfo;
   continueDecoding(): void;
@@ -48,17 +48,20 @@ export abstract class Context {
 
   abstract get root(): RootContext;
 
-  /** In the access-log phase a missing map is NotFound, not BadArgument (getHeaderMapValue). */
+  /**
+   * While the access log is written, a missing map is NotFound instead of BadArgument
+   * (`getHeaderMapValue`).
+   */
   get isLogging(): boolean {
     return false;
   }
 
-  /** Maps that may be written. */
+  /** The header map of this type, if the guest may write it. */
   map(_type: number): HeaderMap | null {
     return null;
   }
 
-  /** Maps that may be read. */
+  /** The header map of this type, if the guest may read it. */
   constMap(type: number): HeaderMap | null {
     const response = this.root.callResponse;
     if (type === MapType.HttpCallResponseHeaders) return response?.headers ?? null;
@@ -92,7 +95,7 @@ export abstract class Context {
     return WasmResult.NotFound;
   }
 
-  /** On a root context these find no stream and do nothing. */
+  /** Called on a root context, these functions find no stream and do nothing. */
   continueStream(type: number): number {
     return type === StreamType.Upstream ? WasmResult.Unimplemented : WasmResult.Ok;
   }
@@ -104,7 +107,7 @@ export abstract class Context {
   sendLocalResponse(_status: number, _body: Buffer, _headers: Header[], _details: string): void {}
 }
 
-/** One plugin configuration in one VM; owns the callouts of all its streams. */
+/** One plugin configuration in one VM. It owns the calls that its streams make. */
 export class RootContext extends Context {
   readonly configuration: Buffer | null;
   callResponse: { headers: HeaderMap; trailers: HeaderMap | null; body: Buffer } | null = null;
@@ -126,7 +129,10 @@ export class RootContext extends Context {
     return super.buffer(type);
   }
 
-  /** cpp-host context.cc onStart: the guest cannot read the plugin's configuration in on_vm_start. */
+  /**
+   * Follows `onStart` in proxy-wasm-cpp-host, context.cc: the guest cannot read the plugin's
+   * configuration in on_vm_start.
+   */
   onStart(): boolean {
     return this.vm.deferring(() => {
       this.#configuring = true;
@@ -153,7 +159,10 @@ export class RootContext extends Context {
     if (this.vm.failed === null) this.vm.deferring(() => this.vm.call(this, 'proxy_on_tick', this.id));
   }
 
-  /** onHttpCallSuccess, onHttpCallFailure: a failed VM drops the answer. */
+  /**
+   * Follows `onHttpCallSuccess` and `onHttpCallFailure`: when the VM has failed, the answer is
+   * dropped.
+   */
   onCallout(token: number, outcome: CalloutOutcome): void {
     if (this.vm.isBusy) {
       this.vm.addAfterVmCallAction(() => this.onCallout(token, outcome));
@@ -225,7 +234,8 @@ export class StreamContext extends Context {
       case MapType.ResponseHeaders:
         return this.#responseHeaders;
       case MapType.ResponseTrailers:
-        // getMap: the first look at the end of a body makes them.
+        // Follows `getMap`: when the guest first asks for the trailers of a body that has ended
+        // without any, Envoy creates them.
         if (this.#responseTrailers === null && this.#responseEnded && this.#responseBody.lent) {
           this.#responseTrailers = this.callbacks.addEncodedTrailers();
         }
@@ -272,7 +282,8 @@ export class StreamContext extends Context {
     this.vm.addAfterVmCallAction(() =>
       type === StreamType.Request ? this.callbacks.continueDecoding() : this.callbacks.continueEncoding(),
     );
-    // Either direction forgets the request, and only the request.
+    // Whichever direction is continued, Envoy drops its pointers to the request, and keeps those to
+    // the response (`continueStream`).
     this.#requestHeaders = null;
     this.#requestTrailers = null;
     this.#requestBody.forget();
@@ -292,7 +303,7 @@ export class StreamContext extends Context {
     );
   }
 
-  // Called by the stream.
+  // The stream calls the methods below.
 
   decodeHeaders(headers: HeaderMap, end: boolean): number {
     if (this.vm.failed === null && !this.inVm && this.id !== 0) {
@@ -354,7 +365,10 @@ export class StreamContext extends Context {
     return status;
   }
 
-  /** Context::log: the final maps can be read again, whatever was continued before. */
+  /**
+   * Follows `Context::log`: the guest can read the final maps again, even those of a direction that
+   * was continued.
+   */
   log(request: HeaderMap | null, response: HeaderMap | null, trailers: HeaderMap | null): void {
     if (!this.inVm) return;
     this.#logged = { request, response, trailers };
@@ -362,7 +376,10 @@ export class StreamContext extends Context {
     this.#logged = null;
   }
 
-  /** Context::onDestroy: on_done, whose answer does not matter for a stream, then on_delete. */
+  /**
+   * Follows `Context::onDestroy`: it calls on_done, ignores the answer because this is a stream,
+   * and calls on_delete.
+   */
   onDestroy(): void {
     if (this.destroyed || !this.inVm) return;
     this.destroyed = true;
@@ -383,11 +400,13 @@ export class StreamContext extends Context {
         if (this.vm.stopIteration || status > HeadersStatus.StopAllIterationAndWatermark) {
           return HeadersStatus.StopAllIterationAndWatermark;
         }
-        // cpp-host issue 143: without allow_on_headers_stop_iteration, pausing the head pauses the body.
+        // proxy-wasm-cpp-host issue 143: without allow_on_headers_stop_iteration, a guest that
+        // pauses at the head also pauses the body.
         if (status === HeadersStatus.StopIteration && !this.#allowStop) {
           return HeadersStatus.StopAllIterationAndWatermark;
         }
-        // 2 (ContinueAndEndStream) is unknown to convertFilterHeadersStatus: Continue.
+        // `convertFilterHeadersStatus` does not know 2 (ContinueAndEndStream) and takes it for
+        // Continue.
         return status === 2 ? HeadersStatus.Continue : status;
       },
       HeadersStatus.StopAllIterationAndWatermark,
@@ -415,7 +434,10 @@ export class StreamContext extends Context {
     );
   }
 
-  /** cpp-host context.cc CHECK_FAIL_HTTP around each callback; the answer is read before deferred actions run. */
+  /**
+   * Follows CHECK_FAIL_HTTP in context.cc of proxy-wasm-cpp-host, which stands around each
+   * callback. The guest's answer is converted before the deferred actions run.
+   */
   #callback(name: string, args: number[], convert: (status: number) => number, closed: number): number {
     if (this.vm.failed !== null) return this.#whenFailed(closed);
     if (!this.vm.exports(name)) return 0;
@@ -438,18 +460,24 @@ export class StreamContext extends Context {
   }
 }
 
-/** request_body_buffer_ and buffering_request_body_ of context.cc, and their response twins. */
+/**
+ * `request_body_buffer_` and `buffering_request_body_` of context.cc, or the same pair for the
+ * response.
+ */
 class BodyPointer {
   buffering = false;
   #data: EnvoyBuffer | null = null;
   #dangling = false;
 
-  /** The pointer is set. */
+  /** Whether the pointer to the body is set. */
   get lent(): boolean {
     return this.#data !== null;
   }
 
-  /** decodeData, encodeData: the pointer survives the callback unless the guest said Continue. */
+  /**
+   * Follows `decodeData` and `encodeData`: the pointer outlives the callback unless the guest
+   * returned Continue.
+   */
   during(data: EnvoyBuffer, callback: () => number): number {
     this.#data = data;
     this.#dangling = false;
@@ -460,7 +488,7 @@ class BodyPointer {
     return status;
   }
 
-  /** getBuffer. */
+  /** Follows `getBuffer`. */
   buffer(what: string, whole: () => EnvoyBuffer): GuestBuffer {
     if (this.buffering) return whole();
     if (this.#data === null) return EMPTY;

@@ -1,6 +1,7 @@
 /**
- * Runs one scenario on one stream: feeds what the client and the engines send, in the order in which it can arrive.
- * Bytes that are on their way arrive before a new answer does; engines asked at the same time run at the same time.
+ * Runs one scenario on one stream: delivers what the client and the engines send, in an order in
+ * which Envoy could receive it. Bytes that are under way arrive before the next answer does, and
+ * engines that are asked at the same time run at the same time.
  */
 
 import { setImmediate } from 'node:timers/promises';
@@ -21,23 +22,26 @@ import { calloutRequest, triesAgain, type CalloutReply, type PendingCallout } fr
 import type { HttpStream } from './stream.ts';
 import { received, resetBodyReason, resetReason } from './upstream.ts';
 
-/** Where the engines stand, for requests that name an endpoint. */
+/** The ports of the engines, for requests that name an endpoint. */
 const FIRST_PORT = 20000;
 export const portOf = (engine: string): number => FIRST_PORT + ENGINES.indexOf(engine);
 
-/** What an exchange needs of the emulator. */
+/** The methods of the emulator that an exchange uses. */
 interface Callouts {
   readonly pendingCallouts: readonly PendingCallout[];
   completeCallout(call: PendingCallout, reply: CalloutReply, protocol: Protocol): void;
-  /** Time passes: each plugin's timer runs once. */
+  /** Runs each plugin's timer once, as when time passes. */
   runTimers(account: HttpStream): void;
 }
 
 type Step = () => void;
 
-/** Real time that an engine of a scenario has to settle its promise; past it the engine counts as stalled. */
+/**
+ * Milliseconds of real time in which an engine of a scenario must answer; after that it counts as
+ * stalled.
+ */
 const ENGINE_PATIENCE_MS = 10_000;
-/** Turns of the event loop without an answer: then time has passed. */
+/** Turns of the event loop to wait for an answer before a timeout fires. */
 const QUIET_TURNS = 20;
 const STALLED: EngineReply = { status: 0, headers: [], chunks: [], fault: 'stall' };
 
@@ -52,23 +56,28 @@ export class Exchange {
     bootstrapRequests: [],
     decodeRequests: [],
   };
-  /** Callouts that were sent to an engine; some will never be answered. */
+  /** Calls for which an engine was asked. Some of them are never answered. */
   readonly #sent = new Set<PendingCallout>();
-  /** Engines at work, and what their answers do, in the order in which they were given. */
+  /** Engines that have not answered yet. */
   readonly #working = new Set<Promise<void>>();
   readonly #answers: Step[] = [];
-  /** What happens when nobody has anything to say any more: calls time out first, then the stream. */
+  /**
+   * Timeouts of calls. One fires when no engine is about to answer; the idle timeout of the stream
+   * comes after them.
+   */
   readonly #timeouts: Step[] = [];
   #silent = false;
-  /** What is left to arrive from the decode engine. */
+  /** Steps of decode's response that have not arrived yet. */
   #response: Step[] = [];
   #decodeAsked = false;
   readonly #leave: Promise<unknown>;
   #left = false;
-  /** Bytes of the body that the client was told of; -1: not even the head. */
+  /**
+   * Bytes of the body that the client has been told of; -1 when it has not been told of the head.
+   */
   #told = -1;
 
-  /** `merge`: the end of a body comes with its last bytes. */
+  /** With `merge`, the end of a body comes with its last bytes. */
   constructor(callouts: Callouts, stream: HttpStream, scenario: Scenario, merge: boolean) {
     this.#callouts = callouts;
     this.#stream = stream;
@@ -90,7 +99,8 @@ export class Exchange {
       } else {
         this.#askForCallouts();
         if (stream.upstream?.complete && !this.#decodeAsked) this.#askDecode();
-        // When nothing can happen any more, but for timers, the client waits in vain, and leaves.
+        // Only timers can still change something. If they do not end the stream, the client gives
+        // up and leaves.
         if (!(await this.#nextAnswer())) {
           this.#callouts.runTimers(stream);
           if (!stream.ended) break;
@@ -98,16 +108,17 @@ export class Exchange {
       }
       if (await this.#clientLeaves()) break;
     }
-    // Envoy reads on for a moment when the exchange has ended; nobody is told.
+    // Envoy still reads bytes that arrive after the end of the exchange, but the filter is not
+    // told.
     while (stream.ended && !this.#left && this.#response.length > 0) this.#response.shift()?.();
     stream.clientDisconnect();
-    // Answers that come when the client has left still reach the filter.
+    // Calls that are answered after the client has left still reach the filter.
     do this.#askForCallouts();
     while (await this.#nextAnswer());
     return this.#outcome();
   }
 
-  /** Waits for an answer and lets it arrive; false when none will come. */
+  /** Waits for one answer or timeout and delivers it; false when none will come. */
   async #nextAnswer(): Promise<boolean> {
     if (this.#answers.length === 0 && this.#timeouts.length > 0) await this.#quiet();
     else if (this.#answers.length === 0 && this.#working.size > 0) {
@@ -121,12 +132,12 @@ export class Exchange {
     return true;
   }
 
-  /** Lets engines that can still answer do so. */
+  /** Waits a few turns of the event loop for engines that are about to answer. */
   async #quiet(): Promise<void> {
     for (let turn = 0; turn < QUIET_TURNS && this.#answers.length === 0; turn++) await setImmediate();
   }
 
-  /** Tells the client what has come, and gives it the chance to hang up. */
+  /** Tells the client what has arrived, and says whether it hangs up. */
   async #clientLeaves(): Promise<boolean> {
     const { leave, onBody } = this.#scenario;
     if (!leave && !onBody) return false;
@@ -137,7 +148,7 @@ export class Exchange {
     return this.#left;
   }
 
-  /** The rest of the response arrives when `gate` opens. */
+  /** Holds back the rest of the response until `gate` resolves. */
   #suspend(gate: Promise<unknown> | undefined): void {
     if (!gate) return;
     const rest = this.#response;
@@ -174,9 +185,9 @@ export class Exchange {
       if (reply !== 'refused' && !reply.fault) reply.read?.(reply.chunks.length + 1);
     };
     if (reply === 'refused' || !reply.fault?.startsWith('stall')) return complete;
-    // Without a timeout this call has no end.
+    // A call without a timeout never ends.
     if (call.timeoutMs === 0) return () => undefined;
-    // A client that is to leave does so first.
+    // If the client is going to leave, it leaves before the timeout.
     if (this.#scenario.leave) await this.#leave;
     return () => void this.#timeouts.push(complete);
   }
@@ -186,7 +197,10 @@ export class Exchange {
     this.#work(this.#decode().then((steps) => () => void (this.#response = steps)));
   }
 
-  /** The router's exchange with the decode engine; the steps in which the answer arrives. */
+  /**
+   * Sends decode's leg to its engine, as Envoy's router does. Returns the steps in which the
+   * response arrives.
+   */
   async #decode(): Promise<Step[]> {
     const stream = this.#stream;
     const { decode } = this.#scenario;
@@ -196,10 +210,11 @@ export class Exchange {
     const body = Buffer.concat(upstream.chunks);
     const length = Number(upstream.headers.get('content-length') ?? body.length);
     if (this.#upstream === 'http2') {
-      // The HTTP/2 codec counts the bytes against content-length.
+      // The HTTP/2 codec compares the bytes of the body with content-length.
       if (body.length !== length) return [() => stream.upstreamFailed('protocol error')];
     } else if (body.length < length) {
-      return []; // the engine waits for the rest
+      // The engine waits for the rest of the body.
+      return [];
     }
     const { headers, headOnly, trailers } = upstream;
     const request = {
@@ -209,7 +224,8 @@ export class Exchange {
     const hostless = this.#upstream === 'http1' && !upstream.headers.has(':authority');
     const reply = hostless ? STALLED : await ask(decode, request, this.#requests.decodeRequests);
     if (hostless || body.length > length) {
-      // No host, or what follows the announced length is no request: 400, and the connection ends.
+      // Node's server answers 400 and closes the connection when there is no host, or when the
+      // bytes behind the announced length are no request.
       return this.#responseSteps({ status: 400, headers: [['connection', 'close']], chunks: [] });
     }
     if (reply.fault === 'reset') return [() => stream.upstreamFailed(resetReason(this.#upstream))];
@@ -217,7 +233,7 @@ export class Exchange {
     return this.#responseSteps(reply);
   }
 
-  /** The engine says nothing more. */
+  /** The engine sends nothing more. */
   #silence(): void {
     if (this.#scenario.leave) this.#suspend(this.#leave);
     else this.#silent = true;
@@ -229,12 +245,13 @@ export class Exchange {
     const { method, path, headers, chunks, trailers } = client;
     const http1 = downstream === 'http1';
     const empty = chunks.every(({ length }) => length === 0) && !trailers;
-    // http1/codec_impl.cc onHeadersComplete: without a body the head carries the end.
+    // Follows `onHeadersComplete` in http1/codec_impl.cc: when there is no body, the head carries
+    // the end of the stream.
     const headOnly =
       chunks.length === 0 ? !trailers : empty && http1 && valueOf(headers, 'content-length') === '0';
     const steps: Step[] = [() => stream.requestHeaders({ method, path, headers }, headOnly)];
     if (headOnly) return steps;
-    // An HTTP/2 client ends the stream with its last bytes.
+    // An HTTP/2 client ends the stream with the last bytes of the body.
     const merge = this.#merge || !http1;
     steps.push(
       ...bodySteps(chunks, trailers !== undefined, merge, (bytes, end) => stream.requestBody(bytes, end)),
@@ -250,11 +267,13 @@ export class Exchange {
     const length = valueOf(reply.headers, 'content-length');
     const headers: Header[] = [...reply.headers];
     if (http1 && length === undefined && valueOf(headers, 'connection') !== 'close') {
-      // http1/codec_impl.cc onHeadersComplete: a 204 must not be chunked.
+      // Follows `onHeadersComplete` in http1/codec_impl.cc: a response with status 204 must not be
+      // chunked.
       if (status === 204) return [() => stream.upstreamFailed('protocol error')];
       headers.push(['transfer-encoding', 'chunked']);
     }
-    // cannotHaveBody; an HTTP/2 engine ends the stream with the head.
+    // `cannotHaveBody` in http1/codec_impl.cc. An HTTP/2 engine that has no body ends the stream
+    // with the head.
     const headOnly =
       this.#scenario.client.method === 'HEAD' ||
       status === 204 ||
@@ -279,14 +298,16 @@ export class Exchange {
     return steps;
   }
 
-  /** What the client makes of what it got: a body that does not fit its content-length is not complete. */
+  /**
+   * The result as the client sees it: a body that differs from its content-length is not complete.
+   */
   #outcome(): Result {
     const { client, counters, accessLog } = this.#stream;
     const body = Buffer.concat(client.chunks);
     const bodiless = this.#scenario.client.method === 'HEAD' || [204, 304].includes(client.status);
     const length = valueOf(client.headers, 'content-length');
     const announced = bodiless ? 0 : Number(length ?? body.length);
-    // An HTTP/1 client with a length looks no further than that.
+    // An HTTP/1 client that knows the length of the body does not read further.
     const http1 = (this.#scenario.downstream ?? 'http1') === 'http1';
     const ended = client.complete || (http1 && client.status !== 0 && length !== undefined);
     return {
@@ -306,7 +327,7 @@ function valueOf(headers: Header[], wanted: string): string | undefined {
   return headers.find(([name]) => name.toLowerCase() === wanted)?.[1];
 }
 
-/** Who answers a callout; null: nobody listens there. */
+/** The name of the engine that a call goes to; null when nothing listens there. */
 function nameOf({ cluster, headers }: PendingCallout): string | null {
   const byHeader = cluster.startsWith('original_dst')
     ? 'x-envoy-original-dst-host'
@@ -335,7 +356,10 @@ async function ask(engine: Engine, request: EngineRequest, seen: EngineRequest[]
   }
 }
 
-/** Each piece is a callback; the end is one of its own, or comes with the last piece. `open`: something else ends it. */
+/**
+ * The callbacks that deliver a body: one for each piece. The end comes in a callback of its own or,
+ * with `merge`, with the last piece. With `open`, something other than the body ends the stream.
+ */
 function bodySteps(
   chunks: Buffer[],
   open: boolean,

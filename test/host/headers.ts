@@ -1,10 +1,13 @@
-/** Header maps and their wire form between guest and host. Strings hold one byte per character (latin1). */
+/**
+ * Header maps, and the form in which guest and host exchange them. A string holds one byte in each
+ * character (latin1).
+ */
 
 import type { Header } from '../scenario.ts';
 
 /**
- * Adding one of these again appends to its value; any other name gets a second entry (header_map_impl.cc insertByKey:
- * the inline headers, as Envoy 1.40 has them).
+ * When one of these headers is added again, Envoy appends to its value; any other name gets a
+ * second entry. They are the inline headers of Envoy 1.40 (`insertByKey` in header_map_impl.cc).
  */
 const COMMON =
   'cache-control connection content-encoding content-length content-type keep-alive proxy-connection proxy-status ' +
@@ -56,7 +59,7 @@ export class HeaderMap {
     return this.#entries.length;
   }
 
-  /** header_map_impl.cc byteSize: names and values, no separators. */
+  /** As `byteSize` in header_map_impl.cc: the bytes of names and values, without separators. */
   get byteSize(): number {
     return this.#entries.reduce((sum, [name, value]) => sum + name.length + value.length, 0);
   }
@@ -65,7 +68,7 @@ export class HeaderMap {
     return this.#entries.map(([name, value]) => [name, value]);
   }
 
-  /** Without pseudo headers. */
+  /** The headers without the pseudo-headers. */
   fields(): Header[] {
     return this.entries().filter(([name]) => !name.startsWith(':'));
   }
@@ -76,7 +79,7 @@ export class HeaderMap {
     return key === 'host' && this.#kind === 'request' ? ':authority' : key;
   }
 
-  /** The first value; context.cc getHeaderMapValue never joins the others. */
+  /** Returns the first value. `getHeaderMapValue` in context.cc never joins several. */
   get(name: string): string | undefined {
     const key = this.#key(name);
     return this.#entries.find(([each]) => each === key)?.[1];
@@ -97,7 +100,7 @@ export class HeaderMap {
       this.#entries.push([key, value]);
       return;
     }
-    // Pseudo headers stand before the others (header_map_impl.h HeaderList::insert).
+    // Pseudo-headers stand before the others (`HeaderList::insert` in header_map_impl.h).
     const at = this.#entries.findIndex(([each]) => !each.startsWith(':'));
     this.#entries.splice(at < 0 ? this.#entries.length : at, 0, [key, value]);
   }
@@ -107,7 +110,7 @@ export class HeaderMap {
     this.add(name, value);
   }
 
-  /** As Envoy's own code sets a header: where it stands already. */
+  /** Sets a header as Envoy's own code does: a header that is present keeps its place. */
   put(name: string, value: string): void {
     const present = this.#entries.find(([each]) => each === name);
     if (present) present[1] = value;
@@ -124,11 +127,14 @@ export class HeaderMap {
   }
 }
 
-/** limits.h PROXY_WASM_HOST_PAIRS_MAX_BYTES and _COUNT. */
+/** PROXY_WASM_HOST_PAIRS_MAX_BYTES and PROXY_WASM_HOST_PAIRS_MAX_COUNT in limits.h. */
 export const PAIRS_MAX_BYTES = 1024 * 1024;
 export const PAIRS_MAX_COUNT = 1024;
 
-/** pairs_util.cc marshalPairs: count, (name length, value length)*, (name NUL value NUL)*. */
+/**
+ * Follows `marshalPairs` in pairs_util.cc. The layout is: count, (name length, value length)*,
+ * (name NUL value NUL)*.
+ */
 export function marshalPairs(pairs: Header[]): Buffer {
   const size = pairs.reduce((sum, [name, value]) => sum + 8 + name.length + 1 + value.length + 1, 4);
   const out = Buffer.alloc(size);
@@ -141,7 +147,10 @@ export function marshalPairs(pairs: Header[]): Buffer {
   return out;
 }
 
-/** pairs_util.cc toPairs: whatever is malformed or over the limits is an empty list, without an error. */
+/**
+ * Follows `toPairs` in pairs_util.cc: what is malformed or exceeds a limit becomes an empty list,
+ * without an error.
+ */
 export function unmarshalPairs(bytes: Buffer): Header[] {
   if (bytes.length > PAIRS_MAX_BYTES || bytes.length < 4) return [];
   const count = bytes.readUInt32LE(0);

@@ -1,7 +1,7 @@
 /**
- * Host functions: `env.proxy_*` of ABI 0.2.1 and the WASI stubs that Envoy gives a module.
- * Rules: proxy-wasm-cpp-host src/exports.cc, include/proxy-wasm/exports.h; each function checks the same things in
- * the same order.
+ * Host functions: `env.proxy_*` of ABI 0.2.1, and the WASI stubs that Envoy gives a module.
+ * Each function makes the same checks in the same order as src/exports.cc and
+ * include/proxy-wasm/exports.h of proxy-wasm-cpp-host.
  */
 
 import { randomFillSync } from 'node:crypto';
@@ -17,19 +17,19 @@ export interface HostFunction {
 }
 
 const WASI = { success: 0, badf: 8, fault: 21, inval: 28, noent: 44, nosys: 52, notsup: 58 } as const;
-/** limits.h PROXY_WASM_HOST_WASI_RANDOM_GET_MAX_SIZE_BYTES. */
+/** PROXY_WASM_HOST_WASI_RANDOM_GET_MAX_SIZE_BYTES in limits.h. */
 const RANDOM_MAX_BYTES = 64 * 1024;
 
 const wasiNames = (names: string): string[] =>
   names.split(' ').flatMap((name) => [`wasi_unstable.${name}`, `wasi_snapshot_preview1.${name}`]);
 
-/** wasm.h allocMemory. */
+/** What the guest may call while the host runs its malloc (`allocMemory` in wasm.h). */
 export const ALLOWED_IN_MALLOC: ReadonlySet<string> = new Set([
   'env.proxy_log',
   ...wasiNames('fd_write clock_time_get poll_oneoff'),
 ]);
 
-/** wasm.cc startVm. */
+/** What the guest may call while the VM starts (`startVm` in wasm.cc). */
 export const ALLOWED_IN_START: ReadonlySet<string> = new Set([
   'env.emscripten_notify_memory_growth',
   'env.proxy_log',
@@ -43,7 +43,10 @@ export const ALLOWED_IN_START: ReadonlySet<string> = new Set([
   ),
 ]);
 
-/** WASI functions that answer without doing anything: parameters and error code (exports.cc wasi_unstable_*). */
+/**
+ * WASI functions that do nothing but return an error code: their parameters and that code
+ * (`wasi_unstable_*` in exports.cc).
+ */
 const WASI_STUBS: Record<string, [params: string, errno: number]> = {
   fd_read: ['iiii', WASI.nosys],
   fd_seek: ['iIii', WASI.success],
@@ -81,7 +84,7 @@ const WASI_STUBS: Record<string, [params: string, errno: number]> = {
   fd_filestat_get: ['ii', WASI.badf],
 };
 
-/** Host functions of ABI 0.2.1 that the emulator does not act out. */
+/** Host functions of ABI 0.2.1 that the emulator does not implement. */
 const UNIMPLEMENTED: Record<string, string> = {
   grpc_call: 'iiiiiiiiiiii',
   grpc_stream: 'iiiiiiiii',
@@ -92,7 +95,7 @@ const UNIMPLEMENTED: Record<string, string> = {
 
 type Run = (...args: number[]) => number;
 
-/** Every import by `module.name`; `vm` is only touched when one of them is called. */
+/** Every import, by `module.name`. `vm` is used only when one of them is called. */
 export function createImports(vm: Vm): Map<string, HostFunction> {
   const table = new Map<string, HostFunction>();
   const { Ok, NotFound, BadArgument, InvalidMemoryAccess, InternalFailure, Unimplemented } = WasmResult;
@@ -149,7 +152,7 @@ export function createImports(vm: Vm): Map<string, HostFunction> {
     },
   );
   proxy('set_effective_context', 'i', (id) => (vm.setEffectiveContext(id) ? Ok : BadArgument));
-  // Only a root context that is being shut down has a done to report (wasm.cc done).
+  // Only a root context that is shutting down can report that it is done (`done` in wasm.cc).
   proxy('done', '', () => NotFound);
 
   proxy('get_shared_data', 'iiiii', (keyPtr, keyLen, ptrPtr, sizePtr, casPtr) => {
@@ -241,7 +244,8 @@ export function createImports(vm: Vm): Map<string, HostFunction> {
     if (type > BufferType.Max) return BadArgument;
     const buffer = vm.context.buffer(type);
     if (!buffer) return NotFound;
-    // Word is 64 bits wide: start + length does not wrap. A read past the end is cut short.
+    // A Word has 64 bits, so start + length does not wrap. A read past the end returns what there
+    // is.
     const size = Math.max(0, Math.min(length, buffer.length - start));
     return ok(vm.give(size === 0 ? Buffer.alloc(0) : readBuffer(buffer, start, size), ptrPtr, sizePtr));
   });
@@ -308,7 +312,7 @@ export function createImports(vm: Vm): Map<string, HostFunction> {
   proxy('call_foreign_function', 'iiiiii', (namePtr, nameLen, argPtr, argLen) => {
     const name = text(namePtr, nameLen);
     if (name === null || !vm.memory.view(argPtr, argLen)) return InvalidMemoryAccess;
-    // foreign.cc clear_route_cache; the others are not acted out.
+    // clear_route_cache of foreign.cc. The emulator implements no other foreign function.
     return name === 'clear_route_cache' ? Ok : NotFound;
   });
   for (const [name, params] of Object.entries(UNIMPLEMENTED)) proxy(name, params, () => Unimplemented);
@@ -370,7 +374,7 @@ export function createImports(vm: Vm): Map<string, HostFunction> {
   wasi('poll_oneoff', 'iiii:i', (_in, _out, _count, eventsPtr) =>
     vm.memory.setU32(Number(eventsPtr), 0) ? WASI.success : WASI.fault,
   );
-  // proc_exit only logs: the guest goes on.
+  // proc_exit only logs, and the guest goes on.
   wasi('proc_exit', 'i:', () => {
     vm.log('trace', 'wasi_unstable proc_exit');
     return undefined;

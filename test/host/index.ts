@@ -1,6 +1,7 @@
 /**
- * The emulator: a transcription of Envoy's wasm host that runs scenarios in one process, without sockets or sleeps.
- * Real Envoy is the judge: where the two differ, the emulator is wrong.
+ * The emulator: Envoy's Wasm host rewritten in TypeScript. It runs scenarios in one process,
+ * without sockets and without sleeping. Real Envoy is the judge: where the two differ, the emulator
+ * is wrong.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -35,27 +36,33 @@ export { HttpStream, type AccessLogEntry, type RequestHead } from './stream.ts';
 export type { LogEntry } from './vm.ts';
 
 export interface EmulatorOptions {
-  /** The filter: a file, or its bytes. */
+  /** The filter: the path of a file, or its bytes. */
   wasmPath?: string;
   wasm?: Uint8Array;
-  /** Streams go to the workers' VMs in turn. Default 1. */
+  /** Number of workers. Streams go to their VMs in turn. Default 1. */
   workers?: number;
-  /** per_connection_buffer_limit_bytes of the listener. Default 1 MiB. HTTP/2 clients: the stream window instead. */
+  /**
+   * per_connection_buffer_limit_bytes of the listener. Default 1 MiB. For HTTP/2 clients the window
+   * of the stream takes its place.
+   */
   bufferLimit?: number;
-  /** request_body_buffer_limit of the route: raises the limit of both directions. */
+  /** request_body_buffer_limit of the route. It raises the limit of both directions. */
   requestBodyBufferLimit?: number;
   /** Runtime key http.async_response_buffer_limit. Default 32 MiB. */
   asyncResponseLimit?: number;
-  /** PluginConfig.allow_on_headers_stop_iteration. Default true, unlike Envoy's. */
+  /** PluginConfig.allow_on_headers_stop_iteration. Default true; Envoy's default is false. */
   allowOnHeadersStopIteration?: boolean;
   failurePolicy?: 'FAIL_CLOSED' | 'FAIL_RELOAD';
-  /** PluginConfig.fail_open (legacy): a failed VM lets streams through. */
+  /** PluginConfig.fail_open (legacy): streams pass when the VM has failed. */
   failOpen?: boolean;
-  /** The end of a body comes with its last bytes instead of as an empty callback of its own. Default false. */
+  /**
+   * The end of a body comes with its last bytes instead of in an empty callback of its own. Default
+   * false.
+   */
   mergeEndOfStream?: boolean;
   /** enable_trailers of the HTTP/1 codecs. Default true. */
   http1Trailers?: boolean;
-  /** Clusters beside `prefill` and `decode` that callouts may name. */
+  /** Clusters that calls may name, beside `prefill` and `decode`. */
   clusters?: Record<string, ClusterSpec>;
   vmId?: string;
   vmConfiguration?: string;
@@ -69,22 +76,27 @@ export interface StreamSettings {
 
 export interface EmulatorExtras {
   readonly name: 'emulator';
-  /** A new stream of the plugin with this configuration, to be driven step by step. */
+  /**
+   * Opens a stream of the plugin with this configuration, for a test that drives it step by step.
+   */
   openStream(config?: Record<string, unknown>, settings?: StreamSettings): HttpStream;
-  /** Runs on_tick of every plugin that asked for it, in every worker; what it counts is a stream's. */
+  /**
+   * Runs on_tick of every plugin that asked for it, in every worker. Counters that it raises are
+   * put to the account of a stream.
+   */
   runTimers(account?: Account | null): void;
-  /** Runs on_tick of the plugin with this configuration in every worker. */
+  /** Runs on_tick of the plugin with this configuration, in every worker. */
   tick(config?: Record<string, unknown>): void;
-  /** Moves the virtual clock. */
+  /** Moves the virtual clock forward. */
   advance(ms: number): void;
   readonly pendingCallouts: readonly PendingCallout[];
-  /** Answers a callout; one turn of the event loop. */
+  /** Answers a call, in one turn of the event loop. */
   completeCallout(call: PendingCallout | number, reply: CalloutReply, protocol?: Protocol): void;
   readonly vms: readonly Vm[];
-  /** Why the (first failed) VM failed. */
+  /** Why the VM failed; with several workers, why the first failed VM did. */
   readonly failed: string | null;
   readonly memoryPages: number;
-  /** Contexts of streams that still live in the VMs. */
+  /** Number of contexts of streams that are still alive in the VMs. */
   readonly openContexts: number;
   readonly logs: LogEntry[];
   readonly accessLog: AccessLogEntry[];
@@ -97,17 +109,23 @@ export interface EmulatorExtras {
 export type Emulator = Host & EmulatorExtras;
 
 const LISTENER_BUFFER_LIMIT = 1024 * 1024;
-/** initial_stream_window_size since 1.36. */
+/** initial_stream_window_size of Envoy 1.36 and later. */
 const HTTP2_STREAM_WINDOW = 16 * 1024 * 1024;
-/** Loading counts from the last load (common/wasm reload_config backoff, base_interval). */
+/**
+ * A VM is loaded again when this time has passed since the last load (base_interval of
+ * reload_config).
+ */
 const RELOAD_WINDOW_NS = 1_000_000_000n;
 
-/** As in the configuration of `test/envoy`. */
+/** The name that the configuration of `test/envoy` gives the plugin. */
 const PLUGIN = 'routed_experts';
 
 const originalDst: ClusterSpec = { originalDst: true };
 const forwardProxy: ClusterSpec = { forwardProxy: true };
-/** By the names that the Envoy of `test/envoy` gives them, and without the protocol. */
+/**
+ * Clusters under the names that the Envoy of `test/envoy` gives them, and under names without a
+ * protocol.
+ */
 const CLUSTERS: Record<string, ClusterSpec> = {
   prefill: {},
   prefill_http1: {},
@@ -145,7 +163,10 @@ class Worker {
     this.loadedAt = process.now;
   }
 
-  /** wasm.cc of Envoy, FAIL_RELOAD: lazily, by the next stream, unless the last load is too fresh. */
+  /**
+   * Follows FAIL_RELOAD in Envoy's wasm.cc: the next stream loads the VM again, unless the last
+   * load is too recent.
+   */
   root(configuration: string): RootContext {
     const { now } = this.#process;
     if (this.vm.failed !== null && this.#reload && now - this.loadedAt >= RELOAD_WINDOW_NS) {
@@ -285,7 +306,7 @@ class EnvoyEmulator implements Host, EmulatorExtras {
   async close(): Promise<void> {}
 }
 
-/** `prefill.cluster` is filled in when it is absent (contract of `Scenario.config`). */
+/** Adds `prefill.cluster` when it is absent, as `Scenario.config` promises. */
 function configurationOf(config: Record<string, unknown>, upstream: Protocol = 'http1'): string {
   const prefill = config.prefill ?? {};
   if (typeof prefill !== 'object' || Array.isArray(prefill)) return JSON.stringify(config);

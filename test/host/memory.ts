@@ -1,4 +1,7 @@
-/** The guest's linear memory. The view is taken anew on every access: growth detaches the old ArrayBuffer. */
+/**
+ * The guest's linear memory. Every access makes a new view, because growth detaches the old
+ * ArrayBuffer.
+ */
 
 export class Memory {
   readonly #memory: WebAssembly.Memory;
@@ -11,19 +14,24 @@ export class Memory {
     return this.#memory.buffer.byteLength / 65536;
   }
 
-  /** Borrowed view of `[ptr, ptr + len)`, or null out of bounds; dead after the next call into the guest. */
+  /**
+   * A borrowed view of `[ptr, ptr + len)`, valid until the next call into the guest; null when out
+   * of bounds.
+   */
   view(ptr: number, len: number): Buffer | null {
     const all = this.#memory.buffer;
     return ptr + len > all.byteLength ? null : Buffer.from(all, ptr, len);
   }
 
-  /** Owned copy of `[ptr, ptr + len)`. */
+  /** A copy of `[ptr, ptr + len)` that the caller owns; null when out of bounds. */
   copy(ptr: number, len: number): Buffer | null {
     const view = this.view(ptr, len);
     return view && Buffer.from(view);
   }
 
-  /** One byte per character: header values and names are bytes to Envoy. */
+  /**
+   * The bytes as text, one byte in each character: names and values of headers are bytes to Envoy.
+   */
   text(ptr: number, len: number): string | null {
     return this.view(ptr, len)?.toString('latin1') ?? null;
   }
@@ -34,9 +42,12 @@ export class Memory {
     return view !== null;
   }
 
-  /** Fills a heap block of AssemblyScript's runtime behind its first `used` bytes (rt/tlsf.ts: its size is before it). */
+  /**
+   * Fills the unused end of a heap block of AssemblyScript's runtime, which holds `used` bytes. The
+   * runtime stores the size of a block before it (rt/tlsf.ts).
+   */
   fillSlack(ptr: number, used: number, byte: number): void {
-    // Larger ones are not the runtime's (assembly/bytes/arena.ts).
+    // Larger blocks do not come from the runtime (assembly/bytes/arena.ts).
     if (used >= 16 * 1024) return;
     const size = (this.view(ptr - 4, 4)?.readUInt32LE(0) ?? 0) & ~3;
     this.view(ptr + used, Math.max(0, size - used))?.fill(byte);

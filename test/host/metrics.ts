@@ -1,15 +1,18 @@
-/** Stats of one Envoy process: ids are per VM, values are shared by name. */
+/**
+ * The stats of one Envoy process. Ids belong to a VM; values belong to a name, and all VMs share
+ * them.
+ */
 
 import { WasmResult } from './abi.ts';
 
 const COUNTER = 0;
 const GAUGE = 1;
 const HISTOGRAM = 2;
-/** wasm.h kMetricTypeMask, kMetricIdIncrement: the two low bits of an id say its type. */
+/** `kMetricTypeMask` and `kMetricIdIncrement` in wasm.h: the two low bits of an id are its type. */
 const TYPE_MASK = 3;
 const ID_INCREMENT = 4;
 
-/** Values by name, without the `wasmcustom.` prefix that Envoy puts before them. */
+/** Values by name, without the prefix `wasmcustom.` that Envoy adds. */
 export class MetricStore {
   readonly counters = new Map<string, bigint>();
   readonly gauges = new Map<string, bigint>();
@@ -27,7 +30,9 @@ export class Metrics {
     this.#onCount = onCount;
   }
 
-  /** How many ids were handed out: every define makes a new one, also for a name that has one. */
+  /**
+   * Number of ids handed out: each define makes a new one, even for a name that has one already.
+   */
   get defined(): number {
     return this.#names.size;
   }
@@ -66,7 +71,7 @@ export class Metrics {
     return WasmResult.Ok;
   }
 
-  /** The value, or the result code of the failure. */
+  /** Returns the value, or the result code when there is none. */
   get(id: number): bigint | number {
     const type = id & TYPE_MASK;
     if (type !== COUNTER && type !== GAUGE) return WasmResult.BadArgument;

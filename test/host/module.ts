@@ -1,6 +1,12 @@
-/** Reads the signatures of a module's imports and exports: `WebAssembly.Module` does not tell, Envoy checks them. */
+/**
+ * Reads the signatures of a module's imports and exports. Envoy checks them, and
+ * `WebAssembly.Module` does not show them.
+ */
 
-/** One letter per value: i = i32, I = i64, f = f32, F = f64, ? = anything else. `params:results`. */
+/**
+ * A signature is `params:results`, one letter for each value: i = i32, I = i64, f = f32, F = f64, ?
+ * = any other type.
+ */
 export type Signature = string;
 
 export interface FunctionTypes {
@@ -56,7 +62,7 @@ class Reader {
 
 export function functionTypes(wasm: Uint8Array): FunctionTypes {
   const types: Signature[] = [];
-  /** Type of each function: the imported ones, then the module's own. */
+  /** The type of each function: first the imported functions, then those of the module. */
   const functions: Signature[] = [];
   const found: FunctionTypes = { imports: [], exports: new Map(), hasStart: false };
   const reader = new Reader(wasm);
@@ -68,7 +74,8 @@ export function functionTypes(wasm: Uint8Array): FunctionTypes {
       const values = (): string =>
         Array.from({ length: section.u32() }, () => LETTERS[section.byte()] ?? '?').join('');
       for (let n = section.u32(); n > 0; n--) {
-        if (section.byte() !== 0x60) return found; // GC types: not for the ABI
+        // Types of the GC proposal cannot occur in the ABI.
+        if (section.byte() !== 0x60) return found;
         const params = values();
         types.push(`${params}:${values()}`);
       }

@@ -1,9 +1,12 @@
-/** Attributes of a stream, by NUL-separated path (context.cc getProperty, findValue). */
+/**
+ * The attributes of a stream, by a path with NUL between its parts (`getProperty` and `findValue`
+ * in context.cc).
+ */
 
 import type { HeaderMap } from './headers.ts';
 import type { RootContext } from './context.ts';
 
-/** Envoy's StreamInfo, as far as a guest can see it. */
+/** The part of Envoy's StreamInfo that a guest can read. */
 export interface StreamInfo {
   readonly id: number;
   readonly protocol: string;
@@ -11,7 +14,7 @@ export interface StreamInfo {
   readonly filterState: Map<string, Buffer>;
   readonly cluster: string;
   requestId: string;
-  /** Null until a response begins. */
+  /** Null until a response has begun. */
   responseCode: number | null;
   responseCodeDetails: string | null;
   bytesReceived: number;
@@ -25,7 +28,7 @@ interface StreamView {
   response: HeaderMap | null;
 }
 
-/** Numbers are 8 bytes, little-endian (serializeValue). */
+/** A number is 8 bytes, little-endian (`serializeValue`). */
 function int(value: number | bigint): Buffer {
   const out = Buffer.alloc(8);
   out.writeBigInt64LE(BigInt(value));
@@ -65,7 +68,7 @@ export function lookUp(path: string, root: RootContext, stream: StreamView | nul
       if (second === 'route_name' || second === 'virtual_host_name') return string('');
       return null;
     default:
-      // A guest's own properties are filter state under `wasm.`.
+      // The properties that a guest sets are filter state under names that begin with `wasm.`.
       return info.filterState.get(`wasm.${path}`) ?? null;
   }
 }

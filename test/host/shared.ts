@@ -1,4 +1,7 @@
-/** Shared data and queues: one map per process, copied in and out (cpp-host src/shared_data.cc, shared_queue.cc). */
+/**
+ * Shared data and queues: one map for the process, whose values are copied in and out
+ * (shared_data.cc and shared_queue.cc in src/ of proxy-wasm-cpp-host).
+ */
 
 import { WasmResult } from './abi.ts';
 
@@ -14,7 +17,7 @@ export class SharedData {
     return this.#values.get(key) ?? null;
   }
 
-  /** cas 0 overwrites; a missing key is written whatever the cas. */
+  /** A cas of 0 overwrites the value; a key that is missing is written whatever the cas is. */
   set(key: string, bytes: Buffer, cas: number): number {
     const present = this.#values.get(key);
     if (present && cas !== 0 && cas !== present.cas) return WasmResult.CasMismatch;

@@ -1,7 +1,9 @@
 /**
- * One HTTP stream of Envoy with one wasm filter before the router: connection manager, filter manager, router, codecs.
- * Rules: envoy source/common/http/filter_manager.cc, conn_manager_impl.cc, conn_manager_utility.cc, http1/codec_impl.cc,
- * source/common/router/router.cc. Names in comments are those of filter_manager.cc.
+ * One HTTP stream of Envoy, with one Wasm filter before the router: connection manager, filter
+ * manager, router and codecs.
+ * The rules are those of Envoy's source/common/http/filter_manager.cc, conn_manager_impl.cc,
+ * conn_manager_utility.cc and http1/codec_impl.cc, and of source/common/router/router.cc. A
+ * function named in a comment without a file is in filter_manager.cc.
  */
 
 import type { Header, Protocol } from '../scenario.ts';
@@ -13,7 +15,7 @@ import type { StreamInfo } from './properties.ts';
 import { ROUTER_OWN, upstreamError, type ResetReason } from './upstream.ts';
 import type { Account } from './vm.ts';
 
-/** IterationState of the filter in one direction. */
+/** `IterationState` of the filter in one direction. */
 const enum Iteration {
   Continue,
   StopSingle,
@@ -21,21 +23,24 @@ const enum Iteration {
   StopAllWatermark,
 }
 
-/** ActiveStreamFilterBase. */
+/** One direction of the stream, as `ActiveStreamFilterBase` keeps it. */
 class Direction {
   iteration = Iteration.Continue;
   headersContinued = false;
   iterateFromCurrent = false;
-  /** The filter has seen the end. */
+  /** The filter has been told that the stream ends. */
   endStream = false;
-  /** decoder_filters_streaming_, encoder_filters_streaming_: past the limit, pause the sender instead of failing. */
+  /**
+   * decoder_filters_streaming_ or encoder_filters_streaming_: when the buffer exceeds its limit,
+   * Envoy pauses the sender instead of failing the stream.
+   */
   streaming = true;
   buffered: EnvoyBuffer | null = null;
-  /** The filter's callback is on the stack. */
+  /** A callback of the filter is on the stack. */
   inCallback = false;
-  /** decoder_filter_chain_aborted_, encoder_filter_chain_aborted_. */
+  /** decoder_filter_chain_aborted_ or encoder_filter_chain_aborted_. */
   aborted = false;
-  /** Times that the sender's reads are disabled. */
+  /** How many times the reads from the sender have been disabled and not enabled again. */
   paused = 0;
 
   get stoppedAll(): boolean {
@@ -43,24 +48,24 @@ class Direction {
   }
 }
 
-/** What has left for the decode engine. */
+/** What Envoy has sent to the decode engine. */
 export interface UpstreamRequest {
   headers: HeaderMap;
   chunks: Buffer[];
   trailers: HeaderMap | null;
   complete: boolean;
-  /** The head carried the end. */
+  /** The head carried the end of the stream. */
   headOnly: boolean;
 }
 
-/** What has left for the client. */
+/** What Envoy has sent to the client. */
 export interface ClientResponse {
-  /** 0 until a head is sent. */
+  /** 0 until the head has been sent. */
   status: number;
   headers: Header[];
   chunks: Buffer[];
   trailers: Header[];
-  /** The end of the response was sent. */
+  /** The end of the response has been sent. */
   complete: boolean;
 }
 
@@ -88,10 +93,13 @@ export interface RequestHead {
   authority?: string;
 }
 
-/** conn_manager_utility.cc: hop-by-hop headers never pass. */
+/** Hop-by-hop headers, which Envoy never forwards (conn_manager_utility.cc). */
 const HOP_BY_HOP = ['connection', 'keep-alive', 'proxy-connection', 'transfer-encoding'];
 
-/** conn_manager_utility.cc cleanRequestHeaders: what a client must not tell Envoy. */
+/**
+ * Headers that Envoy removes because a client outside must not set them (`cleanRequestHeaders` in
+ * conn_manager_utility.cc).
+ */
 const FROM_OUTSIDE = [
   ...ROUTER_OWN,
   'upgrade',
@@ -108,9 +116,9 @@ export class HttpStream implements FilterCallbacks, Account {
   readonly counters: Record<string, number> = {};
   readonly info: StreamInfo;
   readonly client: ClientResponse = { status: 0, headers: [], chunks: [], trailers: [], complete: false };
-  /** Null until the router has the head. */
+  /** Null until the router has received the head. */
   upstream: UpstreamRequest | null = null;
-  /** The stream is gone: answered, reset, or the client left. */
+  /** The stream has ended: it was answered or reset, or the client left. */
   ended = false;
   accessLog: AccessLogEntry | null = null;
 
@@ -147,22 +155,22 @@ export class HttpStream implements FilterCallbacks, Account {
     this.context = new StreamContext(options.root, this);
   }
 
-  /** Envoy reads no more of the client's body for now. */
+  /** Whether Envoy has stopped reading the client's body for now. */
   get requestPaused(): boolean {
     return this.#decoder.paused > 0;
   }
 
-  /** Envoy reads no more of the engine's body for now. */
+  /** Whether Envoy has stopped reading the engine's body for now. */
   get responsePaused(): boolean {
     return this.#encoder.paused > 0;
   }
 
-  /** The client's whole request has been read. */
+  /** Whether Envoy has read the client's whole request. */
   get requestComplete(): boolean {
     return this.#remoteDecodeComplete;
   }
 
-  // What the client does.
+  // The methods below are called for the client.
 
   requestHeaders(head: RequestHead, end: boolean): void {
     this.#turn(() => {
@@ -175,11 +183,12 @@ export class HttpStream implements FilterCallbacks, Account {
       const http1 = this.#options.downstream === 'http1';
       const pseudo = http1 ? [authority, path, method, scheme] : [method, path, scheme, authority];
       const headers = HeaderMap.from('request', [...pseudo, ...fields.filter((field) => !isHost(field))]);
-      // http1/codec_impl.cc: utility.cc sanitizeConnectionHeader removes what `connection` names.
+      // `sanitizeConnectionHeader` in utility.cc, which http1/codec_impl.cc calls, removes the
+      // headers that `connection` names.
       for (const name of (http1 ? (headers.get('connection') ?? '') : '').split(',')) {
         if (name.trim() !== '') headers.remove(name.trim().toLowerCase());
       }
-      // conn_manager_utility.cc mutateRequestHeaders.
+      // As `mutateRequestHeaders` in conn_manager_utility.cc does.
       for (const name of [...HOP_BY_HOP, ...FROM_OUTSIDE]) headers.remove(name);
       if (headers.get('te') !== 'trailers') headers.remove('te');
       if (!headers.has('x-forwarded-proto')) headers.put('x-forwarded-proto', 'http');
@@ -208,7 +217,7 @@ export class HttpStream implements FilterCallbacks, Account {
     });
   }
 
-  /** The client goes away. */
+  /** The client closes its connection. */
   clientDisconnect(): void {
     this.#turn(() => {
       this.info.responseCodeDetails = 'downstream_remote_disconnect';
@@ -216,7 +225,7 @@ export class HttpStream implements FilterCallbacks, Account {
     });
   }
 
-  // What the decode engine does.
+  // The methods below are called for the decode engine.
 
   responseHeaders(status: number, headers: Header[], end: boolean): void {
     this.#turn(() => {
@@ -225,7 +234,7 @@ export class HttpStream implements FilterCallbacks, Account {
       this.info.upstreamAddress = '127.0.0.1:20000';
       const map = HeaderMap.from('response', [[':status', String(status)], ...headers]);
       map.remove('keep-alive');
-      // http1/codec_impl.cc, strict_1xx_and_204_response_headers.
+      // As strict_1xx_and_204_response_headers in http1/codec_impl.cc demands.
       if (status === 204 && map.get('content-length') === '0') map.remove('content-length');
       map.put('x-envoy-upstream-service-time', '1');
       this.#responseHeaders = map;
@@ -245,7 +254,10 @@ export class HttpStream implements FilterCallbacks, Account {
     });
   }
 
-  /** router.cc onUpstreamReset: once the head has left for the client, the reply is only a reset. */
+  /**
+   * Follows `onUpstreamReset` in router.cc: once the head has been sent to the client, a failure
+   * can only reset the response.
+   */
   upstreamFailed(reason: ResetReason): void {
     this.#turn(() => {
       const { status, text } = upstreamError(reason);
@@ -257,7 +269,10 @@ export class HttpStream implements FilterCallbacks, Account {
     });
   }
 
-  /** conn_manager_impl.cc onIdleTimeout: nothing has moved for the stream's idle timeout. */
+  /**
+   * Follows `onIdleTimeout` in conn_manager_impl.cc: nothing has moved during the idle timeout of
+   * the stream.
+   */
   idleTimeout(): void {
     this.#turn(() => {
       const status = this.#remoteDecodeComplete ? 504 : 408;
@@ -265,10 +280,11 @@ export class HttpStream implements FilterCallbacks, Account {
     });
   }
 
-  // FilterCallbacks.
+  // The methods below implement FilterCallbacks.
 
   continueDecoding(): void {
-    if (this.ended || this.#localComplete) return; // ActiveStreamDecoderFilter::canContinue
+    // As `ActiveStreamDecoderFilter::canContinue` decides.
+    if (this.ended || this.#localComplete) return;
     const decoder = this.#decoder;
     this.#resume(decoder);
     if (!decoder.headersContinued) {
@@ -283,7 +299,7 @@ export class HttpStream implements FilterCallbacks, Account {
   }
 
   continueEncoding(): void {
-    // Envoy 1.40 then writes the response a second time.
+    // In this case Envoy 1.40 writes the response a second time.
     if (this.ended)
       throw new EnvoyCrash('a response was continued after its end', 'corrupt bytes to the client');
     const encoder = this.#encoder;
@@ -302,7 +318,7 @@ export class HttpStream implements FilterCallbacks, Account {
     encoder.iterateFromCurrent = false;
   }
 
-  /** FilterManager::resetStream. */
+  /** Follows `FilterManager::resetStream`. */
   resetStream(details: string): void {
     this.#mustLive('closed');
     this.#abort();
@@ -310,18 +326,19 @@ export class HttpStream implements FilterCallbacks, Account {
     this.#end();
   }
 
-  /** DownstreamFilterManager::sendLocalReply. */
+  /** Follows `DownstreamFilterManager::sendLocalReply`. */
   sendLocalReply(status: number, body: Buffer, headers: Header[], details: string): void {
     this.#mustLive('answered');
     this.#abort();
     this.info.responseCodeDetails = details;
     if (this.#responseHeaders === null) {
       const reply = (): void => this.#localReply(status, body, headers, false);
-      // In a callback of the request side the reply waits until the callback has returned.
+      // During a callback for the request, the reply waits until the callback has returned.
       if (this.#decoder.inCallback) this.#preparedReply ??= reply;
       else reply();
     } else if (!this.#headersEncoded) {
-      // sendDirectLocalReply: the response has begun to pass the filter, which is told no more.
+      // As in `sendDirectLocalReply`: the filter has seen the head of another response, and is not
+      // shown this one.
       this.#encoder.streaming = true;
       this.#localReply(status, body, headers, true);
     } else {
@@ -329,12 +346,15 @@ export class HttpStream implements FilterCallbacks, Account {
     }
   }
 
-  /** Envoy 1.40 uses freed memory: in on_log and on_done, and for a second answer or reset in one callback. */
+  /**
+   * Envoy 1.40 would use freed memory here: when the guest replies or resets in on_log or on_done,
+   * or a second time in one callback.
+   */
   #mustLive(what: string): void {
     if (this.ended) throw new EnvoyCrash(`a stream was ${what} after its end`);
   }
 
-  /** addDecodedData(data, streaming = false). */
+  /** Follows `addDecodedData` with `streaming` = false. */
   addDecodedData(data: EnvoyBuffer): void {
     this.#decoder.streaming = false;
     this.#buffer(this.#decoder, data);
@@ -345,7 +365,10 @@ export class HttpStream implements FilterCallbacks, Account {
     this.#buffer(this.#encoder, data);
   }
 
-  /** The trailers go out behind the data of this callback, and past the filter. */
+  /**
+   * Envoy sends the trailers behind the data of the current callback, without showing them to the
+   * filter.
+   */
   addEncodedTrailers(): HeaderMap {
     return (this.#responseTrailers = HeaderMap.from('trailers', []));
   }
@@ -358,7 +381,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return (this.#encoder.buffered ??= this.#createBuffer(this.#encoder));
   }
 
-  // Request side.
+  // The methods below handle the request.
 
   #decodeHeaders(end: boolean): void {
     const decoder = this.#decoder;
@@ -411,7 +434,7 @@ export class HttpStream implements FilterCallbacks, Account {
     }
   }
 
-  /** router.cc decodeHeaders. */
+  /** Follows `decodeHeaders` in router.cc. */
   #routeHeaders(end: boolean): void {
     const headers = HeaderMap.from('request', (this.#requestHeaders as HeaderMap).entries());
     if (!headers.has(':path')) {
@@ -440,7 +463,7 @@ export class HttpStream implements FilterCallbacks, Account {
     this.upstream.complete = end;
   }
 
-  // Response side. `direct`: past the filter.
+  // The methods below handle the response. With `direct`, they do not call the filter.
 
   #encodeHeaders(end: boolean, direct: boolean): void {
     this.#localComplete = end;
@@ -468,7 +491,8 @@ export class HttpStream implements FilterCallbacks, Account {
       if (encoder.aborted) status = DataStatus.StopIterationNoBuffer;
       const complete = this.#localComplete && !this.#responseTrailers;
       if (!this.#afterData(encoder, status, data, complete, () => this.continueEncoding())) return;
-      // Envoy 1.40 sends no trailers that were added to data that it lets go in commonContinue.
+      // Envoy 1.40 does not send trailers that the filter adds while `commonContinue` hands it
+      // buffered data.
       if (before !== this.#responseTrailers && !continuing) {
         this.#sendData(data, false);
         return this.#sendTrailers();
@@ -493,7 +517,8 @@ export class HttpStream implements FilterCallbacks, Account {
 
   #sendTrailers(): void {
     if (this.ended) return;
-    // http1/codec_impl.cc encodeTrailersBase: behind a body with a length there is no place for them.
+    // `encodeTrailersBase` in http1/codec_impl.cc: a body with a content-length cannot have
+    // trailers.
     const chunked = this.#options.http1Trailers && !this.#responseHeaders?.has('content-length');
     if (this.#options.downstream === 'http2' || chunked) {
       this.client.trailers = (this.#responseTrailers as HeaderMap).entries();
@@ -501,11 +526,11 @@ export class HttpStream implements FilterCallbacks, Account {
     this.#endEncode();
   }
 
-  /** The connection manager's and the codec's part of a response head. */
+  /** What the connection manager and the codec do to the head of a response. */
   #sendHeaders(end: boolean): void {
     const headers = this.#responseHeaders as HeaderMap;
     if (!headers.get(':status')) {
-      // HeaderUtility::checkRequiredResponseHeaders.
+      // As `HeaderUtility::checkRequiredResponseHeaders` demands.
       this.#replyRemoved(502, 'response', 'missing required header: :status');
       return;
     }
@@ -527,7 +552,7 @@ export class HttpStream implements FilterCallbacks, Account {
     this.client.status = status;
     this.client.headers = headers.fields();
     if (http1 && !headers.has('content-length')) {
-      // http1/codec_impl.cc encodeHeadersBase.
+      // As `encodeHeadersBase` in http1/codec_impl.cc does.
       const bodiless = status < 200 || status === 204;
       const head = this.#requestHeaders?.get(':method') === 'HEAD';
       if (end && !head && !bodiless && status !== 304) this.client.headers.push(['content-length', '0']);
@@ -545,7 +570,7 @@ export class HttpStream implements FilterCallbacks, Account {
     if (end) this.#endEncode();
   }
 
-  /** maybeEndEncode(true). */
+  /** Follows `maybeEndEncode(true)`. */
   #endEncode(): void {
     if (this.#remoteEncodeComplete) return;
     this.#remoteEncodeComplete = true;
@@ -558,7 +583,7 @@ export class HttpStream implements FilterCallbacks, Account {
     this.sendLocalReply(status, Buffer.from(why), [], details);
   }
 
-  /** Utility::prepareLocalReply, encodeLocalReply. */
+  /** Follows `Utility::prepareLocalReply` and `Utility::encodeLocalReply`. */
   #localReply(status: number, body: Buffer, extra: Header[], direct: boolean): void {
     const headers = HeaderMap.from('response', [[':status', String(status)], ...extra]);
     if (body.length > 0) {
@@ -580,9 +605,12 @@ export class HttpStream implements FilterCallbacks, Account {
     reply?.();
   }
 
-  // Both sides.
+  // The methods below serve both directions.
 
-  /** Runs a callback of the filter; its kind is what sendLocalReply and resetStream abort. */
+  /**
+   * Runs a callback of the filter. sendLocalReply and resetStream abort the direction whose
+   * callback is running.
+   */
   #inside(direction: Direction, callback: () => number): number {
     const outer = direction.inCallback;
     direction.inCallback = true;
@@ -598,13 +626,13 @@ export class HttpStream implements FilterCallbacks, Account {
     else if (this.#encoder.inCallback) this.#encoder.aborted = true;
   }
 
-  /** commonContinue, its beginning. */
+  /** The first part of `commonContinue`. */
   #resume(direction: Direction): void {
     if (direction.stoppedAll) direction.iterateFromCurrent = true;
     direction.iteration = Iteration.Continue;
   }
 
-  /** commonHandleAfterHeadersCallback. */
+  /** Follows `commonHandleAfterHeadersCallback`. */
   #afterHeaders(direction: Direction, status: number): boolean {
     switch (status) {
       case HeadersStatus.StopIteration:
@@ -623,7 +651,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return false;
   }
 
-  /** commonHandleAfterDataCallback. */
+  /** Follows `commonHandleAfterDataCallback`. */
   #afterData(
     direction: Direction,
     status: number,
@@ -633,7 +661,9 @@ export class HttpStream implements FilterCallbacks, Account {
   ): boolean {
     if (status === DataStatus.Continue) {
       if (direction.iteration !== Iteration.StopSingle) {
-        // What a callout has let go was kept with status 1: this piece was added to it, and leaves from there.
+        // The buffer holds bytes that the guest kept with StopIterationAndBuffer and that were then
+        // continued from a call's callback. This piece has been appended to them, so they leave
+        // together.
         if (direction.buffered && direction.buffered !== data) data.move(direction.buffered);
         return true;
       }
@@ -651,7 +681,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return false;
   }
 
-  /** commonHandleAfterTrailersCallback. */
+  /** Follows `commonHandleAfterTrailersCallback`. */
   #afterTrailers(direction: Direction, status: number, resume: () => void): boolean {
     if (status === TrailersStatus.Continue) {
       if (direction.iteration !== Iteration.StopSingle) return true;
@@ -662,7 +692,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return false;
   }
 
-  /** handleDataIfStopAll. */
+  /** Follows `handleDataIfStopAll`. */
   #bufferIfStoppedAll(direction: Direction, data: EnvoyBuffer): boolean {
     if (!direction.stoppedAll) return false;
     direction.streaming = direction.iteration === Iteration.StopAllWatermark;
@@ -670,7 +700,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return true;
   }
 
-  /** commonHandleBufferData. */
+  /** Follows `commonHandleBufferData`. */
   #buffer(direction: Direction, data: EnvoyBuffer): void {
     if (direction.buffered === data) return;
     direction.buffered ??= this.#createBuffer(direction);
@@ -697,7 +727,7 @@ export class HttpStream implements FilterCallbacks, Account {
     return buffer;
   }
 
-  /** doDeferredStreamDestroy: access log, then the filter's end. */
+  /** Follows `doDeferredStreamDestroy`: Envoy writes the access log, then destroys the filter. */
   #end(): void {
     if (this.ended) return;
     this.ended = true;
@@ -711,7 +741,7 @@ export class HttpStream implements FilterCallbacks, Account {
     this.context.onDestroy();
   }
 
-  /** One turn of Envoy's event loop. */
+  /** Runs one event as a turn of Envoy's event loop. */
   #turn(event: () => void): void {
     if (this.ended) return;
     const { process } = this.#options.root.vm;

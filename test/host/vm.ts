@@ -1,6 +1,8 @@
 /**
- * One WebAssembly VM of one worker: loading, calls into the guest, contexts, what a trap does.
- * Rules: proxy-wasm-cpp-host src/wasm.cc, src/v8/v8.cc, include/proxy-wasm/wasm.h.
+ * One WebAssembly VM of one worker: how it is loaded, calls into the guest, its contexts, and what
+ * a trap does.
+ * The rules are those of src/wasm.cc, src/v8/v8.cc and include/proxy-wasm/wasm.h in
+ * proxy-wasm-cpp-host.
  */
 
 import v8 from 'node:v8';
@@ -13,10 +15,13 @@ import { Metrics, type MetricStore } from './metrics.ts';
 import { functionTypes, type Signature } from './module.ts';
 import type { SharedData, SharedQueues } from './shared.ts';
 
-/** limits.h PROXY_WASM_HOST_MAX_WASM_MEMORY_SIZE_BYTES: 1 GiB. */
+/** PROXY_WASM_HOST_MAX_WASM_MEMORY_SIZE_BYTES in limits.h: 1 GiB. */
 export const MAX_PAGES = 16384;
 
-/** Guest functions that the host calls, and how Envoy calls them (a wrong signature fails the load). */
+/**
+ * The guest functions that the host calls, with the signature by which Envoy calls them. A module
+ * with another signature does not load.
+ */
 const GUEST_FUNCTIONS: Record<string, Signature> = {
   _initialize: ':',
   _start: ':',
@@ -43,7 +48,7 @@ const ABI_VERSIONS = ['proxy_abi_version_0_1_0', 'proxy_abi_version_0_2_0', 'pro
 
 type GuestFunctions = Record<string, (...args: number[]) => number | undefined>;
 
-/** A module that Envoy has accepted and compiled; shared by the workers. */
+/** A module that Envoy has accepted and compiled. The workers share it. */
 export interface LoadedModule {
   module: WebAssembly.Module;
   exports: Map<string, Signature>;
@@ -55,12 +60,12 @@ export interface LogEntry {
   message: string;
 }
 
-/** Who caused what happens now; counters and callouts are put to its account. */
+/** The stream that caused what happens now. Counters and calls are put to its account. */
 export interface Account {
   readonly counters: Record<string, number>;
 }
 
-/** What all VMs of one Envoy process have in common. */
+/** What all VMs of one Envoy process share. */
 export interface Process {
   readonly metrics: MetricStore;
   readonly sharedData: SharedData;
@@ -68,20 +73,20 @@ export interface Process {
   readonly callouts: Callouts;
   readonly logs: LogEntry[];
   readonly vmId: string;
-  /** Name and root id. */
+  /** The plugin's name, which is also its root id. */
   readonly pluginName: string;
   readonly vmConfiguration: Buffer;
   readonly env: Record<string, string>;
   readonly allowOnHeadersStopIteration: boolean;
   readonly failOpen: boolean;
   account: Account | null;
-  /** Virtual wall clock, nanoseconds. */
+  /** The virtual wall clock, in nanoseconds. */
   now: bigint;
 }
 
-/** Load checks of cpp-host wasm.cc load() and v8.cc link(). */
+/** Makes the checks of `load` in wasm.cc and of `link` in v8.cc of proxy-wasm-cpp-host. */
 export function loadModule(wasm: Uint8Array): LoadedModule {
-  // The cap is a flag of V8 in Envoy, too (v8.cc --wasm_max_mem_pages).
+  // Envoy, too, sets this limit by a flag of V8 (--wasm_max_mem_pages in v8.cc).
   v8.setFlagsFromString(`--wasm-max-mem-pages=${MAX_PAGES}`);
   let module: WebAssembly.Module;
   try {
@@ -129,18 +134,26 @@ export class Vm {
   readonly memory: Memory;
   readonly contexts = new Map<number, Context>();
   readonly roots = new Map<string, RootContext>();
-  /** Calls of each guest function, and of each host function, since the VM was made. */
+  /**
+   * Number of calls of each guest function, and of each host function, since the VM was created.
+   */
   readonly guestCalls: Record<string, number> = {};
   readonly hostCalls: Record<string, number> = {};
   readonly vmContext: RootContext;
   /** Why the VM failed; a failed VM is never called again. */
   failed: string | null = null;
-  /** A stop asked for by send_local_response; overrides what the callback returns (context.cc convertVmCallResult*). */
+  /**
+   * send_local_response has asked to stop: this overrides what the callback returns
+   * (`convertVmCallResult*` in context.cc).
+   */
   stopIteration = false;
   /** Contexts whose filter object Envoy destroys at the end of this turn of the event loop. */
   readonly dying: Context[] = [];
   readonly tickPeriods = new Map<number, number>();
-  /** Written behind what the guest is given, as far as its own allocator left room: it must not read that. */
+  /**
+   * When it is set, this byte fills the unused end of each block that the guest's malloc returns,
+   * so that a guest that reads past what it was given fails a test.
+   */
   poison: number | null = null;
 
   readonly #loaded: LoadedModule;
@@ -176,7 +189,8 @@ export class Vm {
     this.memory = new Memory(instance.exports.memory);
     this.#functions = instance.exports as GuestFunctions;
     this.vmContext = new RootContext(this, 0, null);
-    // wasm.cc startVm: _initialize, else _start, with most host functions forbidden.
+    // As `startVm` in wasm.cc does: it calls _initialize, or else _start, and forbids most host
+    // functions meanwhile.
     this.#restrictedTo = ALLOWED_IN_START;
     this.call(this.vmContext, this.exports('_initialize') ? '_initialize' : '_start');
     this.#restrictedTo = null;
@@ -191,12 +205,15 @@ export class Vm {
     return this.#nextContext++;
   }
 
-  /** wasm.h nextHttpCallId: a multiple of 4, the low bits say what kind of call. */
+  /**
+   * Follows `nextHttpCallId` in wasm.h: a token is a multiple of 4, and the low bits are the kind
+   * of call.
+   */
   nextCalloutToken(): number {
     return (this.#nextCallout += 4);
   }
 
-  /** A call into the guest; 0 when the function is missing or traps. */
+  /** Calls a function of the guest. Returns 0 when the function is missing or traps. */
   call(context: Context, name: string, ...args: number[]): number {
     if (!this.exports(name)) return 0;
     const [current, effective] = [this.#current, this.#effective];
@@ -207,7 +224,7 @@ export class Vm {
       return (this.#functions[name](...args) ?? 0) >>> 0;
     } catch (error) {
       if (!(error instanceof WebAssembly.RuntimeError || error instanceof RangeError)) throw error;
-      // v8.cc: a trap in any call fails the VM for good.
+      // As in v8.cc, a trap in any call fails the VM for good.
       this.failed = `Function: ${name} failed: Uncaught RuntimeError: ${error.message}`;
       this.log('critical', `${this.failed}\n${error.stack}`);
       return 0;
@@ -217,7 +234,10 @@ export class Vm {
     }
   }
 
-  /** context.cc DeferAfterCallActions: what the guest asked for happens once its callback has returned. */
+  /**
+   * Follows `DeferAfterCallActions` in context.cc: what the guest asks for happens after its
+   * callback has returned.
+   */
   deferring<T>(callback: () => T): T {
     try {
       return callback();
@@ -231,12 +251,12 @@ export class Vm {
     this.#afterVmCall.push(action);
   }
 
-  /** True while the guest is on the stack. */
+  /** Whether the guest is on the stack. */
   get isBusy(): boolean {
     return this.#current !== null;
   }
 
-  /** exports.cc contextOrEffectiveContext. */
+  /** Follows `contextOrEffectiveContext` in exports.cc. */
   get context(): Context {
     if (this.#current === null) throw new EnvoyCrash('a host function was called from the start section');
     return (this.#effective !== 0 && this.contexts.get(this.#effective)) || this.#current;
@@ -248,7 +268,10 @@ export class Vm {
     return true;
   }
 
-  /** wasm.h allocMemory: the guest's malloc, during which it may only log and read the clock. 0: no memory. */
+  /**
+   * Follows `allocMemory` in wasm.h: calls the guest's malloc, during which the guest may only log
+   * and read the clock. Returns 0 when there is no memory.
+   */
   alloc(size: number): number {
     this.#restrictedTo = ALLOWED_IN_MALLOC;
     const ptr = this.call(
@@ -260,7 +283,9 @@ export class Vm {
     return ptr !== 0 && this.memory.view(ptr, size) ? ptr : 0;
   }
 
-  /** wasm.h copyToPointerSize: an empty value is pointer 0, without a malloc. */
+  /**
+   * Follows `copyToPointerSize` in wasm.h: an empty value is pointer 0, and malloc is not called.
+   */
   give(bytes: Uint8Array, ptrPtr: number, sizePtr: number): boolean {
     let ptr = 0;
     if (bytes.length > 0) {
@@ -275,7 +300,10 @@ export class Vm {
     this.process.logs.push({ level, message });
   }
 
-  /** The root context of one plugin configuration, made on first use (wasm.cc getOrCreateThreadLocalPlugin). */
+  /**
+   * The root context of a plugin configuration. The first call creates it
+   * (`getOrCreateThreadLocalPlugin` in wasm.cc).
+   */
   plugin(configuration: string): RootContext {
     const known = this.roots.get(configuration);
     if (known) return known;
@@ -294,7 +322,7 @@ export class Vm {
     return root;
   }
 
-  /** Ends this turn of the event loop: Envoy frees the filters that were destroyed in it. */
+  /** Ends the turn of the event loop, when Envoy frees the filters that were destroyed in it. */
   reap(): void {
     for (const context of this.dying.splice(0)) this.contexts.delete(context.id);
   }
@@ -304,7 +332,8 @@ export class Vm {
     return (...args) => {
       this.hostCalls[name] = (this.hostCalls[name] ?? 0) + 1;
       if (this.#restrictedTo !== null && !this.#restrictedTo.has(name)) {
-        throw new WebAssembly.RuntimeError(`restricted_callback: ${name}`); // v8.cc trap("restricted_callback")
+        // As `trap("restricted_callback")` in v8.cc does.
+        throw new WebAssembly.RuntimeError(`restricted_callback: ${name}`);
       }
       if (this.#current === null) throw new EnvoyCrash(`${name} was called from the start section`);
       return host.run(...args.map((arg, i) => (signed[i] === 'i' ? Number(arg) >>> 0 : arg)));

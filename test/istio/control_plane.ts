@@ -1,4 +1,7 @@
-/** Istio's discovery server as a process (discovery/main.go): its whole configuration is what was applied last. */
+/**
+ * Runs Istio's discovery server as a process (discovery/main.go). Its whole configuration is what
+ * was applied last.
+ */
 
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -9,12 +12,15 @@ import { tool } from '../../tools/istio.mjs';
 
 export interface ControlPlane {
   readonly port: number;
-  /** Replaces the configuration by these manifests (YAML documents); fails when Istio refuses them. */
+  /**
+   * Replaces the configuration with these manifests (YAML documents); fails when Istio refuses
+   * them.
+   */
   apply(manifests: string): Promise<void>;
   close(): Promise<void>;
 }
 
-/** Filters of Istio's own proxy that a plain Envoy does not have. */
+/** Turns off filters of Istio's own proxy, which a plain Envoy does not have. */
 const PLAIN_ENVOY = {
   PILOT_ENABLE_METADATA_EXCHANGE: 'false',
   PILOT_ENABLE_TELEMETRY_LABEL: 'false',
@@ -31,7 +37,7 @@ export async function startControlPlane(): Promise<ControlPlane> {
     child.on('close', (code) => reject(new Error(`the discovery server ended with code ${code}\n${log}`)));
   });
   ended.catch(() => undefined);
-  // Istio logs to the same stream.
+  // Istio's log goes to the same stream as the answers.
   const answers: string[] = [];
   const waiting: ((line: string) => void)[] = [];
   createInterface(child.stdout).on('line', (line) => {

@@ -1,4 +1,7 @@
-/** One deployment: manifests as users apply them, on Istio's discovery server, and the Envoy that it configures. */
+/**
+ * A deployment for a test: manifests as users apply them, Istio's discovery server that reads them,
+ * and the Envoy that it configures.
+ */
 
 import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
@@ -13,10 +16,10 @@ import { startControlPlane, type ControlPlane } from './control_plane.ts';
 import { ask, type Engines, type Request } from './engines.ts';
 import { launchProxy, type Proxy } from './proxy.ts';
 
-/** A manifest as `npm run package` ships it. */
+/** The text of a manifest as `npm run package` ships it. */
 export const manifest = (name: string): string => readFileSync(join(DIST, 'envoy', name), 'utf8');
 
-/** `text` with every `from` that must be there once replaced. */
+/** `text` with each key of `edits`, which must occur exactly once, replaced by its value. */
 export function edited(text: string, edits: Record<string, string>): string {
   for (const [from, to] of Object.entries(edits)) {
     expect(text.split(from), `the manifest has ${from} once`).toHaveLength(2);
@@ -25,7 +28,7 @@ export function edited(text: string, edits: Record<string, string>): string {
   return text;
 }
 
-/** The file that the volume of gateway-pod.yaml mounts. */
+/** Puts the built module in the place of the file that gateway-pod.yaml mounts as a volume. */
 export const MOUNTED = {
   'filename: /var/lib/filter/plugin.wasm': `filename: ${join(DIST, 'filter.wasm')}`,
 };
@@ -34,7 +37,7 @@ export interface Deployment {
   readonly controlPlane: ControlPlane;
   readonly envoy: Envoy;
   readonly port: number;
-  /** What Envoy wrote to standard output: its access log. */
+  /** What Envoy has written to standard output: its access log. */
   output(): string;
   close(): Promise<void>;
 }
@@ -81,7 +84,7 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** A request through the filter that has to come back as the oracle's. */
+/** Sends a request through the filter and expects the oracle's arrays in the response. */
 export async function expectMerged(
   engines: Engines,
   port: number,
@@ -92,7 +95,7 @@ export async function expectMerged(
   const answer = await ask(port, body, ip, headers);
   expect(answer.status, answer.text.slice(0, 500)).toBe(200);
   expect(answer.outcome).toMatch(/^merged; rows=\d+/);
-  // As a boolean: nobody reads a difference of megabytes.
+  // The arrays are compared as a boolean, because nobody can read a difference of megabytes.
   expect(answer.arrays.length).toBeGreaterThan(0);
   expect(answer.arrays.join() === engines.right(body).join()).toBe(true);
 }

@@ -1,4 +1,7 @@
-/** Simulated engines of one deployment behind real ports, and what the engine that does both would have answered. */
+/**
+ * The simulated engines of one deployment, behind real ports, and the rows that the oracle, one
+ * engine that does both, would return.
+ */
 
 import { createEngine, type SequentialOptions, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
@@ -10,7 +13,7 @@ export interface Engines {
   readonly decodePort: number;
   readonly prefill: SimulatedEngine;
   readonly decode: SimulatedEngine;
-  /** Prefill answers once this has resolved. */
+  /** Prefill answers once this promise has resolved. */
   gate: Promise<unknown>;
   /** The arrays that the oracle returns for a request. */
   right(body: Request): string[];

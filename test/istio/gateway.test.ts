@@ -1,4 +1,4 @@
-// The gateway's manifest, pushed by Istio to a real Envoy, with engines behind it.
+// Istio pushes the gateway's manifest to a real Envoy, which has engines behind it.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { waitFor } from '../envoy/wait.ts';
@@ -59,7 +59,7 @@ test('a reply of prefill larger than the default limit of 32 MiB is taken', asyn
 });
 
 test('decode is not retried: the blocks of its prefill are gone', async () => {
-  // Some versions of Istio retry 503 unless told otherwise, this one does not.
+  // Some versions of Istio retry after 503 by default. No route here has a retry policy.
   const routes = await gateway.envoy.admin('/config_dump?resource=dynamic_route_configs');
   expect(routes).toContain('"request_body_buffer_limit": "67108864"');
   expect(routes).not.toContain('retry_policy');
@@ -78,7 +78,8 @@ test('a manifest that changes while requests run changes them from one to the ne
   let open = () => {};
   engines.gate = new Promise<void>((resolve) => (open = resolve));
   const asked = engines.prefill.requests.length;
-  // These wait for prefill with the old configuration until new ones have come and gone with the new one.
+  // These requests wait for prefill under the old configuration, until other requests have been
+  // served under the new one.
   const old = Promise.all(Array.from({ length: 4 }, () => expectMerged(engines, port, REQUEST)));
   old.catch(() => undefined);
   await waitFor('prefill is asked', async () => {

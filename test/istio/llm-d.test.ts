@@ -1,4 +1,5 @@
-// The llm-d gateway's manifest, pushed by Istio to a real Envoy; a client stands for the endpoint picker and sets its header.
+// Istio pushes the llm-d gateway's manifest to a real Envoy. The client takes the endpoint picker's
+// place and sets its header.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { deploy, edited, expectMerged, freePort, manifest, MOUNTED, type Deployment } from './deployment.ts';

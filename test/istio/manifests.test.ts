@@ -1,4 +1,4 @@
-// What Istio's own tools say of the manifests, and its agent of the image.
+// What Istio's own tools say of the manifests, and what Istio's agent says of the image.
 
 import { execFile } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -11,7 +11,7 @@ import { DIST } from '../../tools/paths.mjs';
 import { edited, istioctl, manifest } from './deployment.ts';
 
 const FOLDER = join(DIST, 'envoy', 'istio');
-/** The others are patches of pods. */
+/** The manifests that Istio reads. The other files are patches of pods. */
 const MANIFESTS = readdirSync(FOLDER).filter((name) => /^kind:/m.test(manifest(`istio/${name}`)));
 
 test('there are manifests', () => {

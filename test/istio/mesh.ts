@@ -1,4 +1,7 @@
-/** What a cluster would give Istio around the manifests: services, engines and proxies, as entries of its own API. */
+/**
+ * What a cluster would give Istio beside the manifests: services, engines and proxies, as entries
+ * of Istio's own API.
+ */
 
 import type { Proxy } from './proxy.ts';
 
@@ -8,7 +11,9 @@ export interface Endpoint {
   targetPort: number;
 }
 
-/** A service of engines on this machine; without mTLS, since nobody hands out certificates. */
+/**
+ * A service of engines on this machine. It has no mTLS, because nothing issues certificates here.
+ */
 export const service = ({ host, port, targetPort }: Endpoint): string => `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -23,7 +28,7 @@ spec:
 
 const GATEWAY_IP = '127.0.0.9';
 
-/** A pod of the gateway that the manifests select; `patch` is what they make of it. */
+/** A pod of the gateway that the manifests select. `patch` is the manifest that patches the pod. */
 export const gatewayProxy = (patch: string): Proxy => ({
   type: 'router',
   ip: GATEWAY_IP,
@@ -33,7 +38,10 @@ export const gatewayProxy = (patch: string): Proxy => ({
   ...proxyConfig(patch),
 });
 
-/** The gateway's own service: it makes the listener of the Gateway's port 80 bind to a free one. */
+/**
+ * The gateway's own service. It maps port 80 of the Gateway to the free port on which the listener
+ * binds.
+ */
 export const gatewayService = (port: number): string => `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -56,7 +64,10 @@ spec:
 const DECODE_POD_IP = '127.0.0.8';
 const NOBODY_IP = '127.0.0.7';
 
-/** A decode pod's sidecar, which the manifests select; `annotated` has its annotation. */
+/**
+ * The sidecar of a decode pod that the manifests select. `annotated` is the text with the pod's
+ * annotation.
+ */
 export const decodeProxy = (annotated: string): Proxy => ({
   type: 'sidecar',
   ip: DECODE_POD_IP,
@@ -64,21 +75,21 @@ export const decodeProxy = (annotated: string): Proxy => ({
   namespace: 'models',
   labels: { app: 'decode' },
   ...proxyConfig(annotated),
-  // No iptables here: listeners bind to the ports of the Sidecar resource.
+  // There are no iptables rules here, so listeners bind to the ports of the Sidecar resource.
   metadata: { INTERCEPTION_MODE: 'NONE' },
 });
 
-/** What the annotation `proxy.istio.io/config` says. */
+/** The values in the annotation `proxy.istio.io/config`. */
 function proxyConfig(text: string): Pick<Proxy, 'runtimeValues' | 'inclusionPrefixes'> {
   const [, name, value] = /^[ #]+(http\.[a-z_]+): "(\d+)"$/m.exec(text)!;
   const [, prefixes] = /^[ #]+inclusionPrefixes: \[(.*)\]$/m.exec(text)!;
   return { runtimeValues: { [name!]: value! }, inclusionPrefixes: prefixes!.split(', ') };
 }
 
-/** Where the sidecar takes requests. */
+/** The address on which the sidecar takes requests. */
 export const DECODE_POD = { ip: DECODE_POD_IP, port: 8000 };
 
-/** The decode pod and its service; the engine of the pod listens on `enginePort`. */
+/** The decode pod and its service. The engine of the pod listens on `enginePort`. */
 export const decodePod = (enginePort: number): string => `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -123,7 +134,7 @@ spec: { mtls: { mode: DISABLE } }
 const INFERENCE_IP = '127.0.0.6';
 const INFERENCE = 'gateway.networking.k8s.io/gateway-name: inference-gateway';
 
-/** A pod that Istio makes for the Gateway `inference-gateway`. */
+/** A pod that Istio creates for the Gateway `inference-gateway`. */
 export const inferenceProxy = (patch: string): Proxy => ({
   type: 'router',
   ip: INFERENCE_IP,
@@ -133,7 +144,9 @@ export const inferenceProxy = (patch: string): Proxy => ({
   ...proxyConfig(patch),
 });
 
-/** Its service, and what Istio makes of the Gateway and an HTTPRoute to the decode engines. */
+/**
+ * The pod's service, and what Istio makes of the Gateway and of an HTTPRoute to the decode engines.
+ */
 export const inferenceGateway = (port: number): string => `
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry

@@ -1,4 +1,5 @@
-// Dashboard and alerts, evaluated by Prometheus's own engine over what an Envoy under Istio exports.
+// Prometheus's own engine evaluates the dashboard and the alerts over what an Envoy under Istio
+// exports.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -51,7 +52,7 @@ async function evaluate(queries: string[]): Promise<{ series: number; error?: st
   return JSON.parse(output);
 }
 
-/** Names of what does not evaluate, or gives nothing. */
+/** The names of queries that cannot be evaluated or return no series. */
 async function empty(queries: Query[]): Promise<string[]> {
   const results = await evaluate(queries.map(({ expr }) => expr));
   return results.flatMap(({ series, error }, i) =>

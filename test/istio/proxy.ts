@@ -1,4 +1,7 @@
-/** A plain Envoy that gets everything from Istio's discovery server, as a gateway or as a sidecar. */
+/**
+ * A plain Envoy that gets its whole configuration from Istio's discovery server, as a gateway or as
+ * a sidecar.
+ */
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,14 +10,20 @@ import { launchEnvoy, type Envoy } from '../envoy/launcher.ts';
 
 export interface Proxy {
   type: 'router' | 'sidecar';
-  /** Differs from the engines' addresses: Istio takes the labels of the endpoint at this one for the proxy's. */
+  /**
+   * The address must differ from those of the engines, because Istio takes the labels of the
+   * endpoint at this address for the labels of the proxy.
+   */
   ip: string;
   name: string;
   namespace: string;
   labels: Record<string, string>;
-  /** As `proxy.istio.io/config` has them: Istio puts them into the bootstrap as they are. */
+  /**
+   * `runtimeValues` in the annotation `proxy.istio.io/config`. Istio copies them into the
+   * bootstrap.
+   */
   runtimeValues: Record<string, string>;
-  /** `proxyStatsMatcher.inclusionPrefixes` of it. */
+  /** `proxyStatsMatcher.inclusionPrefixes` in that annotation. */
   inclusionPrefixes: string[];
   metadata?: Record<string, unknown>;
 }
@@ -86,7 +95,9 @@ export function launchProxy(
   });
 }
 
-/** Which statistics there are, and with which labels: as in the bootstrap that Istio's agent writes. */
+/**
+ * Which statistics Envoy has, and with which labels, as in the bootstrap that Istio's agent writes.
+ */
 function statsConfig(inclusionPrefixes: string[]): object {
   const read = (path: string) => readFileSync(join(istioSource(), path), 'utf8');
   const template = read('tools/packaging/common/envoy_bootstrap.json');

@@ -1,4 +1,5 @@
-// The module from a URL, pushed as an extension configuration, and prefill by DNS name.
+// The module comes from a URL, its configuration is pushed as an extension configuration, and the
+// prefill engine has a DNS name.
 
 import { readFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
@@ -38,7 +39,10 @@ afterAll(async () => {
   await engines?.close();
 });
 
-/** `kubectl apply -f envoyfilter.yaml`, then `-f remote.yaml`: its EnvoyFilter has the same name. */
+/**
+ * The deployment after `kubectl apply -f envoyfilter.yaml` and then `-f remote.yaml`, whose
+ * EnvoyFilter has the same name and takes the first one's place.
+ */
 async function start(port: number, edits: (text: string) => string = (text) => text): Promise<Deployment> {
   const remote = edited(manifest('istio/remote.yaml'), {
     'address: prefill.example.internal, port_value: 8000': `address: localhost, port_value: ${engines.prefillPort}`,

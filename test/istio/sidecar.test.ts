@@ -1,4 +1,4 @@
-// The filter in the decode pod's sidecar, pushed by Istio to a real Envoy.
+// Istio pushes the filter to a real Envoy as the sidecar of the decode pod.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { deploy, edited, expectMerged, manifest, MOUNTED, type Deployment } from './deployment.ts';

@@ -1,6 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
-// Not one of the projects of `npm test`: it needs Go, and minutes where Istio is not built yet.
+// This suite is none of the projects of `npm test`, because it needs Go, and minutes as long as
+// Istio has not been built.
 export default defineConfig({
   test: {
     name: 'istio',

@@ -1,4 +1,4 @@
-// The WasmPlugin, pushed by Istio to a real Envoy: without allow_on_headers_stop_iteration.
+// Istio pushes the WasmPlugin to a real Envoy, which then lacks allow_on_headers_stop_iteration.
 
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -16,11 +16,12 @@ let port: number;
 beforeAll(async () => {
   engines = await startEngines();
   port = await freePort();
-  // Routes and services of the gateway's manifest, without its EnvoyFilter.
+  // The routes and services of the gateway's manifest, without its EnvoyFilter.
   const [routes] = manifest('istio/envoyfilter.yaml').split(
     '---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter',
   );
-  // Istio's agent, which is not here, gives Envoy the image's module as a file.
+  // Istio's agent would fetch the image and give Envoy its module as a file. There is no agent
+  // here.
   const image = {
     'oci://registry.example/routed-experts-filter:0.1.0': `file://${join(DIST, 'filter.wasm')}`,
   };

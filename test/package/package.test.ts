@@ -1,4 +1,5 @@
-// What `npm run package` writes. Built in two folders of their own, so that nothing of this one is in it.
+// What `npm run package` writes. The test builds the package in two folders of its own, so that
+// nothing in this folder can get into it.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -44,7 +45,7 @@ afterAll(() => folders.forEach((folder) => rmSync(folder, { recursive: true, for
 async function packageIn(folder: string, i: number): Promise<void> {
   for (const source of SOURCES) {
     cpSync(join(ROOT, source), join(folder, source), { recursive: true });
-    // Neither times nor permissions of the sources may be seen in the result.
+    // Neither the times nor the permissions of the sources may show in the result.
     utimesSync(join(folder, source), 1e9 * (i + 1), 1e9 * (i + 1));
   }
   chmodSync(join(folder, 'README.md'), i === 0 ? 0o600 : 0o666);
@@ -131,7 +132,7 @@ describe('the image', () => {
       schemaVersion: 2,
       mediaType: 'application/vnd.oci.image.manifest.v1+json',
       config: { mediaType: 'application/vnd.oci.image.config.v1+json' },
-      // Istio and Envoy Gateway look for this type in the last layer.
+      // Istio and Envoy Gateway look for this media type in the last layer.
       layers: [{ mediaType: 'application/vnd.oci.image.layer.v1.tar+gzip' }],
       annotations: {
         'org.opencontainers.image.title': 'routed-experts-filter',
@@ -208,7 +209,7 @@ print(json.dumps({m.name: base64.b64encode(t.extractfile(m).read()).decode() for
 });
 
 describe('the types', () => {
-  /** What TypeScript says to a configuration. */
+  /** The errors that TypeScript reports for each configuration. */
   const complaints = (configurations: string[]): string[][] => {
     const name = join(dist, 'check.ts');
     const lines = configurations.map((text, i) => `export const c${i}: Configuration = ${text};`);

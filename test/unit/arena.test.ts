@@ -1,4 +1,5 @@
-// Memory for bodies: blocks do not overlap, keep what is in them, and are used again.
+// The arena, from which the memory for bodies comes: blocks do not overlap, keep their contents,
+// and are used again.
 
 import { describe, expect, test } from 'vitest';
 import { withSeeds } from './random.ts';
@@ -63,7 +64,8 @@ describe('the arena', () => {
     const before = wasm['vmBytes']!();
     for (let i = 0; i < 50; i++) round();
     expect(wasm['vmBytes']!()).toBe(before);
-    // Twice as much as there is takes what is missing, and is not rounded up to a power of two.
+    // Twice the memory that there is: the arena grows by what is missing, and does not round up to
+    // a power of two.
     const large = take(24 << 20);
     expect(wasm['vmBytes']!() - before).toBeLessThanOrEqual(24 << 20);
     give(large);

@@ -1,4 +1,5 @@
-// Arrays as engines send them, merged independently of the filter: decoded with Buffer, joined, encoded again.
+// Arrays as engines send them, and their merge independently of the filter: decoded with Buffer,
+// joined, and encoded again.
 
 import { decodeNpy, encodeNpy, npyHeader, type NpyOptions } from '../engine/npy.ts';
 import type { Dtype } from '../engine/router.ts';
@@ -15,27 +16,27 @@ export interface Shape {
 export const itemBytes = (dtype: string) => Number(dtype.slice(2));
 export const rowBytes = ({ dtype, layers, topK }: Shape) => layers * topK * itemBytes(dtype);
 
-/** Base64 of a `.npy` file with these rows. */
+/** Base64 of a `.npy` file that has these rows. */
 export function arrayText(shape: Shape, data: Buffer, options: NpyOptions = {}): string {
   const rows = data.length / rowBytes(shape);
   return encodeNpy(data, shape.dtype, [rows, shape.layers, shape.topK], options).toString('base64');
 }
 
-/** Rows that are no sentinel: the first byte of each is below 0x80. */
+/** Random rows of which none is a sentinel: the first byte of each is below 0x80. */
 export function randomRows(random: Random, shape: Shape, rows: number): Buffer {
   const data = random.bytes(rows * rowBytes(shape));
   for (let row = 0; row < rows; row++) data[row * rowBytes(shape)]! &= 0x7f;
   return data;
 }
 
-/** The narrowest dtype that has every value of both, as `numpy.result_type` says. */
+/** The narrowest dtype that holds every value of both dtypes, as in `numpy.result_type`. */
 export function promoted(a: Dtype, b: Dtype): Dtype {
   const order: Dtype[] = ['|u1', '<u2', '<i2', '<i4'];
   const [low, high] = [a, b].sort((one, two) => order.indexOf(one) - order.indexOf(two)) as [Dtype, Dtype];
   return low === '<u2' && high === '<i2' ? '<i4' : high;
 }
 
-/** Ids in a dtype that has all of them. */
+/** The same ids in a dtype that holds all of them. */
 export function widened(data: Buffer, from: Dtype, to: Dtype): Buffer {
   const [size, wide] = [itemBytes(from), itemBytes(to)];
   const out = Buffer.alloc((data.length / size) * wide);
@@ -50,8 +51,9 @@ export function widened(data: Buffer, from: Dtype, to: Dtype): Buffer {
 const opened = (text: string) => decodeNpy(Buffer.from(text, 'base64'));
 
 /**
- * Prefill's rows over decode's; everything else of decode's array stays, where it needs not be widened. `taken`: how many rows
- * are prefill's, if not all.
+ * Decode's array with prefill's rows in the place of its own. Everything else of it stays, unless
+ * the ids have to be widened. `taken` is the number of rows that come from prefill; by default, all
+ * of prefill's.
  */
 export function overlay(prefill: string, decode: string, taken = opened(prefill).shape[0]!): string {
   const [first, second] = [opened(prefill), opened(decode)];
@@ -68,7 +70,7 @@ export function overlay(prefill: string, decode: string, taken = opened(prefill)
   return file.toString('base64');
 }
 
-/** Prefill's rows before decode's, with the header that NumPy gives them. */
+/** Prefill's rows followed by decode's, with the header that NumPy writes for them. */
 export function concatenate(prefill: string, decode: string, taken = opened(prefill).shape[0]!): string {
   const [first, second] = [opened(prefill), opened(decode)];
   const to = promoted(first.descr as Dtype, second.descr as Dtype);
@@ -79,7 +81,7 @@ export function concatenate(prefill: string, decode: string, taken = opened(pref
   return Buffer.concat([npyHeader(to, shape), rows, kept]).toString('base64');
 }
 
-/** A prefill reply around an array. */
+/** A prefill reply that holds an array. */
 export function replyBody(array: string, promptTokens: number): Buffer {
   return Buffer.from(
     `{"id":"p","choices":[{"index":0,"text":" x","routed_experts":"${array}"}],` +

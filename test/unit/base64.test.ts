@@ -1,4 +1,4 @@
-// Base64 by characters, against Buffer.
+// Base64 that is read and written character by character, compared with Buffer.
 
 import { describe, expect, test } from 'vitest';
 import { withSeeds } from './random.ts';
@@ -12,12 +12,12 @@ const inAlphabet = (bytes: Buffer, from = 0, to = bytes.length) => {
   return wasm['inAlphabet']!(ptr + from, ptr + to) !== 0;
 };
 
-/** Bits of a text as 0 and 1. */
+/** The bits that the characters of a text stand for, as 0 and 1. */
 const bits = (text: string) => [...text].map((c) => value(c).toString(2).padStart(6, '0')).join('');
 
 describe('inAlphabet', () => {
   test('knows every byte in every lane of every path', () => {
-    // 150 characters: two rounds of 64, one of 16, a rest of 6.
+    // 150 characters are two rounds of 64, one of 16, and a rest of 6.
     const length = 150;
     for (let byte = 0; byte < 256; byte++) {
       const expected = value(String.fromCharCode(byte)) >= 0;
@@ -126,7 +126,7 @@ test('decodeRow reads bytes at any lead, and neither reads nor writes behind the
   withSeeds(300, (random) => {
     const lead = random.pick([0, 2, 4]);
     const bytes = random.bytes(random.pick([random.below(40), random.below(400)]));
-    // Bytes before them that end in the middle of a character, and others behind them.
+    // The bytes before them end in the middle of a character; other bytes follow them.
     const before = lead / 2;
     const text = Buffer.concat([random.bytes(before), bytes, random.bytes(3)]).toString('base64');
     const chars = text.slice(lead === 0 ? 0 : before, Math.ceil(((before + bytes.length) * 8) / 6));

@@ -1,4 +1,5 @@
-// What the connectors of both legs at once write into a request, and what they read of a bootstrap server.
+// What the connectors that send both legs at once write into a request, and what they read from a
+// bootstrap server.
 
 import { describe, expect, test } from 'vitest';
 import { Random, withSeeds } from './random.ts';
@@ -19,7 +20,7 @@ interface Given {
 }
 
 const memory = (wasm as unknown as { memory: WebAssembly.Memory }).memory;
-/** Bytes that stay in the module's memory. */
+/** Copies bytes into the module's memory, where they stay. */
 function put(bytes: Buffer): [ptr: number, len: number] {
   const ptr = wasm['alloc']!(bytes.length) >>> 0;
   new Uint8Array(memory.buffer, ptr, bytes.length).set(bytes);
@@ -58,9 +59,10 @@ function prefillHeaders(): string {
   return takeOutput().toString();
 }
 
-/** The rooms of a leg, which have more digits than a JavaScript number. */
+/** The rooms of a leg. They have more digits than a JavaScript number can hold. */
 function rooms(leg: string): bigint[] {
-  // A key is left as the client wrote it; one below another member is none of ours.
+  // The filter leaves a key as the client wrote it; and a key of this name inside another member is
+  // not the filter's.
   const plain = leg.replace('\\u0073', 's').replace('"x":{"bootstrap_room":5}', '');
   const value = /"bootstrap_room":(\d+|\[[\d,]*\])/.exec(plain)![1]!;
   return value.replace(/[[\]]/g, '').split(',').map(BigInt);

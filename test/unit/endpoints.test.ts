@@ -1,5 +1,6 @@
-// Endpoints that a request names: what is one, how it is written, and what a list allows. Against node:net and
-// net.BlockList, which read addresses on their own.
+// Endpoints that a request names: which texts are endpoints, how the filter writes them, and which
+// ones a list allows. They are compared with node:net and net.BlockList, which read addresses
+// independently.
 
 import { BlockList, isIPv4, isIPv6 } from 'node:net';
 import { describe, expect, test } from 'vitest';
@@ -15,7 +16,7 @@ enum Entry {
   Name,
 }
 
-/** The endpoint as the filter writes it; null when the text is none. */
+/** The endpoint as the filter writes it; null when the text is not an endpoint. */
 function read(text: string): string | null {
   const bytes = Buffer.from(text, 'latin1');
   if (!wasm['endpointRead']!(lend(bytes), bytes.length)) return null;
@@ -56,7 +57,7 @@ describe('an endpoint', () => {
     ['[1:0:3:4:5:6:7:8]:80', '[1:0:3:4:5:6:7:8]:80'],
     ['[64:ff9b::10.0.0.1]:80', '[64:ff9b::a00:1]:80'],
     ['[1:2:3:4:5:6:1.2.3.4]:80', '[1:2:3:4:5:6:102:304]:80'],
-    // The kernel would dial the IPv4 address.
+    // The kernel would connect to the IPv4 address.
     ['[::ffff:10.0.0.1]:80', '10.0.0.1:80'],
     ['[::FFFF:a00:1]:80', '10.0.0.1:80'],
     ['[0:0:0:0:0:ffff:0a00:0001]:80', '10.0.0.1:80'],
@@ -69,7 +70,7 @@ describe('an endpoint', () => {
     [`${'a.'.repeat(126)}b:65535`, `${'a.'.repeat(126)}b:65535`],
   ])('%s is %s', (text, written) => {
     expect(read(text)).toBe(written);
-    // What was written is read as the same.
+    // What the filter has written, it reads as the same endpoint.
     expect(read(written)).toBe(written);
   });
 
@@ -165,7 +166,8 @@ describe('an endpoint', () => {
       const written = read(`[${text}]:80`);
       expect(written !== null, text).toBe(right);
       if (written === null) return;
-      // WHATWG URLs have the one form of RFC 5952, but for IPv4 addresses inside.
+      // WHATWG URLs write an address in the canonical form of RFC 5952, except for an IPv4 address
+      // inside it.
       const canonical = new URL(`http://[${text}]:8`).host.slice(1, -3);
       const inside = /^::ffff:([0-9a-f]+):([0-9a-f]+)$/.exec(canonical);
       if (!inside) return expect(written).toBe(`[${canonical}]:80`);
@@ -183,7 +185,7 @@ describe('an endpoint', () => {
   });
 });
 
-/** Something like an IPv6 address, right or wrong. */
+/** A text that resembles an IPv6 address, correct or not. */
 function spelling(random: Random): string {
   const group = () => random.pick(['0', '0', '0', 'ffff', '1', '00a', 'ABcd', '0000', '12345', 'g']);
   const groups = Array.from({ length: random.below(10) }, () =>
@@ -268,7 +270,7 @@ describe('a list', () => {
     expect(allows(['10.0.0.0/8:80'], '[::ffff:10.1.2.3]:80')).toBe(true);
     expect(allows(['[::ffff:10.0.0.0/104]:80'], '10.1.2.3:80')).toBe(true);
     expect(allows(['[::ffff:10.0.0.0/104]:80'], '11.1.2.3:80')).toBe(false);
-    // A block of IPv6 addresses is not one of IPv4 addresses.
+    // A block of IPv6 addresses contains no IPv4 address.
     expect(allows(['[::/0]:80'], '[::ffff:10.1.2.3]:80')).toBe(false);
     expect(allows(['[::/0]:80'], '[::fffe:10.1.2.3]:80')).toBe(true);
     expect(allows(['0.0.0.0/0:80'], '[::1]:80')).toBe(false);

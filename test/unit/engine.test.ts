@@ -1,4 +1,5 @@
-// Proves the simulated engine against NumPy's files and real vLLM's traffic: other tests take its word.
+// Compares the simulated engine with files that NumPy wrote and with traffic of real vLLM, because
+// other tests rely on the engine.
 
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:http2';
@@ -59,7 +60,7 @@ const ENDPOINTS: Record<string, { path: string; body: Json }> = {
   },
 };
 
-/** Both legs as a router runs them. */
+/** Runs both legs as a router does. */
 function disaggregate(
   deployment: Deployment,
   path: string,
@@ -393,7 +394,7 @@ describe('decode dies as vLLM does', () => {
     'asked by 0.32 for rows of a prompt from %s',
     (connector) => {
       for (const { path, body } of Object.values(ENDPOINTS)) {
-        // Of a prompt of five tokens a store has nothing, in larger blocks.
+        // In larger blocks, a store would keep nothing of a prompt of five tokens.
         const deployment = deploy({ version: '0.32', connector, blockSize: 1 });
         expectDeath(deployment, disaggregate(deployment, path, body, connector, false).reply, request);
       }
@@ -437,7 +438,7 @@ describe('routed_experts_prompt_start', () => {
   });
 });
 
-/** Keys in the order in which they appear, arrays by their first element; values by their type. */
+/** The keys in their order, the first element of each array, and the type of each value. */
 function shape(value: unknown): unknown {
   if (Array.isArray(value))
     return value.length > 0 && typeof value[0] === 'object' ? [shape(value[0])] : 'list';
@@ -461,7 +462,7 @@ describe('replies', () => {
       EngineReply
     >;
     replies['oracle'] = deployment.oracle(toEngineRequest(capture.oracle.request));
-    // The captured parameters name the blocks of the real prefill.
+    // The captured parameters name blocks of the real prefill engine.
     const asked = JSON.parse(capture.decode.request.body.toString());
     if (asked.kv_transfer_params) asked.kv_transfer_params = json(replies['prefill']!)['kv_transfer_params'];
     if (asked.routed_experts_prompt_start)
@@ -481,7 +482,9 @@ describe('replies', () => {
       expect(type).toBe(realType);
       if (type!.startsWith('text/event-stream')) continue;
       expect(shape(json(mine))).toEqual(shape(JSON.parse(real.body.toString())));
-      // Compact as Python's: what is parsed and written again is the same text, but for keys that look like numbers.
+      // The reply is as compact as Python's: parsing it and writing it again gives the same text.
+      // Replies with keys that look like numbers are left out, because JavaScript would reorder
+      // these.
       if (!name.includes('prompt_logprobs')) expect(JSON.stringify(json(mine))).toBe(text(mine));
       const length = mine.headers.find(([key]) => key === 'content-length')![1];
       expect(Number(length)).toBe(Buffer.concat(mine.chunks).length);
@@ -509,7 +512,7 @@ describe('replies', () => {
     const oracle = createEngine({ role: 'oracle' });
     for (const endpoint of ['completions', 'chat']) {
       const { path, body } = ENDPOINTS[endpoint]!;
-      // Enough choices that one ends inside a character.
+      // With so many choices, at least one ends inside a character.
       const asked = { ...body, n: 40 };
       const whole = ok(oracle(post(path, asked)))['choices'].map(
         (c: Json) => c['text'] ?? c['message'].content,
@@ -747,7 +750,7 @@ describe('the server', () => {
     return server;
   }
 
-  /** Sends one request and collects what comes until `enough`, or the connection ends. */
+  /** Sends one request and collects what arrives until `enough` is true, or the connection ends. */
   function raw(port: number, enough: (seen: string) => boolean = () => false, body = '{}') {
     return new Promise<{ seen: string; pieces: string[]; error: string | null }>((resolve) => {
       const socket = net.connect(port, '127.0.0.1');

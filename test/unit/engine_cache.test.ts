@@ -1,4 +1,5 @@
-// What an engine has served before shows in what it returns: the rows of slots that were not written for this request.
+// What an engine has served before shows in what it returns: the rows of slots that were not
+// written for the present request.
 
 import { describe, expect, test } from 'vitest';
 import { createEngine, type EngineOptions, type SequentialOptions } from '../engine/engine.ts';
@@ -77,7 +78,7 @@ describe('decode alone, after the same prompt was under P/D', () => {
   });
 
   test('has rows of an earlier request where its blocks were used before', () => {
-    // Four blocks: those of the first prompt are those that the second one is pulled into.
+    // The pool has four blocks, so the second prompt's KV is pulled into the blocks of the first.
     const deployment = deploy({ kvBlocks: 4 });
     const { decode } = deployment;
     const before = rowsOf(ok(decode(post(COMPLETIONS, { prompt: OTHER, max_tokens: 15 }))));
@@ -89,7 +90,7 @@ describe('decode alone, after the same prompt was under P/D', () => {
     );
     expect(differ).toEqual(range(0, 48));
     expect(zeros).toEqual([]);
-    // The blocks that were given back last are used first.
+    // The pool hands out first the blocks that were released last.
     expect(alone.subarray(0, 16 * ROW).equals(before.subarray(48 * ROW, 64 * ROW))).toBe(true);
     expect(alone.subarray(16 * ROW, 32 * ROW).equals(before.subarray(32 * ROW, 48 * ROW))).toBe(true);
   });
@@ -245,7 +246,7 @@ describe('a store', () => {
     } as SequentialOptions);
     const body = BODIES[COMPLETIONS]!;
     disaggregate(deployment, COMPLETIONS, body, nixl);
-    // Decode's own cache has nothing of it.
+    // The restart empties decode's own cache.
     deployment.decode.restart();
     const alone = ok(deployment.decode(post(COMPLETIONS, { ...body, ...more })));
     const truth = rowsOf(ok(deployment.oracle()(post(COMPLETIONS, body))));
@@ -386,7 +387,7 @@ describe('the pool', () => {
     of.release(b);
     of.release(a);
     expect(of.allocate(3)).toEqual([4, 3, 2]);
-    // More than it has, rather than none.
+    // The pool has one free block left, and makes a new one for the second.
     expect(of.allocate(2)).toEqual([1, 5]);
   });
 
@@ -399,7 +400,7 @@ describe('the pool', () => {
     expect(of.hit(list, 2)).toEqual([1, 2]);
     of.release([1, 2]);
     expect(of.hit(hashes([...range(0, 8), 9, 9, 9, 9]), 3)).toEqual([1, 2]);
-    // In use, they are not given away.
+    // Blocks that are in use are not handed out.
     expect(of.allocate(2)).toEqual([4, 3]);
     expect(of.hit(list, 3)).toEqual([1, 2]);
     expect(of.hit(hashes(range(0, 12), 'salt'), 3)).toEqual([]);

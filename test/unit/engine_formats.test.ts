@@ -1,4 +1,5 @@
-// Every form of the same rows: what an engine writes against bytes made by hand, and against format A.
+// Every format of the same rows: what an engine writes is compared with bytes made by hand, and
+// with format A.
 
 import { describe, expect, test } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
@@ -13,7 +14,7 @@ import { NIXL_PREFILL, eventsOf, ok, post, text, withSampling, type Json } from 
 const ARRAYS = { '|u1': Uint8Array, '<u2': Uint16Array, '<i2': Int16Array, '<i4': Int32Array };
 const DTYPES = { uint8: '|u1', uint16: '<u2', int16: '<i2', int32: '<i4' } as const;
 
-/** Three rows of two layers of top 2: two of the prompt, one generated. */
+/** Three rows of two layers with top_k 2: two prompt rows and one generated row. */
 function routing(dtype: Dtype, more: Partial<Routing> = {}): Routing {
   const data = new ARRAYS[dtype]([1, 2, 3, 4, 5, 6, 7, 127, 9, 10, 11, 12]);
   return { rows: { data, count: 3 }, start: 0, promptTokens: 2, remote: false, ...more };
@@ -177,7 +178,10 @@ const GENERATE = '/inference/v1/generate';
 const VLLM = [COMPLETIONS, CHAT, GENERATE];
 const SGLANG = [NATIVE, COMPLETIONS, CHAT];
 
-/** A request for `tokens` and routing, the prompt being the same on every endpoint but chat. */
+/**
+ * A request for `tokens` tokens with their routing. The prompt is the same on every endpoint except
+ * chat.
+ */
 function bodyOf(path: string, tokens: number, more: Json = {}): Json {
   const prompt = [61, 62, 63, 64, 65];
   const shared = { return_routed_experts: true, ...more };
@@ -187,7 +191,7 @@ function bodyOf(path: string, tokens: number, more: Json = {}): Json {
   return { messages: [{ role: 'user', content: 'a "fox"' }], max_tokens: tokens, ...shared };
 }
 
-/** The experts of every row, whatever form they have. */
+/** The expert ids of all rows, in whichever format these are. */
 function expertsOf(value: unknown): number[] {
   if (Array.isArray(value)) return value.flat(2) as number[];
   if (typeof value === 'object' && value !== null) {
@@ -207,7 +211,10 @@ function numbers(raw: Buffer, dtype: Dtype, shape?: number[]): number[] {
   return [...all];
 }
 
-/** Prompt rows and generated rows of a choice, where its format keeps them apart; else all in the second. */
+/**
+ * The prompt rows and the generated rows of a choice, where its format separates them; otherwise
+ * all rows are in the second list.
+ */
 function partsOf(reply: Json, choice: Json | null): [prompt: number[] | null, rest: number[]] {
   const meta = reply['meta_info'] ?? {};
   const prompt = choice?.['prompt_routed_experts'] ?? reply['prompt_routed_experts'];
@@ -228,7 +235,7 @@ describe('an oracle', () => {
     for (const dtype of ['|u1', '<u2', '<i2', '<i4'] as const) {
       for (const path of options.format === 'D' ? SGLANG : VLLM) {
         const model = { dtype };
-        // SGLang's own endpoint and vLLM's have the same prompt.
+        // SGLang's own endpoint gets the same prompt as vLLM's.
         const peer = path === NATIVE ? GENERATE : path;
         const reply = ok(createEngine({ model, ...options, role: 'oracle' })(post(path, bodyOf(path, 4))));
         const truth = ok(createEngine({ role: 'oracle', model })(post(peer, bodyOf(peer, 4))));
@@ -271,7 +278,7 @@ describe('an oracle', () => {
 
 const ID: Header[] = [['x-request-id', 'r']];
 
-/** Both legs over nixl, and what one engine says. */
+/** The replies of both legs over nixl, and of one engine that does both. */
 function legs(path: string, options: Partial<EngineOptions>, asked: Json): [Json, Json, Json] {
   const shared = { promptRows: 'stale', fleet: new Fleet(), ...options, connector: 'nixl' } as const;
   const prefill = createEngine({ ...shared, role: 'prefill' });
@@ -334,7 +341,7 @@ describe('a stream', () => {
       carrying.forEach((event, i) => {
         const [choice] = event['choices'] ?? [];
         expect(choice?.finish_reason ?? event['meta_info'].finish_reason.type).toBe('length');
-        // Beside the choices of a whole reply there is the first one's.
+        // Rows that a whole reply has beside its choices are those of the first choice.
         const beside = 'sglext' in whole || 'prompt_routed_experts' in whole;
         const item = Array.isArray(whole) ? whole[i] : whole;
         const parts = partsOf(event, choice ?? null);

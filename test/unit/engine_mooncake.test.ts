@@ -1,4 +1,5 @@
-// The simulated MooncakeConnector: both legs name one transfer, decode waits for the prefill engine that holds it.
+// The simulated MooncakeConnector: both legs name one transfer, and decode waits for the prefill
+// engine that holds it.
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
@@ -14,7 +15,7 @@ interface Deployment {
   prefill: Concurrent;
   decode: Concurrent;
   oracle: SimulatedEngine;
-  /** Ends everybody's patience. */
+  /** Ends the waiting of every leg: its patience is over. */
   lose(): void;
 }
 

@@ -1,4 +1,5 @@
-// Fields that only the engine that has forwarded the prompt knows: prompt_logprobs and cached_tokens.
+// Fields that only the engine that has forwarded the prompt can fill: prompt_logprobs and
+// cached_tokens.
 
 import { describe, expect, test } from 'vitest';
 import { createEngine, type SequentialOptions, type SimulatedEngine } from '../engine/engine.ts';
@@ -36,7 +37,7 @@ describe('prompt_logprobs', () => {
     expect(truth).toHaveLength(first['usage'].prompt_tokens);
     expect(truth[0]).toBeNull();
     expect(place(path, first)['prompt_logprobs']).toEqual(truth);
-    // Decode is not asked: that would kill it.
+    // The request to decode does not ask for prompt_logprobs: that would kill the engine.
     const { kv_transfer_params } = first;
     const second = ok(decode(post(path, { ...BODIES[path], kv_transfer_params })));
     expect(place(path, second)['prompt_logprobs']).toBeNull();
@@ -106,7 +107,7 @@ describe('cached_tokens', () => {
     ask(engine, prompt);
     const body = { prompt: [prompt, shifted(1)], max_tokens: 2 };
     expect(ok(engine(post(COMPLETIONS, body)))['usage'].prompt_tokens_details).toEqual(NOTHING);
-    // The blocks of a sample are found by the next one at once.
+    // The blocks of one sample are in the cache when the next sample begins.
     const samples = { prompt: shifted(2), max_tokens: 2, n: 3 };
     expect(ok(engine(post(COMPLETIONS, samples)))['usage'].prompt_tokens_details).toEqual({
       cached_tokens: 256,

@@ -14,7 +14,7 @@ interface Deployment {
   prefill: Concurrent;
   decode: Concurrent;
   oracle: SimulatedEngine;
-  /** Ends everybody's patience. */
+  /** Ends the waiting of every leg: its patience is over. */
   lose(): void;
 }
 
@@ -33,7 +33,10 @@ function deploy(options: Partial<EngineOptions> = {}): Deployment {
   };
 }
 
-/** `body` in a room: its number as it is written, and another address if need be. */
+/**
+ * `body` with a room, whose number stands in it as `room` is written. `more` may change the
+ * address.
+ */
 function inRoom(body: Json, room = '7', more: Json = {}): string {
   const { host, port } = ADDRESS;
   const whole = { ...body, bootstrap_host: host, bootstrap_port: port, bootstrap_room: '@', ...more };
@@ -45,7 +48,7 @@ async function both({ prefill, decode }: Deployment, path: string, body: string)
   return [ok(one), ok(two)];
 }
 
-/** A reply without its arrays, its ids, and the one number that only prefill knows. */
+/** A reply without its arrays, its ids, and cached_tokens, which only prefill knows. */
 function rest(reply: Json): unknown {
   return JSON.parse(
     JSON.stringify(reply, (key, value) =>
@@ -71,7 +74,8 @@ describe('two engines in one room', () => {
       expect(ours!.length / ROW).toBe(rows - (generated - 1));
       expect(Buffer.concat([ours!, mine!.subarray(ours!.length)]).equals(truth!)).toBe(true);
       expect(rest(decode)).toEqual(rest(oracle));
-      // The first token comes with the KV: decode forwards no prompt token, not even the last.
+      // The first token arrives together with the KV, so decode forwards no prompt token, not even
+      // the last.
       for (let at = 0; at < ours!.length; at += ROW) {
         expect(mine!.subarray(at, at + ROW).equals(ours!.subarray(at, at + ROW))).toBe(false);
       }
@@ -116,7 +120,8 @@ describe('two engines in one room', () => {
         const [from, to] = [i * ROW, (i + 1) * ROW];
         return mine!.subarray(from, to).equals(truth!.subarray(from, to));
       });
-      // Of the seven that were generated, the last one was not forwarded; the prompt never was.
+      // Of the seven generated tokens decode has forwarded all but the last one. It has never
+      // forwarded the prompt.
       expect(right).toEqual(decodeRadixCache ? [20, 21, 22, 23, 24, 25] : []);
     }
   });
@@ -173,7 +178,7 @@ describe('two engines in one room', () => {
       expect(json(reply)).toMatchObject({ object: 'error', type: '500', param: null, code: 500 });
       expect(json(reply)['message']).toContain(message);
       expect(json(reply)['message']).toContain(`KVTransferError(bootstrap_room=${i})`);
-      // Nobody is left in that room.
+      // The other leg finds no partner in that room.
       expect((await deployment[other](request)).status).toBe(500);
     }
   });

@@ -1,4 +1,4 @@
-// The simulated SGLang's API: the requests that it takes, and its replies and streams.
+// The API of the simulated SGLang: the requests that it accepts, and its replies and streams.
 
 import { describe, expect, test } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';

@@ -1,4 +1,4 @@
-// Server-sent events: arrays in them are merged, everything else passes as it came.
+// Server-sent events: arrays in them are merged, and everything else passes unchanged.
 
 import { describe, expect, test } from 'vitest';
 import { captureNames, loadCapture } from '../engine/replay.ts';
@@ -29,7 +29,7 @@ function read(body: string | Buffer, options: ResponseOptions = {}) {
   return readResponse(Buffer.from(body as string), { events: true, ...options });
 }
 
-/** A stream of every kind of line, with `value` as its array. */
+/** A stream with every kind of line, and `value` as its array. */
 function everything(value: string, end: string): string {
   return [
     ': comment with data: {"choices":[{"routed_experts":1}]}',
@@ -86,7 +86,7 @@ describe('a stream', () => {
       let body = '';
       let expected = '';
       for (let index = 0; index < n; index++) {
-        // Fewer rows than the prompt has: a tail for sure.
+        // An array with fewer rows than the prompt can only be a tail.
         const rows = tail ? random.below(prompt) : prompt + random.below(9);
         const own = { ...shape, dtype: random.chance(0.5) ? shape.dtype : random.pick(DTYPES) };
         const array = arrayText(own, randomRows(random, own, rows), { padding: random.below(4) });
@@ -134,7 +134,7 @@ describe('a stream', () => {
     for (let until = 0; until < start.length + 100; until++) {
       const { body, reason } = read(`${start}${ARRAY}"}]}\n\n`, { until, pieces: [13] });
       expect(reason).toBe(Reason.None);
-      // The opening quote stays with what is in the string.
+      // The opening quote is held together with the string that it opens.
       expect(body.length).toBe(until < start.length ? until : start.length - 1);
     }
   });

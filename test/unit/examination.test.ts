@@ -1,4 +1,5 @@
-// What examined rows say together: which layers are dense, which repeat experts by design, and which rows are wrong.
+// What the examined rows show together: which layers are dense, which ones repeat experts by
+// design, and which rows are wrong.
 
 import { describe, expect, test } from 'vitest';
 import { DTYPES, itemBytes, rowBytes, type Shape } from './arrays.ts';
@@ -27,13 +28,13 @@ const fixed = new Random(14);
 const NONE: Fault = { reason: Reason.None };
 const fault = (text: string): Fault => ({ reason: Reason.Experts, text });
 
-/** Examines a row's bytes. */
+/** Examines the bytes of one row. */
 function examineBytes(leg: Leg, token: number, shape: Shape, row: Buffer): Reason {
   const { layers, topK } = shape;
   return wasm['examinationRow']!(leg, token, lend(row), DTYPE_IDS[shape.dtype], layers, topK);
 }
 
-/** Examines rows that are written as a letter a layer: Zero, Double, Good. */
+/** Examines rows given as one letter for each layer: Zero, Double or Good. */
 function examine(leg: Leg, rows: string[], first = 0): Reason {
   let reason = Reason.None;
   rows.forEach((row, i) => {
@@ -47,7 +48,7 @@ function examine(leg: Leg, rows: string[], first = 0): Reason {
   return reason;
 }
 
-/** What two legs' rows say; `early`: when decode's are not all there. */
+/** What the rows of two legs show. With `early`, decode's rows have not all arrived. */
 function verdict(prefill: string[], decode: string[], early = false): Fault {
   startExamination(RowCheck.Sampled);
   examine(Leg.Prefill, prefill);
@@ -129,7 +130,7 @@ describe('the rows of two legs', () => {
   test('say what the rules say', () => {
     withSeeds(4000, (random) => {
       const layers = random.between(1, 5);
-      // Each layer has a way, which most rows keep.
+      // Each layer has a kind of its own, which most rows follow.
       const ways = Array.from({ length: layers }, () => random.pick(['G', 'G', 'Z', 'D']));
       const stray = random.pick([0, 0.05, 0.3]);
       const rows = (most: number) =>
@@ -146,7 +147,7 @@ describe('the rows of two legs', () => {
         const text = faultOfRows(seen, early);
         const note = `${prefill} | ${decode} ${early}`;
         expect(verdict(prefill, decode, early), note).toEqual(text === undefined ? NONE : fault(text));
-        // What is a fault early is one later.
+        // A fault that is found early is still a fault at the end.
         if (text !== undefined) expect(verdict(prefill, decode).reason, note).toBe(Reason.Experts);
       }
     });
@@ -159,7 +160,7 @@ describe('a row by itself', () => {
       startExamination(mode);
       expect(examine(Leg.Prefill, ['ZZZ'], 7)).toBe(Reason.Experts);
       expect(judge(true)).toEqual(fault('prefill row 7, all layers'));
-      // The first is told.
+      // The first fault is the one that is reported.
       expect(examine(Leg.Decode, ['ZZZ'], 9)).toBe(Reason.Experts);
       expect(judge()).toEqual(fault('prefill row 7, all layers'));
       wasm['examinationFree']!();
@@ -260,7 +261,7 @@ test('examineRow knows what each layer is, of any shape', () => {
     const shape: Shape = { dtype, layers: random.between(1, 40), topK };
     const size = itemBytes(dtype);
     const row = random.bytes(rowBytes(shape));
-    // Ids from few, and layers of zeros, so that each kind occurs.
+    // The ids come from a small range, and some layers are all zeros, so that each kind occurs.
     const experts = random.pick([topK, topK * 2, topK * 20]);
     const ids = decodeIds(shape, row).map((layer) =>
       random.chance(0.3)
@@ -273,7 +274,8 @@ test('examineRow knows what each layer is, of any shape', () => {
     const leg = random.pick([Leg.Prefill, Leg.Decode]);
     const other = leg === Leg.Prefill ? Leg.Decode : Leg.Prefill;
     const reason = examineBytes(leg, 0, shape, bytes);
-    // In other rows all ids differ: then each layer of zeros and each repeat is a fault, the first of which is told.
+    // In the other leg's rows all ids of a layer differ. So each layer of zeros and each repeated
+    // id of this row is a fault, and the first one is reported.
     const differ = Array.from({ length: shape.layers }, () => Array.from({ length: topK }, (_, i) => i + 1));
     for (let i = 0; i < 3; i++) examineBytes(other, i, shape, encodeRow(dtype, differ));
     if (kinds.every((kind) => kind === 'Z')) {
@@ -292,7 +294,7 @@ test('says when memory is short', () => {
   const shape: Shape = { dtype: '|u1', layers: 1000, topK: 2 };
   const zero = Buffer.alloc(rowBytes(shape));
   zero[1999] = 1;
-  // For the row; for counts of its layers; enough.
+  // The room is too small for the row, too small for the counts of its layers, and large enough.
   for (const [room, expected] of [
     [1000, Reason.Memory],
     [10_000, Reason.Memory],

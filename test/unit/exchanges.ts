@@ -1,4 +1,4 @@
-// Requests as a test writes them, and replies as it reads them.
+// Requests as tests write them, and replies as tests read them.
 
 import { expect } from 'vitest';
 import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
@@ -26,7 +26,7 @@ export function ok(reply: EngineReply): Json {
   return json(reply);
 }
 
-/** The parsed events of a stream, without the end mark. */
+/** The parsed events of a stream, without the `[DONE]` at its end. */
 export function eventsOf(reply: EngineReply): Json[] {
   expect(reply.status, text(reply)).toBe(200);
   const events = text(reply).split('\n\n');
@@ -34,7 +34,7 @@ export function eventsOf(reply: EngineReply): Json[] {
   return events.map((event) => JSON.parse(event.replace(/^data: /, '')));
 }
 
-/** `body` with sampling parameters where its endpoint has them. */
+/** `body` with sampling parameters at the place where its endpoint has them. */
 export function withSampling(body: Json, params: Json): Json {
   return 'sampling_params' in body
     ? { ...body, sampling_params: { ...body['sampling_params'], ...params } }

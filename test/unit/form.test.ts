@@ -1,4 +1,5 @@
-// Whether decode's array is whole or a tail, when it was asked for the tail: told from evidence, never guessed.
+// Whether decode's array is whole or a tail, when decode was asked for the tail: the filter
+// concludes this from evidence and never guesses.
 
 import { describe, expect, test } from 'vitest';
 import { arrayText, concatenate, overlay, randomRows, replyBody, type Shape } from './arrays.ts';
@@ -11,30 +12,31 @@ const SHAPE: Shape = { dtype: '|u1', layers: 2, topK: 1 };
 
 interface Truth {
   prompt: number;
-  /** Tokens of each choice. */
+  /** Number of tokens of each choice. */
   tokens: number[];
   tail: boolean;
 }
 
 interface Telling {
-  /** Where `usage` stands: before the choices, behind them, or nowhere. */
+  /** The place of `usage`: before the choices, behind them, or nowhere. */
   usage: 'before' | 'after' | 'none';
-  /** `token_ids` of each choice: a list, null, or not there; before or behind the array. */
+  /** `token_ids` of each choice: a list before or behind the array, null, or absent. */
   ids: 'before' | 'after' | 'null' | 'none';
   /** `max_tokens` of the request. */
   maxTokens: number;
-  /** Choices whose array is null. */
+  /** Indices of the choices whose array is null. */
   absent: number[];
 }
 
-/** A response of an engine that tells the truth, as `{array}` placeholders around the arrays. */
+/** A response of an engine that tells the truth, with these arrays. */
 function response(truth: Truth, telling: Telling, arrays: string[]): Buffer {
   const choices = truth.tokens.map((tokens, i) => {
     const ids = telling.ids === 'null' ? 'null' : JSON.stringify(Array.from({ length: tokens }, (_, n) => n));
     const array = telling.absent.includes(i) ? 'null' : `"${arrays[i]}"`;
     const before = telling.ids === 'before' || telling.ids === 'null' ? `"token_ids":${ids},` : '';
     const after = telling.ids === 'after' ? `,"token_ids":${ids}` : '';
-    // A list just before `token_ids`, as long as any number of tokens.
+    // A list just before `token_ids` that could be mistaken for it. It is longer than `token_ids`
+    // by the prompt.
     const logprobs = JSON.stringify(Array.from({ length: truth.prompt + tokens }, (_, n) => n));
     return `{"index":${i},"logprobs":${logprobs},${before}"routed_experts":${array}${after}}`;
   });
@@ -46,7 +48,7 @@ function response(truth: Truth, telling: Telling, arrays: string[]): Buffer {
   return Buffer.from(`{${members.join(',')}}`);
 }
 
-/** Reads a response; what it becomes is right, or it is refused. */
+/** Reads a response. Either it is merged correctly, or it is refused. */
 function judge(truth: Truth, telling: Telling, random: Random, options: ResponseOptions = {}): Reason {
   const prefill = arrayText(SHAPE, randomRows(random, SHAPE, truth.prompt));
   readReply(replyBody(prefill, truth.prompt));
@@ -140,7 +142,8 @@ describe('of several choices', () => {
 
   test('a later one decides for those before it', () => {
     const told: Telling = { usage: 'none', ids: 'none', maxTokens: 100, absent: [] };
-    // The first has as many rows as a whole array could; the second has fewer than the prompt.
+    // The first array has as many rows as a whole array could have; the second one has fewer than
+    // the prompt.
     expect(judge({ prompt: 4, tokens: [8, 2], tail: true }, told, new Random(4))).toBe(Reason.None);
   });
 
@@ -153,7 +156,7 @@ describe('of several choices', () => {
 });
 
 describe('in a stream', () => {
-  /** Events with the counts so far, the last one with the array. */
+  /** Events with the counts so far. The last event has the array. */
   function stream(prompt: number, steps: number[], array: string, last: string): Buffer {
     let sum = 0;
     const events = steps.map((step, i) => {

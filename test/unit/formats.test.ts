@@ -1,4 +1,5 @@
-// Formats B, C and D: both legs' replies against what Buffer and JSON make of them. A is in merge.test.ts.
+// Formats B, C and D: how both legs' replies are merged, compared with Buffer and JSON. Format A is
+// in merge.test.ts.
 
 import { describe, expect, test } from 'vitest';
 import { arrayText, DTYPES, promoted, randomRows, rowBytes, widened, type Shape } from './arrays.ts';
@@ -24,7 +25,7 @@ const randomShape = (random: Random, dtype = random.pick(DTYPES)): Shape => ({
   topK: random.between(1, 4),
 });
 
-/** Cuts of a body, and how long it is held back. */
+/** How a body is cut into pieces, and how many bytes are held back. */
 const cuts = (random: Random): ResponseOptions => ({
   pieces: random.pick([[1e9], [1], [random.between(2, 60)], [random.between(60, 900)]]),
   hold: random.pick([Infinity, 0, 50]),
@@ -55,7 +56,7 @@ function expectRefused(body: string, reason: Reason, options: ResponseOptions = 
   }
 }
 
-// ---- B
+// ---- format B
 
 interface Piece {
   shape: Shape;
@@ -63,7 +64,10 @@ interface Piece {
   data: Buffer;
 }
 
-/** Members in the order of `order`; what has a default may be missing. `coded`: dtypes are named as in a `.npy` header. */
+/**
+ * An object with its members in the order of `order`, from which members that have a default may be
+ * missing. With `coded`, dtypes are named as in a `.npy` header.
+ */
 function object({ shape, start, data }: Piece, order: readonly string[], coded = false): string {
   const members: Record<string, string> = {
     data: JSON.stringify(data.toString('base64')),
@@ -144,7 +148,8 @@ describe('B, an object', () => {
           widened(given.subarray((from - first) * rowBytes(shape)), shape.dtype, to.dtype),
           widened(decode.data.subarray((prompt - start) * rowBytes(own)), own.dtype, to.dtype),
         ]);
-        // A dtype that was not said comes last, as prefill names it.
+        // When decode named no dtype and the merged array needs one, it comes last, and is named as
+        // prefill names it.
         const said = keys.includes('dtype');
         const all = said || to.dtype === own.dtype ? keys : [...keys, 'dtype'];
         expected!.push(object({ shape: to, start: from, data }, all, said ? style : coded));
@@ -263,7 +268,7 @@ describe('B, an object', () => {
   });
 });
 
-// ---- D
+// ---- format D
 
 describe('D, int32 without a header', () => {
   const shapeOf = (random: Random) => randomShape(random, '<i4');
@@ -277,7 +282,7 @@ describe('D, int32 without a header', () => {
     return `{${members.join(',')}}`;
   };
 
-  /** One prompt: what prefill, decode and an engine that does both have. */
+  /** One prompt and its rows, as prefill, decode and an engine that does both return them. */
   const made = (random: Random) => {
     const shape = shapeOf(random);
     const size = rowBytes(shape);
@@ -361,7 +366,8 @@ describe('D, int32 without a header', () => {
     expectMerged(stale, of(2, 9, 4), {}, 1);
     expectRefused(of(0, 9, 4), Reason.Rows);
     wasm['freeRows']!();
-    // Asked from behind the prompt on, prefill has no row to send, and all of them are decode's.
+    // When the client asks only for rows behind the prompt, prefill has no row to give, and all
+    // rows are decode's.
     for (const start of [6, 7]) {
       expect(readReply(Buffer.from(of(6, 6, 1)), { start })).toMatchObject({ reason: Reason.None });
       expectMerged(of(start, 9, 4), of(start, 9, 4), {}, 1);
@@ -442,7 +448,7 @@ describe('D, int32 without a header', () => {
   });
 });
 
-// ---- C
+// ---- format C
 
 describe('C, prompt_routed_experts', () => {
   const lists = (random: Random, rows: number, layers: number, topK: number) =>
@@ -488,7 +494,7 @@ describe('C, prompt_routed_experts', () => {
       const text = got.body.toString();
       expect(JSON.parse(text)).toEqual(JSON.parse(body(write(prompt), generated, tokens)));
       expect(got.growth).toBe(text.length - sent.length);
-      // All that was decode's is still there, in its order.
+      // All that decode sent is still there, in the same order.
       if (theirs !== undefined) expect(text).toBe(body(write(prompt), generated, tokens));
       expectNothingHeld();
     });

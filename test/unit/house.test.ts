@@ -1,5 +1,4 @@
-// The rules of the house, see house.ts, hold for the sources of assembly/; and each of them finds
-// what breaks it.
+// The rules of the house (house.ts) hold, and each of them finds the inputs that break it.
 
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,14 +9,16 @@ import {
   FILE_LINES,
   FUNCTION_LINES,
   importCycles,
+  PROSE_COLUMNS,
   reachedFrom,
   tooLong,
+  wideProse,
   wrongHostImports,
   wrongImports,
   type Source,
 } from './house.ts';
 
-/** Files that are over a limit and are being split. A file leaves the list when that is done. */
+/** Files that exceed a limit and are being split. A file leaves the list when that is done. */
 const BEING_SPLIT: readonly string[] = [
   'routing/decode_response.ts',
   'routing/formats/npy_string.ts',
@@ -26,13 +27,16 @@ const BEING_SPLIT: readonly string[] = [
   'routing/reason.ts',
 ];
 
-const FOLDER = join(ROOT, 'assembly');
+/** The files of a folder with these endings. Their paths begin with `prefix`. */
+function filesOf(folder: string, endings: RegExp, prefix = `${folder}/`): Source[] {
+  return readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })
+    .map((path) => path.replaceAll('\\', '/'))
+    .filter((path) => endings.test(path))
+    .sort()
+    .map((path) => ({ path: prefix + path, text: readFileSync(join(ROOT, folder, path), 'utf8') }));
+}
 
-const sources: Source[] = readdirSync(FOLDER, { recursive: true, encoding: 'utf8' })
-  .map((path) => path.replaceAll('\\', '/'))
-  .filter((path) => path.endsWith('.ts'))
-  .sort()
-  .map((path) => ({ path, text: readFileSync(join(FOLDER, path), 'utf8') }));
+const sources = filesOf('assembly', /\.ts$/, '');
 
 describe('in assembly/', () => {
   test('imports point one way', () => {
@@ -61,6 +65,20 @@ describe('in assembly/', () => {
       const source = sources.filter((one) => one.path === path);
       expect(tooLong(source), `${path}: done; remove it from BEING_SPLIT`).not.toEqual([]);
     }
+  });
+});
+
+describe('prose has at most 100 columns', () => {
+  test.each(['assembly', 'test', 'tools', 'bench'])('in the comments of %s/', (folder) => {
+    expect(wideProse(filesOf(folder, /\.(ts|mjs)$/))).toEqual([]);
+  });
+
+  test('on the pages', () => {
+    const pages = ['README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'].map((path) => ({
+      path,
+      text: readFileSync(join(ROOT, path), 'utf8'),
+    }));
+    expect(wideProse([...pages, ...filesOf('docs', /\.md$/)])).toEqual([]);
   });
 });
 
@@ -185,9 +203,57 @@ describe('a rule finds', () => {
     ]);
     const why = `/** This function is longer than ${FUNCTION_LINES} lines because it is one loop. */`;
     expect(tooLong([text(FUNCTION_LINES - 1, why)])).toEqual([]);
-    // The reason goes when the length does.
+    // A function that is no longer too long must not say that it is.
     expect(tooLong([text(FUNCTION_LINES - 2, why)])).toEqual([
       expect.stringContaining('is no longer true. Remove the sentence.'),
     ]);
+  });
+
+  /** Text of `columns` columns that can be broken. */
+  const prose = (columns: number) => 'words '.repeat(columns).slice(0, columns - 1) + '.';
+  const url = `https://example.org/${'a'.repeat(PROSE_COLUMNS)}`;
+
+  test.each<[string, string, string[], number]>([
+    ['a line comment', 'tools/a.mjs', [`// ${prose(98)}`], 1],
+    ['the second line of a comment', 'test/a.ts', ['// Short.', `// ${prose(98)}`], 2],
+    ['an indented comment', 'test/a.ts', ['function f() {', `    // ${prose(94)}`, '}'], 2],
+    ['a docstring', 'test/a.ts', [`/** ${prose(94)} */`, 'let a = 1;'], 1],
+    ['a line of a docstring', 'test/a.ts', ['/**', ' * Short.', ` * ${prose(98)}`, ' */', 'f();'], 3],
+    ['a comment behind code', 'bench/a.ts', [`let a = 1; // ${prose(87)}`], 1],
+    ['a comment before a bracket', 'bench/a.ts', ['f(1,', `  // ${prose(96)}`, ');'], 2],
+    ['a comment at the end', 'bench/a.ts', ['f(1);', '', `// ${prose(98)}`], 3],
+    [
+      'a comment between AssemblyScript',
+      'assembly/a.ts',
+      ['@inline', `// ${prose(98)}`, 'function f(): void {}'],
+      2,
+    ],
+    ['a URL with words around it', 'test/a.ts', [`// See ${url}`], 1],
+    ['code with words around it', 'test/a.ts', [`// Calls \`${prose(92)}\``], 1],
+    ['a paragraph', 'docs/a.md', ['# A', '', prose(101)], 3],
+    ['an item of a list', 'docs/a.md', ['- Short.', `- ${prose(99)}`], 2],
+    ['a nested item', 'docs/a.md', ['- Short.', '    - Short.', `    - ${prose(95)}`], 3],
+    ['a paragraph behind code', 'docs/a.md', ['```', prose(101), '```', prose(101)], 4],
+  ])('prose that is too wide: %s', (_name, path, lines, line) => {
+    const width = [...lines[line - 1]!].length;
+    expect(wideProse([source(path, ...lines)])).toEqual([
+      `${path}:${line}: a line of prose has ${width} columns; it has at most ${PROSE_COLUMNS}. Break it.`,
+    ]);
+  });
+
+  test.each<[string, string, string[]]>([
+    ['100 columns', 'test/a.ts', [`// ${prose(97)}`]],
+    ['100 columns in Markdown', 'docs/a.md', [prose(100)]],
+    ['100 characters that have more bytes', 'docs/a.md', [`${'é '.repeat(49)}éé`]],
+    ['code', 'test/a.ts', [`let a = '// ${prose(98)}';`, `let b = \``, `// ${prose(98)}`, '`;']],
+    ['a regular expression', 'test/a.ts', [`let a = /\\/\\/ ${prose(98)}/;`]],
+    ['a URL', 'test/a.ts', [`// ${url}`, '/**', ` * ${url}.`, ' */']],
+    ['a piece of code', 'test/a.ts', [`// \`${prose(98)}\`.`]],
+    ['a type', 'tools/a.mjs', [`const a = (${'b'.repeat(70)} /** @type {Map<string, number>} */ (c));`]],
+    ['a URL in Markdown', 'docs/a.md', [url, '', `- <${url}>`, '', `[a]: ${url}`]],
+    ['a table', 'docs/a.md', ['| a | b |', '| - | - |', `| ${prose(98)} | c |`]],
+    ['code in Markdown', 'docs/a.md', ['    ' + prose(98), '', '```sh', prose(101), '```']],
+  ])('no prose that is too wide in %s', (_name, path, lines) => {
+    expect(wideProse([source(path, ...lines)])).toEqual([]);
   });
 });

@@ -1,19 +1,21 @@
-// The rules of the house for the sources of assembly/: which folder may import which, who may talk
-// to the host, and how long a file, a class and a function may be. Each rule returns its violations
-// as texts that say where and what to do.
+// The rules of the house. For the sources of assembly/: which folder may import which, who may
+// call the host, and how long a file, a class and a function may be. For all comments and pages:
+// how wide a line of prose may be. Each rule returns its violations as texts that say where they
+// are and what to do.
 
 import { posix } from 'node:path';
+import MarkdownIt from 'markdown-it';
 import ts from 'typescript';
 
 export interface Source {
-  /** Below assembly/, with `/`: `json/scanner.ts`. */
+  /** With `/`. Below assembly/, as `json/scanner.ts`; for `wideProse` below the project's root. */
   path: string;
   text: string;
 }
 
 /**
- * Folders that the files of a folder may import, beside their own. What stands in no line may not
- * be imported.
+ * The folders that the files of a folder may import, beside their own folder. Nothing imports a
+ * folder that is in no list.
  */
 export const ALLOWED: Record<string, readonly string[]> = {
   bytes: [],
@@ -23,12 +25,12 @@ export const ALLOWED: Record<string, readonly string[]> = {
   abi: ['bytes'],
   filter: ['bytes', 'json', 'routing', 'connectors', 'abi'],
   testing: ['bytes', 'json', 'routing', 'connectors', 'filter'],
-  // The entries: files that stand in no folder.
+  // The entries: files that are in no folder.
   'index.ts': ['abi', 'filter'],
   'trap.ts': ['abi', 'bytes', 'index.ts'],
 };
 
-/** Packages that a folder may import, by the beginning of their names. */
+/** The packages that a folder may import, by the beginning of their names. */
 const PACKAGES: Record<string, readonly string[]> = {
   abi: ['@gcoredev/proxy-wasm-sdk-as/'],
   filter: ['json-as'],
@@ -37,13 +39,14 @@ const PACKAGES: Record<string, readonly string[]> = {
 export const FILE_LINES = 500;
 export const CLASS_LINES = 350;
 export const FUNCTION_LINES = 50;
+export const PROSE_COLUMNS = 100;
 
-/** The folder of a path, or the file itself where it stands in none. */
+/** The folder of a path, or the file itself when it is in no folder. */
 const folderOf = (path: string) => path.split('/')[0]!;
 
 interface Import {
   line: number;
-  /** Where it leads: a path below assembly/, or the name of a package. */
+  /** What is imported: a path below assembly/, or the name of a package. */
   to: string;
   isPackage: boolean;
 }
@@ -76,7 +79,7 @@ function importsOf(source: Source): Import[] {
   return imports;
 }
 
-/** Imports that point the wrong way, or out of assembly/. */
+/** Finds imports that point the wrong way, or out of assembly/. */
 export function wrongImports(sources: readonly Source[]): string[] {
   const problems: string[] = [];
   for (const source of sources) {
@@ -114,7 +117,7 @@ export function wrongImports(sources: readonly Source[]): string[] {
   return problems;
 }
 
-/** Declarations of functions that the host has, anywhere but in abi/. */
+/** Finds declarations of host functions outside of abi/. */
 export function wrongHostImports(sources: readonly Source[]): string[] {
   const problems: string[] = [];
   for (const source of sources) {
@@ -139,7 +142,7 @@ export function wrongHostImports(sources: readonly Source[]): string[] {
   return problems;
 }
 
-/** Cycles of imports, each once. */
+/** Finds cycles of imports, and reports each of them once. */
 export function importCycles(sources: readonly Source[]): string[] {
   const targets = new Map(
     sources.map((source) => [
@@ -167,7 +170,7 @@ export function importCycles(sources: readonly Source[]): string[] {
   return problems;
 }
 
-/** Files that `from` reaches by imports, however far. */
+/** The files that `from` reaches by imports, directly or over other files. */
 export function reachedFrom(sources: readonly Source[], from: (path: string) => boolean): Set<string> {
   const byPath = new Map(sources.map((source) => [source.path, source]));
   const reached = new Set<string>();
@@ -181,7 +184,7 @@ export function reachedFrom(sources: readonly Source[], from: (path: string) => 
   return reached;
 }
 
-/** Files, classes and functions that are too long and do not say why. */
+/** Finds files, classes and functions that are too long and do not say why. */
 export function tooLong(sources: readonly Source[]): string[] {
   return sources.flatMap((source) => [...tooLongFile(source), ...tooLongParts(source)]);
 }
@@ -243,4 +246,77 @@ function headOf(text: string, position: number): string {
     .join('\n')
     .replace(/^[ \t]*(?:\/\*\*?|\*\/|\/\/|\*)/gm, '')
     .replace(/\s+/g, ' ');
+}
+
+/**
+ * Finds lines of prose that are too wide: in the comments of TypeScript and .mjs files, and in
+ * Markdown outside of tables and code blocks. A line that cannot be broken, because it holds a
+ * single URL, path or piece of code, may be wider.
+ */
+export function wideProse(files: readonly Source[]): string[] {
+  return files.flatMap((file) => {
+    const lines = file.text.split('\n');
+    const isWide = (line: number) => columnsOf(lines[line]!) > PROSE_COLUMNS;
+    if (!lines.some((_, line) => isWide(line))) return [];
+    const prose = file.path.endsWith('.md') ? proseOfPage(file.text) : proseOfComments(file);
+    return [...prose]
+      .filter(([line, text]) => isWide(line) && !isUnbreakable(text))
+      .map(
+        ([line]) =>
+          `${file.path}:${line + 1}: a line of prose has ${columnsOf(lines[line]!)} columns; it has at most ` +
+          `${PROSE_COLUMNS}. Break it.`,
+      );
+  });
+}
+
+const columnsOf = (line: string) => [...line].length;
+
+/**
+ * Whether a text, without the mark of a list or of a link's target, is a single word, code span or
+ * JSDoc type.
+ */
+function isUnbreakable(text: string): boolean {
+  const words = text.trim().replace(/^(?:[-*+>]|\d+[.)]|\[[^\]]+\]:) +/, '');
+  return !/\s/.test(words.replace(/`[^`]+`|^@\w+ \{.*\}$/g, '`'));
+}
+
+/** The text of each line that has a comment, by the index of the line. */
+function proseOfComments(source: Source): Map<number, string> {
+  const tree = parse(source);
+  const prose = new Map<number, string>();
+  for (const { pos, end } of commentsOf(tree)) {
+    const first = lineOf(tree, pos) - 1;
+    const lines = source.text.slice(pos, end).split('\n');
+    lines.forEach((text, i) => {
+      const bare = text.replace(/^\s*(?:\/\*\*?|\/\/|\*(?!\/))/, '').replace(/\*\/$/, '');
+      prose.set(first + i, bare);
+    });
+  }
+  return prose;
+}
+
+/** All comments of a file, which stand between its tokens. */
+function commentsOf(tree: ts.SourceFile): ts.CommentRange[] {
+  const found = new Map<number, ts.CommentRange>();
+  const visit = (node: ts.Node): void => {
+    const children = node.getChildren(tree).filter((child) => !ts.isJSDoc(child));
+    children.forEach(visit);
+    if (children.length > 0) return;
+    const { text } = tree;
+    const before = ts.getLeadingCommentRanges(text, node.getFullStart()) ?? [];
+    const behind = ts.getTrailingCommentRanges(text, node.getEnd()) ?? [];
+    for (const range of [...before, ...behind]) found.set(range.pos, range);
+  };
+  visit(tree);
+  return [...found.values()];
+}
+
+/** The lines of a page outside of tables and blocks of code, by their indices. */
+function proseOfPage(text: string): Map<number, string> {
+  const prose = new Map(text.split('\n').entries());
+  for (const { type, map } of new MarkdownIt({ html: true }).parse(text, {})) {
+    if (map === null || !['fence', 'code_block', 'table_open'].includes(type)) continue;
+    for (let line = map[0]; line < map[1]; line++) prose.delete(line);
+  }
+  return prose;
 }

@@ -8,12 +8,12 @@ import { describe, expect, test } from 'vitest';
 import { ROOT } from '../../tools/paths.mjs';
 import { deadLinks, type Repository } from './links.ts';
 
-/** Folders that are not the repository's, where Git can't say so: see .gitignore. */
+/** Folders that do not belong to the repository, for when Git cannot be asked: see .gitignore. */
 const NOT_OURS = new Set(['.git', 'node_modules', 'build', 'dist', '.envoy', '.istio']);
 
 /**
- * Files that the repository has or would have: a link to a file that Git ignores is dead for
- * everybody else.
+ * The files that the repository has, or will have once they are committed. A link to a file that
+ * Git ignores is dead for everybody else.
  */
 function filesOf(root: string): string[] {
   const git = (...options: string[]) =>

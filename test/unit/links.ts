@@ -1,11 +1,11 @@
 // Finds dead links in Markdown: paths that the repository does not have, and anchors that no
-// heading makes. Links to other hosts are not followed.
+// heading has. Links to other hosts are not followed.
 
 import { posix } from 'node:path';
 import GithubSlugger from 'github-slugger';
 import MarkdownIt from 'markdown-it';
 
-/** What the rules ask of a repository; paths are relative to its root, with `/`. */
+/** What the rules need to know of a repository. Paths are relative to its root, with `/`. */
 export interface Repository {
   has(path: string): boolean;
   isFolder(path: string): boolean;
@@ -20,7 +20,7 @@ interface Link {
 interface Page {
   links: Link[];
   anchors: Set<string>;
-  /** Texts such as `[text][name]` for which no `[name]: target` is there. */
+  /** References such as `[text][name]` without a definition `[name]: target`. */
   undefinedNames: Link[];
 }
 
@@ -30,7 +30,7 @@ type Token = ReturnType<typeof markdown.parse>[number];
 
 function readPage(text: string): Page {
   const page: Page = { links: [], anchors: new Set(), undefinedNames: [] };
-  // GitHub's own numbering of equal headings: one slugger a page.
+  // GitHub numbers equal headings within a page, so each page has a slugger of its own.
   const slugger = new GithubSlugger();
   let line = 1;
   let inHeading = false;
@@ -46,7 +46,7 @@ function readPage(text: string): Page {
   return page;
 }
 
-/** The text of a heading as GitHub makes an anchor of it: without markup. */
+/** The text of a heading without its markup, from which GitHub makes the anchor. */
 function textOf(inline: Token): string {
   return (inline.children ?? [])
     .filter(({ type }) => type === 'text' || type === 'text_special' || type === 'code_inline')
@@ -131,7 +131,10 @@ function faultOf(
   return `${to} has no heading #${wanted}; it has ${list || 'none'}`;
 }
 
-/** Why `L10` or `L10-L20`, the anchors of a file that is not Markdown, are none. */
+/**
+ * Why `L10` or `L10-L20`, an anchor in a file that is not Markdown, is wrong; undefined when it is
+ * right.
+ */
 function faultOfLines(anchor: string, text: string): string | undefined {
   const [, first, last] = /^L(\d+)(?:-L(\d+))?$/.exec(anchor) ?? [];
   if (first === undefined) return `#${anchor} is no line: such an anchor is #L10 or #L10-L20`;

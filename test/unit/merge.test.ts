@@ -1,4 +1,5 @@
-// The merge of both legs' arrays against arrays merged by NumPy (test/fixtures/merge/make.py) and by `arrays.ts`.
+// The merge of both legs' arrays, compared with arrays merged by NumPy
+// (test/fixtures/merge/make.py) and by `arrays.ts`.
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
@@ -40,7 +41,7 @@ interface Golden {
   tailMerged: string;
 }
 
-/** Of legs that chose different dtypes. */
+/** Arrays of legs that chose different dtypes. */
 interface MixedGolden {
   dtypes: [Dtype, Dtype];
   layers: number;
@@ -63,7 +64,7 @@ function keepRows(prefill: string, promptTokens: number, park?: number): void {
   expect(reply).toMatchObject({ json: true, reason: Reason.None, promptTokens, rows: true });
 }
 
-/** What a client must get: `expected` whole, or nothing of it. */
+/** Checks that the client gets exactly `expected`. */
 function expectMerged(body: Buffer, expected: Buffer, options: ResponseOptions, note: string): void {
   const merged = readResponse(body, options);
   if (merged.reason !== Reason.None || !merged.body.equals(expected)) {
@@ -89,7 +90,7 @@ describe('arrays merged by NumPy', () => {
         for (const hold of pieces[0] === 1e9 ? [Infinity] : [Infinity, 0]) {
           const options = { pieces, hold };
           expectMerged(body(entry.full), body(entry.fullMerged), options, note);
-          // With as many rows as the prompt has, decode's array could be either.
+          // With as many generated rows as prompt rows, decode's array could be whole or a tail.
           if (entry.generated >= entry.prompt) continue;
           expectMerged(body(entry.tail), body(entry.tailMerged), { ...options, tail: true, maxTokens }, note);
         }
@@ -124,14 +125,14 @@ describe('arrays merged by NumPy', () => {
   });
 });
 
-/** Dtypes of prefill and decode that differ. */
+/** Pairs of different dtypes: prefill's, then decode's. */
 const PAIRS: [Dtype, Dtype][] = DTYPES.flatMap((a) =>
   DTYPES.filter((b) => a !== b).map((b): [Dtype, Dtype] => [a, b]),
 );
 
 // ---- documents
 
-/** JSON of a value with white space as the dice say. */
+/** JSON of a value, with white space in random places. */
 function written(value: unknown, random: Random, spaces: boolean): string {
   const gap = () => (spaces && random.chance(0.3) ? random.pick([' ', '\n', '\t', '\r\n', '  ']) : '');
   if (Array.isArray(value)) {
@@ -168,13 +169,13 @@ const NOISE = [
 interface Document {
   body: Buffer;
   expected: Buffer;
-  /** Announces what decode generated. */
+  /** `max_tokens` of the request, an upper bound of the tokens that decode generates. */
   maxTokens: number;
 }
 
 interface Plan {
   shape: Shape;
-  /** Of the arrays. */
+  /** The dtype of each choice's array. */
   dtypes: Dtype[];
   prompt: number;
   generated: number[];
@@ -182,7 +183,7 @@ interface Plan {
   padding: number;
 }
 
-/** A response with these arrays, and the same with merged ones. */
+/** A response with these arrays, and the same response with the merged ones. */
 function document(random: Random, prefill: string, plan: Plan): Document {
   const { shape, prompt, generated, tail } = plan;
   const texts: string[] = [];
@@ -346,7 +347,7 @@ describe.each([
       const generated = random.below(9);
       const data = randomRows(random, theirs, tail ? generated + 1 : prompt + generated);
       const array = arrayText(theirs, data, { padding: random.below(4) });
-      // Of a prompt of one token all rows are decode's.
+      // With a prompt of one token, its only row is kept from decode, so all rows are decode's.
       const merged = prompt === 1 ? array : (tail ? concatenate : overlay)(prefill, array, prompt - 1);
       const body = (text: string) =>
         Buffer.from(
@@ -365,7 +366,8 @@ describe.each([
         const shape: Shape = { dtype, layers: 7, topK: 5 };
         const theirs: Shape = { dtype: other, layers: 7, topK: 5 };
         for (const park of [undefined, 300]) {
-          // At another phase than decode's are; parked rows can't be moved, but widened.
+          // The padding puts prefill's rows at another offset modulo 3 than decode's. Parked rows
+          // cannot be moved, but can be widened.
           const padding = park === undefined ? 1 : 0;
           const prefill = arrayText(shape, randomRows(random, shape, 400), { padding });
           keepRows(prefill, 400, park);
@@ -390,7 +392,7 @@ describe.each([
       const options = { tail, choices: plan.generated.length, maxTokens };
       for (const pieces of [[body.length], [1], random.cuts(body.length, 40)]) {
         const merged = readResponse(body, { ...options, pieces, hold: 0 });
-        // Parked rows can't be moved to another position.
+        // Parked rows cannot be moved to another offset modulo 3.
         if (merged.reason === Reason.Memory) continue;
         expect(merged.body.toString()).toBe(expected.toString());
       }

@@ -1,4 +1,5 @@
-// The .npy header against what NumPy wrote and read (test/fixtures/npy_headers/make.py).
+// The header of a .npy file, compared with what NumPy wrote and read
+// (test/fixtures/npy_headers/make.py).
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
@@ -60,7 +61,7 @@ describe('readHeader', () => {
   test('refuses what NumPy wrote only for a reason', () => {
     for (const { header, numpy } of golden.seen) {
       const bytes = Buffer.from(header, 'hex');
-      // As `np.save` writes it: aligned, in its order of keys.
+      // The header is as `np.save` writes it: aligned, and with the keys in its order.
       const text = bytes.toString('latin1', bytes[6] === 1 ? 10 : 12);
       const plain = /^\{'descr': '[^']*', 'fortran_order': (True|False), 'shape': \([^)]*\), \} *\n$/.test(
         text,
@@ -129,7 +130,7 @@ describe('readHeader', () => {
       const text = "{'descr': '<i4', 'fortran_order': False, 'shape': (31, 4, 5), }";
       const cut = text.slice(0, random.below(text.length));
       const head = Buffer.from([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0, Math.max(2, cut.length), 0]);
-      // What follows would complete it.
+      // The bytes behind the header would complete it.
       const bytes = Buffer.concat([head, Buffer.from(cut.padEnd(2)), Buffer.from(text.slice(cut.length))]);
       expect(read(bytes)).toBe(Reason.Header);
     });

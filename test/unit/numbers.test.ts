@@ -1,4 +1,5 @@
-// Lists of integers take a path of their own through the scanner: it must accept and count as JSON.parse does.
+// The scanner reads lists of integers in a way of its own: it must accept and count them as
+// JSON.parse does.
 
 import { describe, expect, test } from 'vitest';
 import { withSeeds, type Random } from './random.ts';

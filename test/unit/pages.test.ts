@@ -1,4 +1,5 @@
-// Pages that say what code says: docs/configuration.md has the keys of the schema, docs/outcomes.md the reasons.
+// Pages that repeat what the code says: docs/configuration.md has the keys of the schema, and
+// docs/outcomes.md the reasons.
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
@@ -14,7 +15,9 @@ interface Schema {
   properties?: Record<string, Schema>;
 }
 
-/** Keys that have a section; those of `model` stand in its own. */
+/**
+ * The keys that have a section on the page. The section of `model` describes the keys inside it.
+ */
 function keys(of: Schema, path = ''): [string, Schema][] {
   return Object.entries(of.properties ?? {}).flatMap(([name, schema]) =>
     name === 'prefill' ? keys(schema, 'prefill.') : [[path + name, schema] as [string, Schema]],

@@ -1,4 +1,4 @@
-// Seeded randomness for tests: a failure is repeated with the seed that it prints.
+// Random numbers from a seed. A test that fails prints its seed, and runs again with it.
 
 export class Random {
   private state: number;
@@ -49,7 +49,7 @@ export class Random {
     return out;
   }
 
-  /** Lengths of pieces of `total` bytes. */
+  /** Random lengths of pieces that together have `total` bytes. */
   cuts(total: number, largest: number): number[] {
     const out: number[] = [];
     for (let left = total; left > 0; left -= out.at(-1)!) out.push(Math.min(left, this.between(1, largest)));
@@ -59,7 +59,10 @@ export class Random {
 
 const given = process.env['SEED'];
 
-/** Runs `body` with `runs` seeds, or with SEED alone; an error names its seed. */
+/**
+ * Runs `body` with `runs` random seeds, or only with the environment's SEED. An error names its
+ * seed.
+ */
 export function withSeeds(runs: number, body: (random: Random) => void): void {
   const first = given === undefined ? Math.floor(Math.random() * 0x7fffffff) : Number(given);
   for (let i = 0; i < (given === undefined ? runs : 1); i++) {

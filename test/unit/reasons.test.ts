@@ -1,4 +1,5 @@
-// Every reason why a merge fails, each with an input that has no other fault, before and after something has left.
+// Every reason why a merge fails, each with an input that has no other fault, before and after
+// bytes have been sent to the client.
 
 import { describe, expect, test } from 'vitest';
 import { npyHeader } from '../engine/npy.ts';
@@ -32,7 +33,7 @@ function read(text: string, options: ResponseOptions = {}) {
   return readResponse(Buffer.from(text), options);
 }
 
-/** A `.npy` file with this dictionary, in base64. */
+/** Base64 of a `.npy` file with this dictionary in its header. */
 function file(dictionary: string, data = Buffer.alloc(72), version = 1): string {
   const text = dictionary.padEnd(117) + '\n';
   const head = Buffer.from([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, version, 0, text.length, 0]);
@@ -42,7 +43,7 @@ function file(dictionary: string, data = Buffer.alloc(72), version = 1): string 
 const dictionary = (descr: string, shape: string, order = 'False') =>
   `{'descr': '${descr}', 'fortran_order': ${order}, 'shape': ${shape}, }`;
 
-/** Values of `routed_experts` that can't be merged; nothing of them may leave. */
+/** Values of `routed_experts` that cannot be merged. No byte of them may be sent to the client. */
 const BAD: [string, string, Reason][] = [
   ['an object', '{"data":"AAAA","shape":[9,2,2],"start":0}', Reason.Mixed],
   ['nested lists', '[[[1,2],[3,4]]]', Reason.Mixed],
@@ -66,7 +67,10 @@ const BAD: [string, string, Reason][] = [
   ['fewer rows than the prompt', file(dictionary('<i2', '(5, 2, 2)'), Buffer.alloc(40)), Reason.Rows],
 ];
 
-/** Faults behind the header: known before the end, but not before something can leave. */
+/**
+ * Faults behind the header. They are known before the array ends, but possibly after its first
+ * bytes have been sent.
+ */
 const LATE: [string, string, Reason][] = [
   ['a row too few', quoted(GOOD.slice(0, -12)), Reason.Size],
   ['a row too many', quoted(GOOD.slice(0, -4) + 'AAAAAAAA'), Reason.Size],
@@ -95,7 +99,7 @@ describe('an array can not be merged that is', () => {
       const response = read(text, { pieces, choices: 2, hold: 0 });
       expect(response).toMatchObject({ reason, committed: true, choices: 1, complete: false });
       expect(merged.startsWith(response.body.toString())).toBe(true);
-      // The client must not take what it got for a response.
+      // The client must not be able to take what it got for a complete response.
       expect(() => JSON.parse(response.body.toString())).toThrow();
     }
   });
@@ -201,7 +205,7 @@ describe('a response can not be merged', () => {
 
   test('when memory is short', () => {
     const padded = arrayText(SHAPE, randomRows(fixed, SHAPE, 6), { padding: 1 });
-    // A tail of fewer rows than the prompt.
+    // A tail that has fewer rows than the prompt.
     const tail = arrayText(SHAPE, Buffer.alloc(8 * 5));
     for (const [array, isTail] of [
       [GOOD, false],
@@ -263,7 +267,7 @@ describe("prefill's reply", () => {
       ([, , reason]) => ![Reason.Layers, Reason.TopK, Reason.Rows, Reason.Mixed].includes(reason),
     ),
   )('has no rows to use when its array is %s', (name, value, reason) => {
-    // What it only is beside prefill's.
+    // This array is a fault only beside prefill's.
     if (name === 'another dtype than prefill') return;
     for (const windows of [[1e9], [1], [33]]) {
       const text = choice(value).replace(':6}', ':9}');
@@ -326,7 +330,7 @@ describe("prefill's reply", () => {
               choice(quoted(arrayText(shape, data, { padding }))).replace(':6}', ':7}');
             rows.fill(0xff, row * bytes, (row + 1) * bytes);
             expect(reply(text(rows)).reason).toBe(Reason.Sentinel);
-            // One bit less is a row.
+            // With one bit less set, it is a row, not a sentinel.
             for (const bit of [0, bytes * 8 - 1, 9]) {
               const near = Buffer.from(rows);
               near[row * bytes + (bit >> 3)]! ^= 0x80 >> (bit & 7);

@@ -1,4 +1,4 @@
-// Files of the repository that say the same thing in different places.
+// Files of the repository that state the same fact must agree.
 
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';

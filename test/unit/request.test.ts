@@ -1,4 +1,5 @@
-// What each leg is sent, against edits of the parsed request; and what can't be hidden from the filter.
+// What each leg is sent, compared with edits of the parsed request; and what a client cannot hide
+// from the filter.
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
@@ -10,7 +11,7 @@ checkLeaks();
 
 type Json = any;
 
-/** What an engine must never get from a client. */
+/** A value that an engine must never receive from a client. */
 const EVIL = '"EVIL"';
 const PARAMS = '{"remote_block_ids": [[1]],\t"remote_host":"h"}';
 const REMOTE_DECODE = {
@@ -30,7 +31,7 @@ const APIS = [
 
 let borrowed: { ptr: number; len: number } | null = null;
 
-/** Reads a request that stays in memory until the next one. */
+/** Reads a request, which stays in the module's memory until the next one is read. */
 function read(api: Api, body: Buffer | string): Unfit {
   const bytes = Buffer.from(body as string);
   if (borrowed !== null) wasm['free']!(borrowed.ptr);
@@ -82,7 +83,7 @@ function stripped(text: string, api: Api): Json {
   return request;
 }
 
-/** Where an API has its sampling parameters. */
+/** The object in which an API has its sampling parameters. */
 function sampling(request: Json, api: Api): Json {
   if (api !== Api.Generate) return request;
   if (!isObject(request.sampling_params)) request.sampling_params = {};
@@ -120,7 +121,7 @@ function expectedDecode(text: string, api: Api, shared: boolean, promptStart: nu
 
 interface Made {
   text: string;
-  /** Members that no edit touches, as they are written. */
+  /** Members that no edit touches, as the client wrote them. */
   kept: string[];
 }
 
@@ -133,7 +134,7 @@ class Maker {
   ) {}
 
   make(): Made {
-    // Together with a stream they are not served.
+    // P/D does not serve a stream with prompt_logprobs.
     const logprobs = this.random.chance(0.5);
     const root: [string, string][] = this.some([
       ['model', '"m"'],
@@ -240,7 +241,10 @@ class Maker {
   }
 }
 
-/** A leg has the JSON that is expected, the client's own bytes, and nothing of what the client must not say. */
+/**
+ * Checks that a leg has the expected JSON and the client's own bytes in their order, and nothing of
+ * what a client must not say.
+ */
 function expectLeg(leg: string, expected: Json, made: Made, note: string): void {
   let parsed: Json;
   try {
@@ -327,7 +331,7 @@ test('captured requests become the legs that the engines were sent', () => {
         : Api.Completions;
     const sent = JSON.parse(decode.request.body.toString());
     const start = (api === Api.Generate ? sent.sampling_params : sent).routed_experts_prompt_start;
-    // The client's request: decode's without what a proxy adds.
+    // The client's request is decode's leg without what a proxy adds.
     delete sent.kv_transfer_params;
     if (start !== undefined)
       delete (api === Api.Generate ? sent.sampling_params : sent).routed_experts_prompt_start;
@@ -377,17 +381,17 @@ describe('a request is', () => {
     [C, '{"echo":true}', Unfit.PromptLogprobs],
     [C, '{"echo":false}', Unfit.No],
     [C, '{"echo":null}', Unfit.No],
-    // Pydantic takes these for true.
+    // Pydantic reads these as true.
     [C, '{"echo":1}', Unfit.PromptLogprobs],
     [C, '{"echo":"true"}', Unfit.PromptLogprobs],
     [C, '{"max_tokens":0}', Unfit.NoOutput],
     [Api.Chat, '{"max_completion_tokens":0}', Unfit.NoOutput],
-    // No member of a completion.
+    // A completion has no such member.
     [C, '{"max_completion_tokens":0}', Unfit.No],
     [C, '{"max_tokens":0,"max_completion_tokens":9}', Unfit.NoOutput],
     [G, SAMPLING('"max_tokens":0'), Unfit.NoOutput],
     [C, '{"max_tokens":0,"max_tokens":1}', Unfit.No],
-    // What engines take for zero, too.
+    // Engines read these as zero, too.
     [C, '{"max_tokens":-0}', Unfit.NoOutput],
     [C, '{"max_tokens":0.0}', Unfit.NoOutput],
     [C, '{"max_tokens":"0"}', Unfit.NoOutput],
@@ -429,7 +433,8 @@ describe('a request is', () => {
     [G, SAMPLING('"n":2,"max_tokens":5'), 2, 5],
     [G, '{"n":2,"max_tokens":5}', 1, -1],
     [C, '{"n":3000000000}', 1, -1],
-    // Pydantic reads these as the numbers that they spell: no bound is known.
+    // Pydantic reads these texts and floats as the integers that they spell. The filter does not,
+    // so it knows no upper bound.
     [Api.Chat, '{"max_tokens":7,"max_completion_tokens":"90"}', 1, -1],
     [Api.Chat, '{"max_tokens":"90","max_completion_tokens":7}', 1, -1],
     [Api.Chat, '{"max_tokens":9e1,"max_completion_tokens":7}', 1, -1],
@@ -471,7 +476,8 @@ describe("what Python's json.loads reads", () => {
         objects++;
       } else if (kind === 'other') expect([Unfit.NotObject, Unfit.NotUtf8], note).toContain(unfit);
       else if (unfit === Unfit.No) {
-        // Only what is not UTF-8, or a number that Python finds too long, passes here and fails there.
+        // Python refuses what the filter accepts only for two reasons: it is not UTF-8, or a number
+        // is too long for Python.
         const lossy = !Buffer.from(bytes.toString()).equals(bytes);
         expect(lossy, note).toBe(true);
       }

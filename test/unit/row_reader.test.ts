@@ -1,4 +1,5 @@
-// The rows of an array, read from characters in any pieces, against the rules one id at a time (rows.ts).
+// The rows of an array, read from characters in pieces of any length, compared with the rules
+// applied one id at a time (rows.ts).
 
 import { describe, expect, test } from 'vitest';
 import { DTYPES, itemBytes, rowBytes, type Shape } from './arrays.ts';
@@ -34,7 +35,7 @@ function prefill(shape: Shape, data: Buffer, first = 0): Rows {
   return { leg: Leg.Prefill, first, shape, data };
 }
 
-/** Reads arrays; the rules must say the same. */
+/** Reads arrays and checks that the reader comes to the same verdict as the rules. */
 function verdict(arrays: Rows[], reading: Reading, note = ''): Reason {
   const fault = expected(arrays, reading);
   expect(readArrays(arrays, reading, fixed), `${note} ${JSON.stringify(reading)}`).toEqual(fault);
@@ -42,7 +43,7 @@ function verdict(arrays: Rows[], reading: Reading, note = ''): Reason {
 }
 
 describe('a row of zeros is found', () => {
-  /** Rows of which only one is zero: the others have one byte that is not. */
+  /** Rows of which exactly one is zero. Each of the others has one byte that is not zero. */
   function almostZero(size: number, rows: number, zero: number): Buffer {
     const data = Buffer.alloc(rows * size);
     for (let row = 0; row < rows; row++) {
@@ -118,7 +119,8 @@ describe('a row of zeros is found', () => {
     const one: Shape = { dtype: '|u1', layers: 12, topK: 1 };
     const zeros = prefill(one, Buffer.alloc(12 * 30));
     for (const check of MODES) expect(verdict([zeros], { check })).toBe(Reason.None);
-    // A shape that nothing tells has none of one, but the model's has.
+    // Rows of zeros are allowed where top_k is 1. A format without a shape does not say so, but the
+    // configured model may.
     expect(verdict([zeros], { shapeless: true })).toBe(Reason.Experts);
     expect(verdict([zeros], { shapeless: true, model: { layers: 12, topK: 1 } })).toBe(Reason.None);
     expect(verdict([zeros], { shapeless: true, model: { layers: 3, topK: 4 } })).toBe(Reason.Experts);
@@ -148,7 +150,7 @@ describe('sentinels', () => {
               if (signed) expect(found).toBe(Reason.Sentinel);
               expect(verdict([prefill(shape, data)], { check, lead, pieces })).not.toBe(Reason.Sentinel);
             }
-            // One bit less is a row.
+            // With one bit less set, it is a row, not a sentinel.
             const bit = fixed.below(size * 8);
             data[row * size + (bit >> 3)]! ^= 0x80 >> (bit & 7);
             verdict([prefill(shape, data)], { check, lead, sentinels: true });
@@ -163,7 +165,7 @@ describe('rows are examined:', () => {
   const shape: Shape = { dtype: '|u1', layers: 2, topK: 3 };
   const size = rowBytes(shape);
 
-  /** Rows of an array in which a repeated id is found. */
+  /** Indices of the rows in which a repeated id would be found. */
   function examined(rows: number, reading: Reading): number[] {
     const good = goodRows(shape, rows);
     const found: number[] = [];
@@ -221,7 +223,7 @@ describe('rows are examined:', () => {
       expect(verdict([prefill(shape, data)], { pieces, shapeless: true })).toBe(Reason.None);
       const model = { layers: 2, topK: 3 };
       expect(verdict([prefill(shape, data)], { pieces, shapeless: true, model })).toBe(Reason.Experts);
-      // The model's shape is not that of these rows.
+      // These rows do not have the shape of the configured model.
       const other = { layers: 2, topK: 4 };
       expect(verdict([prefill(shape, data)], { pieces, shapeless: true, model: other })).toBe(Reason.None);
     }
@@ -235,7 +237,8 @@ describe('an id twice in a layer is found', () => {
         const shape: Shape = { dtype, layers: fixed.between(1, 7), topK };
         const item = itemBytes(dtype);
         const good = goodRows(shape, 3);
-        // In a row of three: what most rows do is the model's way.
+        // There are three rows, so that the other two show that the model does not repeat ids by
+        // design.
         expect(verdict([prefill(shape, good)], {})).toBe(Reason.None);
         for (let a = 0; a < topK; a++) {
           for (let b = a + 1; b < topK; b++) {
@@ -288,7 +291,7 @@ describe('an id twice in a layer is found', () => {
 });
 
 test('an id is not taken for one of a row long before', () => {
-  // Layers are told apart by a number of 16 bits; vectors compare up to 16 places.
+  // The reader numbers layers with 16 bits, and compares up to 16 places with vectors.
   const shape: Shape = { dtype: '<u2', layers: 1, topK: 17 };
   const size = rowBytes(shape);
   const rows = 65_540;
@@ -318,7 +321,7 @@ describe('rows as long as they may be', () => {
   test.each(SHAPES)('take time in proportion: $dtype, $layers layers of $topK', (shape) => {
     const size = rowBytes(shape);
     const item = itemBytes(shape.dtype);
-    // Ids with the same low 16 bits, as far as there are.
+    // As far as the dtype allows, the ids have the same low 16 bits.
     const data = Buffer.alloc(size * 3);
     for (let i = 0; i < data.length / item; i++) {
       if (item === 4) data.writeUInt32LE(((i * 0x10000 + (i >> 16)) >>> 0) + 1, i * 4);
@@ -335,7 +338,7 @@ describe('rows as long as they may be', () => {
     }
     expect(wasm['rowsEnd']!()).toBe(Reason.None);
     wasm['examinationJudge']!(0);
-    // 3 MiB; pairs would take minutes.
+    // The rows have 3 MiB. Comparing every pair of ids would take minutes.
     expect(performance.now() - started).toBeLessThan(3000);
     expect(wasm['heldBytes']!()).toBeLessThan(32 * MOST);
     wasm['examinationFree']!();
@@ -353,7 +356,8 @@ describe('rows as long as they may be', () => {
       verdict([prefill(shape, good)], { pieces: [300_000] });
       good.copy(good, size, size + item, size + 2 * item);
       const found = verdict([prefill(shape, good)], { pieces: [300_000] });
-      // More places than there are ids repeat in each row.
+      // A row with more places in a layer than there are ids repeats ids in every row, so this
+      // counts as the model's design.
       expect(found).toBe(shape.topK <= 65_536 || item === 4 ? Reason.Experts : Reason.None);
     }
   });
@@ -364,7 +368,8 @@ describe('rows as long as they may be', () => {
     const data = Buffer.alloc(size * 2);
     for (let i = 0; i < data.length / 4; i++) data.writeUInt32LE((i * 65_536 + (i >> 16)) >>> 0, i * 4);
     const rows = prefill(shape, data);
-    // Too little for what a row is copied to, decoded to, sorted in; and enough.
+    // The room is too small for the copy of a row, for its decoded ids, or for sorting them; the
+    // last one is large enough.
     for (const [cut, rooms] of [
       [1e9, [0, 0.5, 1.5]],
       [500_000, [0, 1, 2, 3]],
@@ -388,7 +393,7 @@ test('says what the rules say, of anything', () => {
     let shape: Shape = { dtype, layers: random.between(1, 9), topK };
     const dense = random.pick(Object.values(isDense));
     const arrays = Array.from({ length: random.between(1, 3) }, (_, i) => {
-      // Legs of different shapes are refused by others; here they must do no harm.
+      // Other code refuses legs of different shapes. Here they only must do no harm.
       if (i > 0 && random.chance(0.1)) shape = { ...shape, layers: random.between(1, 40) };
       const size = rowBytes(shape);
       const rows = random.pick([0, 1, 2, 5, 66, 67, 130, 200]);
@@ -404,7 +409,7 @@ test('says what the rules say, of anything', () => {
         else if (kind === 3) data.fill(0, item(layer), item(layer + topK));
         else if (topK > 1) data.copy(data, item(layer), item(layer + 1), item(layer + 2));
       }
-      // A model that repeats by design.
+      // A model that repeats ids by design.
       if (topK > 1 && random.chance(0.2)) {
         for (let row = 0; row < data.length; row += size) {
           if (random.chance(0.7)) data.copy(data, row, row + itemBytes(dtype), row + 2 * itemBytes(dtype));

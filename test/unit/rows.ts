@@ -1,11 +1,12 @@
-// Rows as routers give them, and what is wrong with rows, by the rules as they are written: with Buffer, one id at a time.
+// Rows as routers give them, and what is wrong with rows: the rules applied literally, with Buffer
+// and one id at a time.
 
 import type { Dtype } from '../engine/router.ts';
 import { itemBytes, rowBytes, type Shape } from './arrays.ts';
 import type { Random } from './random.ts';
 import { Dtype as DtypeId, Reason, lend, takeOutput, view, wasm } from './wasm.ts';
 
-// As the sources number them.
+// Numbered as in the AssemblyScript sources.
 export enum RowCheck {
   Sampled,
   All,
@@ -29,7 +30,7 @@ export interface Model {
   experts?: number;
 }
 
-/** Ids of one row, layer by layer. */
+/** The ids of one row: a list for each layer. */
 export type Ids = number[][];
 
 export function encodeRow(dtype: string, ids: Ids): Buffer {
@@ -52,14 +53,14 @@ export function decodeIds({ dtype, layers, topK }: Shape, row: Buffer): Ids {
   );
 }
 
-/** `topK` ids that all differ, of `experts`. */
+/** `topK` different ids below `experts`. */
 export function choose(random: Random, topK: number, experts: number): number[] {
   const chosen = new Set<number>();
   while (chosen.size < topK) chosen.add(random.below(experts));
   return [...chosen];
 }
 
-/** A row of a model whose layers in `dense` have no experts. */
+/** A row of a model whose layers are dense, that is, without experts, where `dense` says so. */
 export function goodRow(random: Random, { dtype, layers, topK }: Shape, dense: (layer: number) => boolean) {
   const most = { '|u1': 256, '<u2': 1024, '<i2': 1024, '<i4': 1024 }[dtype];
   const ids = Array.from({ length: layers }, (_, layer) =>
@@ -94,7 +95,7 @@ export interface Fault {
   text?: string;
 }
 
-/** An array that was read: some rows of one leg. */
+/** An array that was read: a run of rows of one leg. */
 export interface Rows {
   leg: Leg;
   first: number;
@@ -102,7 +103,10 @@ export interface Rows {
   data: Buffer;
 }
 
-/** What is wrong with one row by itself: its layer, -1 for all of them; undefined: nothing. */
+/**
+ * The layer in which a row is wrong by itself, or -1 when it is wrong in all layers; undefined when
+ * nothing is wrong.
+ */
 export function faultOfRow(
   row: Buffer,
   shape: Shape,
@@ -128,7 +132,9 @@ interface Seen {
   kinds: Kind[];
 }
 
-/** What examined rows of one exchange say together; undefined: nothing. */
+/**
+ * What is wrong with the examined rows of one exchange taken together; undefined when nothing is.
+ */
 export function faultOfRows(seen: Seen[], early = false): string | undefined {
   const legs = [Leg.Prefill, Leg.Decode].map((leg) => seen.filter((row) => row.leg === leg));
   const [prefill, decode] = legs as [Seen[], Seen[]];
@@ -149,7 +155,7 @@ export function faultOfRows(seen: Seen[], early = false): string | undefined {
     }
     if (byDesign || (early && (repeats[0]! > 0 || prefill.length === 0))) continue;
     const mixed = count(seen, layer, 'Z') < seen.length;
-    // Of a leg's rows, the first that came.
+    // Among the rows of one leg, the first one is reported.
     for (const rows of legs) {
       for (const kind of mixed ? ['D', 'Z'] : ['D']) {
         const first = rows.find(({ kinds }) => kinds[layer] === kind);
@@ -170,14 +176,14 @@ export function describeFault(leg: Leg, token: number, layer: number): string {
 export interface Reading {
   check?: RowCheck;
   model?: Model;
-  /** Bits of something else before the first row. */
+  /** Number of bits before the first row that belong to something else. */
   lead?: number;
   /** The reader is not told how many rows there are. */
   unknown?: boolean;
-  /** Nor of how many layers and experts. */
+  /** The reader is told neither the number of layers nor top_k. */
   shapeless?: boolean;
   sentinels?: boolean;
-  /** Lengths of the pieces, in turn; the last one for all that follow. */
+  /** Lengths of the pieces in turn. The last length holds for all further pieces. */
   pieces?: readonly number[];
 }
 
@@ -213,7 +219,7 @@ export function startExamination(check: RowCheck, { layers = 0, topK = 0, expert
   wasm['examinationStart']!(check, layers, topK, experts);
 }
 
-/** What the examination says now. */
+/** The verdict of the examination at this point. */
 export function judge(early = false): Fault {
   const reason: Reason = wasm['examinationJudge']!(+early);
   return reason === Reason.Experts ? { reason, text: description() } : { reason };
@@ -225,7 +231,10 @@ function description(): string {
   return takeOutput().toString();
 }
 
-/** Base64 of rows that begin `lead` bits into the first character, with other bits around them, without padding. */
+/**
+ * Base64, without padding, of rows that begin `lead` bits into the first character and have other
+ * bits around them.
+ */
 export function charsOf(data: Buffer, lead: number, random: Random): string {
   const before = random.bytes((4 * lead) % 3 === 0 ? 0 : lead / 2).map((byte) => byte | 1);
   const text = Buffer.concat([before, data, random.bytes(3)]).toString('base64');
@@ -233,7 +242,10 @@ export function charsOf(data: Buffer, lead: number, random: Random): string {
   return text.slice(first, Math.ceil(((before.length + data.length) * 8) / 6));
 }
 
-/** Reads one array with the module; `Experts` is not told yet when only other rows could excuse it. */
+/**
+ * Reads one array with the test module. `Experts` is not returned here for a fault that other rows
+ * may still excuse.
+ */
 export function readRows({ leg, first, shape, data }: Rows, reading: Reading, random: Random): Reason {
   const { lead = 0, unknown = false, shapeless = false, sentinels = false, pieces = [1e9] } = reading;
   const size = rowBytes(shape);
@@ -241,13 +253,13 @@ export function readRows({ leg, first, shape, data }: Rows, reading: Reading, ra
   const rows = unknown ? -1 : data.length / size;
   wasm['rowsStart']!(leg, DTYPE_IDS[shape.dtype], layers, topK, size, lead, first, rows, +sentinels);
   const text = Buffer.from(charsOf(data, lead, random));
-  // What lies before and behind a piece must decide nothing.
+  // The bytes before and behind a piece must not influence the result.
   const around = Buffer.alloc(32, random.pick(['A', '/', '"', 'Q']));
   for (let at = 0, i = 0; at < text.length; i++) {
     const len = Math.min(pieces[Math.min(i, pieces.length - 1)]!, text.length - at);
     const ptr = lend(Buffer.concat([around, text.subarray(at, at + len), around]));
     const reason: Reason = wasm['rowsPush']!(ptr + around.length, len);
-    // A piece is gone after the call.
+    // The bytes of a piece are gone after the call.
     view(ptr, len + 2 * around.length).fill(random.pick([0x41, 0x2f, 0x51]));
     if (reason !== Reason.None) return reason;
     at += len;
@@ -255,7 +267,7 @@ export function readRows({ leg, first, shape, data }: Rows, reading: Reading, ra
   return wasm['rowsEnd']!();
 }
 
-/** Reads arrays one after the other, as one exchange, and frees everything. */
+/** Reads arrays one after the other as one exchange, and frees everything. */
 export function readArrays(arrays: Rows[], reading: Reading, random: Random): Fault {
   startExamination(reading.check ?? RowCheck.Sampled, reading.model);
   let reason = Reason.None;

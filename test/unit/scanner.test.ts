@@ -1,4 +1,4 @@
-// The scanner against JSON.parse, and its events against a walk over the parsed tree.
+// The scanner compared with JSON.parse, and its events compared with a walk over the parsed tree.
 
 import { describe, expect, test } from 'vitest';
 import { Random, withSeeds } from './random.ts';
@@ -40,7 +40,7 @@ interface Seen {
   integer: bigint;
 }
 
-/** All watched values in order of their start; null when the document fails. */
+/** All watched values in the order of their start; null when the document is refused. */
 function scan(
   bytes: Buffer,
   paths: readonly string[],
@@ -90,7 +90,7 @@ function scan(
   }
   if (wasm['scannerComplete']!() === 0) return null;
   expect(done).toBe(wasm['scannerDone']!());
-  // A number at the root has no end of its own.
+  // A number at the root ends only with the document.
   if (open.length === 1 && done === 0) {
     Object.assign(open.pop()!, { end: bytes.length, integer: wasm.scannerInteger() });
   }
@@ -105,7 +105,7 @@ interface Written {
   seen: Seen[];
 }
 
-/** Writes random documents and notes what a scanner must see in them. */
+/** Writes random documents, and records what a scanner must find in them. */
 class Writer {
   private text = '';
   private seen: Seen[] = [];
@@ -251,7 +251,7 @@ class Writer {
 
 const join = (path: string, key: string) => (path === '' ? key : `${path}.${key}`);
 
-/** What depends on the place is only promised where it has a meaning. */
+/** Members that describe the place of a value are compared only where they have a meaning. */
 function comparable(values: Seen[]): Seen[] {
   return values.map((value) => ({
     ...value,
@@ -543,7 +543,7 @@ describe('grammar', () => {
     expect(accepts(nest(511, '{"a":', '}'))).toBe(true);
     expect(accepts(nest(513, '[', ']'))).toBe(false);
     expect(accepts(nest(513, '{"a":', '}'))).toBe(false);
-    // A sibling does not count.
+    // A sibling does not add to the depth.
     expect(accepts(`[${nest(511, '[', ']')},${nest(511, '{"":', '}')}]`)).toBe(true);
     watch([]);
     scan(Buffer.from(nest(513, '[', ']')), []);
@@ -568,7 +568,7 @@ describe('grammar', () => {
       const { text } = new Writer(random, PATHS).write();
       for (let end = 0; end <= text.length; end++) {
         const part = text.slice(0, end);
-        // A cut through a surrogate pair becomes U+FFFD in both.
+        // A cut through a surrogate pair becomes U+FFFD for both parsers.
         expect(accepts(part), part).toBe(parses(part));
       }
     });
@@ -582,7 +582,7 @@ describe('grammar', () => {
       const { text } = new Writer(random, PATHS).write();
       for (let i = 0; i < 15; i++) {
         const mutant = mutate(text, random);
-        // The scanner knows these three as well, and JSON.parse has no bound on depth.
+        // The scanner also accepts NaN, Infinity and -Infinity, which JSON.parse refuses.
         if (/NaN|Infinity/.test(mutant)) continue;
         const expected = parses(mutant);
         expect(accepts(mutant), JSON.stringify(mutant)).toBe(expected);
@@ -590,7 +590,7 @@ describe('grammar', () => {
         if (expected) accepted++;
       }
     });
-    // Both verdicts must be common for this to say anything.
+    // The test says something only if both verdicts are common.
     if (all > 1000) {
       expect(accepted / all).toBeGreaterThan(0.1);
       expect(accepted / all).toBeLessThan(0.9);
@@ -599,7 +599,7 @@ describe('grammar', () => {
 });
 
 describe('inside values that nobody watches', () => {
-  /** Compact, as engines write it: what is passed a member at a time. */
+  /** A compact document, as engines write it. The scanner passes it one member at a time. */
   const compact = (random: Random, depth: number): string => {
     const kind = depth === 0 ? random.below(4) : random.below(6);
     if (kind === 0)

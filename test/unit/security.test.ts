@@ -1,4 +1,4 @@
-// SECURITY.md names a test in each of its lines: the files are there, and tests with these names.
+// Each line of SECURITY.md names a test: the files exist, and have tests with these names.
 
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { expect, test } from 'vitest';
@@ -15,7 +15,7 @@ test.each(lines)('%s', (line) => {
     expect(existsSync(file), each).toBe(true);
     if (names === undefined || statSync(file).isDirectory()) continue;
     const source = readFileSync(file, 'utf8');
-    // Parties are put before the names in the file.
+    // In SECURITY.md, names of parties may precede the name that the file has.
     for (const name of names.replace(/^(client|prefill|decode): /, '').split(', '))
       expect(source, each).toContain(name);
   }

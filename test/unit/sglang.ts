@@ -1,4 +1,4 @@
-// SGLang's endpoints, a request for each, and where their replies have the rows.
+// SGLang's endpoints, a request for each of them, and the place of the rows in their replies.
 
 import type { Json } from './exchanges.ts';
 
@@ -16,11 +16,11 @@ export const bytes = (base64: string): Buffer => Buffer.from(base64, 'base64');
 export const int32 = (raw: Buffer): number[] =>
   Array.from({ length: raw.length / 4 }, (_, i) => raw.readInt32LE(i * 4));
 
-/** The arrays of a reply, wherever they stand. */
+/** The arrays of a reply, at whichever place it has them. */
 export function arraysOf(reply: Json): Buffer[] {
   const list = Array.isArray(reply) ? reply : [reply];
   return list.map((item) => bytes(item['meta_info']?.routed_experts ?? item['sglext'].routed_experts));
 }
 
-/** Bytes of one row of the default model. */
+/** Number of bytes of one row of the default model. */
 export const ROW = 4 * 4 * 4;

@@ -1,4 +1,5 @@
-// The test module in Node: bytes in and out, and its objects driven as the filter drives them.
+// The test module in Node: bytes go in and out, and its objects are driven as the filter drives
+// them.
 
 import { readFileSync } from 'node:fs';
 import { instantiateSync } from '@assemblyscript/loader';
@@ -7,7 +8,8 @@ import { Reason } from '../../assembly/routing/reason.ts';
 
 export { Reason };
 
-// As the sources number them, which TypeScript can't read.
+// These enums are numbered as in the AssemblyScript sources, from which TypeScript cannot import
+// them.
 export enum Event {
   More,
   Value,
@@ -69,7 +71,10 @@ const memory = instance.exports.memory!;
 let room = 0;
 let scratch = 0;
 
-/** Copies bytes to where the module can read them, until the next `lend`; returns their address. */
+/**
+ * Copies bytes to the module's memory, where they stay until the next `lend`. Returns their
+ * address.
+ */
 export function lend(bytes: Uint8Array): number {
   if (bytes.length > room) {
     if (scratch !== 0) wasm['free']!(scratch);
@@ -80,24 +85,24 @@ export function lend(bytes: Uint8Array): number {
   return scratch;
 }
 
-/** A copy of the module's memory. */
+/** Returns a copy of bytes in the module's memory. */
 export function peek(ptr: number, len: number): Buffer {
   return Buffer.from(new Uint8Array(memory.buffer, ptr >>> 0, len).slice().buffer);
 }
 
-/** A view of the module's memory, until the next call. */
+/** Returns a view of the module's memory, valid until the next call into the module. */
 export function view(ptr: number, len: number): Uint8Array {
   return new Uint8Array(memory.buffer, ptr >>> 0, len);
 }
 
-/** What has left since the last `takeOutput`. */
+/** What the module has written since the last `takeOutput`. */
 export function takeOutput(): Buffer {
   const out = peek(wasm['outputPtr']!(), wasm['outputLen']!());
   wasm['clearOutput']!();
   return out;
 }
 
-/** Frees what a case has left behind, and fails it when that is not everything. */
+/** Frees what a test case has left, and fails if anything is still held then. */
 export function expectNothingHeld(): void {
   wasm['responseFree']!();
   wasm['replyFree']!();
@@ -106,7 +111,7 @@ export function expectNothingHeld(): void {
   expect(wasm['parkedPieces']!()).toBe(0);
 }
 
-/** Registers the leak check for every test of a file. */
+/** Makes every test of a file check for leaks. */
 export function checkLeaks(): void {
   afterEach(expectNothingHeld);
 }
@@ -118,20 +123,20 @@ export interface Reply {
   reason: Reason;
   promptTokens: number;
   kv: string;
-  /** Rows are kept for the responses to come. */
+  /** The rows have been kept for the responses that follow. */
   rows: boolean;
 }
 
 export interface ReplyOptions {
-  /** Bytes of the windows in turn; the last one for all that follow. */
+  /** Lengths of the windows in turn. The last length holds for all further windows. */
   windows?: readonly number[];
-  /** First token whose row was asked for. */
+  /** Index of the first token whose row was asked for. */
   start?: number;
-  /** Rows are parked in pieces of so many quanta of base64, 4 characters each. */
+  /** Rows are parked in pieces of this many quanta of base64, which have 4 characters each. */
   park?: number;
 }
 
-/** Reads a reply as `filter/capture.ts` does, and keeps its rows. */
+/** Reads a reply as `assembly/filter/rows/capture.ts` does, and keeps its rows. */
 export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
   const { windows = [body.length], park } = options;
   wasm['freeRows']!();
@@ -141,7 +146,7 @@ export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
     const at = wasm['replyOffset']!();
     const len = windows[Math.min(i, windows.length - 1)]!;
     const window = body.subarray(at, at + len);
-    // Rows are lent beside the window, which is still in use.
+    // Rows are lent in memory of their own, because the window is still in use.
     const ptr = wasm['alloc']!(window.length) >>> 0;
     view(ptr, window.length).set(window);
     json = wasm['replyPush']!(ptr, window.length) !== 0;
@@ -159,7 +164,7 @@ export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
   const reason: Reason = json ? wasm['replyGive']!(lend(body)) : Reason.None;
   const reply: Reply = {
     json,
-    // Nothing that came is no reason.
+    // A reply without rows is no failure here.
     reason: reason === Reason.Missing ? Reason.None : reason,
     promptTokens: wasm['replyPromptTokens']!(),
     kv: Buffer.from(body.subarray(wasm['replyKvStart']!(), wasm['replyKvEnd']!())).toString(),
@@ -178,33 +183,39 @@ export interface ResponseOptions {
   missing?: Reason;
   treatment?: Treatment;
   events?: boolean;
-  /** Lengths of the pieces in turn; the last one for all that follow. */
+  /** Lengths of the pieces in turn. The last length holds for all further pieces. */
   pieces?: readonly number[];
-  /** Bytes held before anything leaves: `Infinity` until the end, 0 until the first array is planned. */
+  /**
+   * Number of bytes that are held before anything is released: `Infinity` until the end, 0 until
+   * the first array is planned.
+   */
   hold?: number;
-  /** Pieces that are replaced whole are not read. */
+  /** Pieces that are replaced as a whole are not read. */
   unread?: boolean;
-  /** Ends after so many bytes. */
+  /** The response ends after this many bytes. */
   until?: number;
 }
 
 export interface Response {
   reason: Reason;
   nulled: Reason;
-  /** All that left. */
+  /** All bytes that were released. */
   body: Buffer;
-  /** Something left before the failure. */
+  /** Bytes had been released before the failure. */
   committed: boolean;
   complete: boolean;
   choices: number;
   growth: number;
-  /** Bytes that passed without being read. */
+  /** Number of bytes that passed without being read. */
   passed: number;
-  /** Most bytes of the body that were held. */
+  /** The largest number of bytes of the body that was held. */
   mostHeld: number;
 }
 
-/** Reads a response as `filter/exchange.ts` does, with the rows that `readReply` kept. */
+/**
+ * Reads a response with the rows that `readReply` kept, as `assembly/filter/phases/hold.ts` and
+ * `stream.ts` do.
+ */
 export function readResponse(body: Uint8Array, options: ResponseOptions = {}): Response {
   const { tail = false, choices = 1, maxTokens = -1, missing = Reason.Missing, events = false } = options;
   const { treatment = Treatment.Merge, pieces = [body.length], hold = Infinity, unread = true } = options;

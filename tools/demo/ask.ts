@@ -1,4 +1,4 @@
-/** Requests to engines, and what is taken from their answers. */
+/** Sends requests to engines, and takes from their answers what the demo needs. */
 
 import { request } from 'node:http';
 import { Problem } from '../problem.mjs';
@@ -7,7 +7,7 @@ import { decodeRows, type Rows } from './rows.ts';
 export interface Answer {
   rows: Rows;
   kvTransferParams: unknown;
-  /** Value of the header `x-routed-experts`. */
+  /** The value of the header `x-routed-experts`. */
   outcome: string | null;
   milliseconds: number;
 }
@@ -15,11 +15,11 @@ export interface Answer {
 type Json = Record<string, unknown>;
 
 const MODELS_TIMEOUT_MS = 10_000;
-/** A large engine may take this long for a prompt of its own choosing. */
+/** A large engine may take this long for a prompt that the user chose. */
 const GENERATION_TIMEOUT_MS = 600_000;
 const EXCERPT = 300;
 
-/** Name of the first model that the engine serves. */
+/** The name of the first model that the engine serves. */
 export async function askModel(who: string, base: URL): Promise<string> {
   const { json } = await ask(who, base, '/v1/models', null, {}, MODELS_TIMEOUT_MS);
   const [model] = (json.data ?? []) as { id?: unknown }[];
@@ -27,7 +27,7 @@ export async function askModel(who: string, base: URL): Promise<string> {
   throw new Problem(`The ${who} at ${base.origin} names no model; give one with --model.`);
 }
 
-/** One completion with its routing. */
+/** Asks for one completion with its routing. */
 export async function complete(who: string, base: URL, body: Json, requestId: string): Promise<Answer> {
   const started = performance.now();
   const headers = { 'content-type': 'application/json', 'x-request-id': requestId };
@@ -80,7 +80,7 @@ async function ask(
   }
 }
 
-/** A connection of its own for every request: nothing is left open when the demo ends. */
+/** Every request has a connection of its own, so that none is left open when the demo ends. */
 function send(url: URL, body: string | null, headers: Record<string, string>, timeoutMs: number) {
   return new Promise<{ status: number; text: string; outcome: string | null }>((resolve, reject) => {
     const outgoing = request(url, {

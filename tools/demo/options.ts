@@ -8,14 +8,14 @@ export type DecodeRows = 'full' | 'tail';
 export type EngineName = 'prefill' | 'decode' | 'oracle';
 
 export interface Options {
-  /** Engines to use instead of the simulated ones; an oracle is optional then. */
+  /** The engines to use instead of simulated ones. The oracle is then optional. */
   engines: Partial<Record<EngineName, URL>> | null;
   port: number;
   connector: Connector;
   decodeRows: DecodeRows;
-  /** Asked of the engines when absent. */
+  /** Name of the model; when absent, the demo asks the decode engine. */
   model?: string;
-  /** End after the comparison. */
+  /** Whether the demo ends after the comparison. */
   once: boolean;
 }
 
@@ -61,7 +61,7 @@ function parse(args: string[]) {
       },
     }).values;
   } catch (error) {
-    // Only the first sentence: the rest explains option syntax.
+    // Only the first sentence is shown, because the rest explains the syntax of options.
     throw new Problem(`${(error as Error).message.split('. ')[0]}.`);
   }
 }

@@ -15,7 +15,10 @@ export function decodeRows(base64: string): Rows {
   return { dtype: descr, count, rowBytes: count ? data.length / count : 0, data };
 }
 
-/** Indices below `end` at which `rows` is not what `reference` is; a row that one of them lacks differs. */
+/**
+ * The indices below `end` at which `rows` and `reference` differ. A row that one of them does not
+ * have differs.
+ */
 export function differing(rows: Rows, reference: Rows, end: number): number[] {
   const same = rows.dtype === reference.dtype;
   return Array.from({ length: end }, (_, i) => i).filter((i) => {
@@ -26,7 +29,7 @@ export function differing(rows: Rows, reference: Rows, end: number): number[] {
 
 const row = ({ data, rowBytes }: Rows, i: number) => data.subarray(i * rowBytes, (i + 1) * rowBytes);
 
-/** `[0, 1, 2, 5]` as `0-2, 5`. */
+/** Writes indices as ranges: `[0, 1, 2, 5]` as `0-2, 5`. */
 export function ranges(indices: number[]): string {
   const found: [first: number, last: number][] = [];
   for (const i of indices) {

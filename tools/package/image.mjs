@@ -1,5 +1,6 @@
-// An OCI image layout (image-spec 1.1) of one layer that holds /plugin.wasm: the "compat" variant of Wasm images, which
-// Istio's WasmPlugin, Envoy Gateway, and image volumes of Kubernetes take. No daemon and no registry is needed.
+// Writes an OCI image layout (image-spec 1.1) with one layer that holds /plugin.wasm. This is the
+// "compat" variant of Wasm images, which Istio's WasmPlugin, Envoy Gateway, and image volumes of
+// Kubernetes accept. It needs neither a daemon nor a registry.
 import { createHash } from 'node:crypto';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -32,7 +33,8 @@ export function writeImage(folder, wasm, project) {
   const config = blob(
     CONFIG,
     json({
-      // What image builders say of such images: some runtimes refuse a platform that is not theirs.
+      // Image builders write this platform into such images, although it means nothing for a Wasm
+      // module: some runtimes refuse a platform that is not their own.
       architecture: 'amd64',
       os: 'linux',
       created: EPOCH,
@@ -75,7 +77,8 @@ const sha256 = (data) => createHash('sha256').update(data).digest('hex');
 /** @param {Buffer} data */
 function gzip(data) {
   const zipped = gzipSync(data, { level: 9 });
-  // RFC 1952: the time is 0 with zlib, and byte 9 tells the system; 255 is an unknown one.
+  // RFC 1952: zlib writes the time 0. Byte 9 is the operating system, and 255 stands for an unknown
+  // one.
   zipped[9] = 255;
   return zipped;
 }

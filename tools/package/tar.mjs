@@ -1,4 +1,4 @@
-// A tar archive (POSIX ustar) with nothing in it of when, where and by whom it was made.
+// Writes a tar archive (POSIX ustar) that does not show when, where and by whom it was made.
 
 const BLOCK = 512;
 
@@ -26,7 +26,7 @@ function header(name, size) {
   number(block, 136, 12, 0);
   block.write('0', 156);
   block.write('ustar\0' + '00', 257, 'latin1');
-  // The sum counts its own field as spaces.
+  // The checksum counts its own field as spaces.
   block.fill(' ', 148, 156);
   const sum = block.reduce((a, b) => a + b, 0);
   block.write(sum.toString(8).padStart(6, '0') + '\0 ', 148, 'latin1');
@@ -34,7 +34,7 @@ function header(name, size) {
 }
 
 /**
- * An octal number that a zero byte ends.
+ * Writes an octal number followed by a zero byte.
  * @param {Buffer} block
  * @param {number} at
  * @param {number} width

@@ -1,9 +1,10 @@
-// TypeScript types of the configuration, from its JSON Schema.
+// Makes TypeScript types of the configuration from its JSON Schema.
 
 /**
  * @typedef {{
- *   type?: string, enum?: unknown[], description?: string, default?: unknown, minimum?: number, maximum?: number,
- *   required?: string[], properties?: Record<string, Schema>, items?: Schema, title?: string
+ *   type?: string, enum?: unknown[], description?: string, default?: unknown,
+ *   minimum?: number, maximum?: number, required?: string[],
+ *   properties?: Record<string, Schema>, items?: Schema, title?: string
  * }} Schema
  */
 

@@ -1,7 +1,9 @@
-// Istio's discovery server over manifests in memory: the generators and the xDS of istiod, without Kubernetes.
+// Istio's discovery server over manifests in memory: the generators and the xDS of istiod, without
+// Kubernetes.
 //
-// Prints `listening <address>`. Each line of standard input names a file with all manifests (YAML); they become the
-// server's whole configuration, and it answers `applied <number>` or `refused <why>`. It ends with standard input.
+// The program prints `listening <address>`. Each line of standard input names a file with all
+// manifests (YAML). They become the whole configuration of the server, and it answers `applied
+// <number>` or `refused <why>`. The program ends when standard input does.
 package main
 
 import (
@@ -33,7 +35,7 @@ func serve(t test.Failer) {
 	}
 	server := xds.NewFakeDiscoveryServer(t, xds.FakeOptions{
 		ListenerBuilder: func() (net.Listener, error) { return listener, nil },
-		// Several objects of one file are one push, as behind istiod.
+		// As in istiod, the objects of one file are pushed together.
 		DebounceTime: 50 * time.Millisecond,
 	})
 	fmt.Println("listening", listener.Addr())
@@ -70,14 +72,15 @@ func read(path string) (map[string]config.Config, error) {
 			c.Namespace = "default"
 		}
 		c.Domain = "cluster.local"
-		// The order of files is the order of creation: it decides between patches of one priority.
+		// The order of the objects in the file becomes the order of their creation, which decides between
+		// patches of the same priority.
 		c.CreationTimestamp = time.Unix(int64(i), 0)
 		found[c.Key()] = c
 	}
 	return found, nil
 }
 
-// Makes the store hold `next` instead of `applied`.
+// Replaces the contents `applied` of the store with `next`.
 func apply(store model.ConfigStoreController, applied, next map[string]config.Config) error {
 	for key, c := range next {
 		old, ok := applied[key]

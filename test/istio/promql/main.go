@@ -1,7 +1,9 @@
-// Checks alerting rules, and evaluates queries over scrapes of Envoy, with Prometheus's own parser and engine.
+// Checks alerting rules, and evaluates queries over scrapes of Envoy, with Prometheus's own parser
+// and engine.
 //
-// Standard input: {"rules": "<file>", "queries": ["<PromQL>"], "scrapes": ["<file>"]}; scrapes are 15 s apart, and queries are
-// evaluated at the last one. Standard output: [{"series": <number>} or {"error": "<why>"}], one a query.
+// Standard input: {"rules": "<file>", "queries": ["<PromQL>"], "scrapes": ["<file>"]}. The scrapes
+// are 15 s apart, and queries are evaluated at the time of the last one. Standard output: a list
+// that has {"series": <number>} or {"error": "<why>"} for each query.
 package main
 
 import (
@@ -98,7 +100,7 @@ func evaluate(engine *promql.Engine, db *tsdb.DB, text string, at time.Time) res
 	return result{Series: len(vector)}
 }
 
-// Stores a scrape in the text format.
+// Stores a scrape in the text format of Prometheus.
 func store(db *tsdb.DB, path string, at time.Time) error {
 	file, err := os.Open(path)
 	if err != nil {

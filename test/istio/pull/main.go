@@ -1,5 +1,5 @@
-// Pulls an OCI image layout as Istio's agent pulls a WasmPlugin's image: through a registry, with the agent's own fetcher.
-// Prints the sha256 of the wasm module that came out.
+// Pulls an OCI image layout as Istio's agent pulls the image of a WasmPlugin: through a registry,
+// with the agent's own fetcher. Prints the sha256 of the Wasm module that it gets.
 //
 // usage: pull <layout folder>
 package main

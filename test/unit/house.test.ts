@@ -18,15 +18,6 @@ import {
   type Source,
 } from './house.ts';
 
-/** Files that exceed a limit and are being split. A file leaves the list when that is done. */
-const BEING_SPLIT: readonly string[] = [
-  'routing/decode_response.ts',
-  'routing/formats/npy_string.ts',
-  'routing/npy.ts',
-  'routing/prefill_reply.ts',
-  'routing/reason.ts',
-];
-
 /** The files of a folder with these endings. Their paths begin with `prefix`. */
 function filesOf(folder: string, endings: RegExp, prefix = `${folder}/`): Source[] {
   return readdirSync(join(ROOT, folder), { recursive: true, encoding: 'utf8' })
@@ -57,14 +48,7 @@ describe('in assembly/', () => {
   });
 
   test('files, classes and functions fit on a few screens, or say why they do not', () => {
-    expect(tooLong(sources.filter(({ path }) => !BEING_SPLIT.includes(path)))).toEqual([]);
-  });
-
-  test('what is being split is still there, and too long', () => {
-    for (const path of BEING_SPLIT) {
-      const source = sources.filter((one) => one.path === path);
-      expect(tooLong(source), `${path}: done; remove it from BEING_SPLIT`).not.toEqual([]);
-    }
+    expect(tooLong(sources)).toEqual([]);
   });
 });
 

@@ -28,14 +28,12 @@ export class Counts {
     this.metaPrompt = this.metaCompletion = -1;
   }
 
-  /** The count at a place is `value`; -1: it is no plain integer. False: the place has no count. */
-  tell(place: Place, value: i64): bool {
+  /** The count at a place is `value`; -1: it is no plain integer. */
+  tell(place: Place, value: i64): void {
     if (place == Place.PromptTokens) this.usagePrompt = value;
     else if (place == Place.CompletionTokens) this.usageCompletion = value;
     else if (place == Place.MetaPromptTokens) this.metaPrompt = value;
     else if (place == Place.MetaCompletionTokens) this.metaCompletion = value;
-    else return false;
-    return true;
   }
 
   /** Tokens of the prompt; -1: not known. */

@@ -425,9 +425,9 @@ export class DecodeResponse extends Site {
   private endArray(): bool {
     const array = this.array;
     const reason = array.end(this);
-    // An array whose form is not known is read again, and a deferred one is counted with its
+    // An array whose form is not known is read again, and one without a header is counted with its
     // element.
-    if (reason == Reason.None) return this.undecided == 0 && this.deferred.length == 0;
+    if (reason == Reason.None) return this.undecided == 0 && this.match.format != Format.Raw;
     if (array.heldFrom < 0) this.refuse(reason);
     else {
       this.refuseArray();

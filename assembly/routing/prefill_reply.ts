@@ -272,6 +272,7 @@ export class PrefillReply {
       // Lists are generated rows, which are not needed. Without the prompt's rows beside them they
       // are no format at all, see `giveRows`.
       if (this.format == Format.None) this.format = Format.Prompt;
+      else if (this.format != Format.Prompt) this.refuse(Reason.Mixed);
       return;
     }
     if (reader.choices > 1) return this.refuse(Reason.Choices);

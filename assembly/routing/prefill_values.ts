@@ -67,20 +67,22 @@ export class PrefillValues {
     // Every event of a stream would get them again.
     if (site.events) return;
     const values = this.prompt.values;
+    let members = site.scanner.count;
     for (let i = 0; i < values.length; i++) {
       const value = values[i];
       if (!isLong(value.kind) || value.inChoice != inChoice || reply.has(placeOf(value.kind, inChoice)))
         continue;
       if (!this.mayCopy(site, value.kind)) return;
-      this.insert(site, value);
+      this.insert(site, value, members++ > 0);
     }
   }
 
-  private insert(site: Site, value: PrefillValue): void {
+  /** `behind`: another member stands before it in the object. */
+  private insert(site: Site, value: PrefillValue, behind: bool): void {
     const experts = value.kind == Kind.PromptExperts;
     if (experts) this.placed = true;
     const key = experts ? PROMPT_EXPERTS : PROMPT_LOGPROBS;
-    const comma = site.scanner.count > 0 ? COMMA.len : 0;
+    const comma: usize = behind ? COMMA.len : 0;
     // The position of the brace.
     const at = site.position - 1;
     if (comma > 0) site.rope.replace(at, 0, COMMA.ptr, comma);

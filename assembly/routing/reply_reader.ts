@@ -37,8 +37,9 @@ export const enum Notice {
   /** A value of `kind`, which prefill knows better; `again`: it is not the first one there. */
   Value,
   ValueEnd,
-  /** Another watched value, at `place`, of which the reader itself keeps nothing. */
+  /** `kv_transfer_params` or `finish_reason`, at `place`. */
   Other,
+  /** The same, `token_ids`, `index` or `meta_info.cached_tokens` has ended, at `place`. */
   OtherEnd,
   /** The document has ended. Told once. */
   DocumentEnd,
@@ -150,11 +151,12 @@ export class ReplyReader {
       case Place.Meta:
         this.counts.beginMeta();
         return Notice.None;
+      case Place.KvTransferParams:
+      case Place.FinishReason:
+        return Notice.Other;
       default:
+        return isMember(place) ? Notice.Member : this.takeKind(place) ? Notice.Value : Notice.None;
     }
-    if (isMember(place)) return Notice.Member;
-    this.kind = kindAt(place);
-    return this.kind == Kind.Count ? Notice.Other : Notice.Value;
   }
 
   /** A watched value has ended. */
@@ -170,12 +172,28 @@ export class ReplyReader {
       case Place.Raw:
       case Place.ChoiceRaw:
         return Notice.ArrayEnd;
+      case Place.PromptTokens:
+      case Place.CompletionTokens:
+      case Place.MetaPromptTokens:
+      case Place.MetaCompletionTokens:
+        this.counts.tell(place, this.scanner.integer);
+        return Notice.None;
+      case Place.KvTransferParams:
+      case Place.FinishReason:
+      case Place.TokenIds:
+      case Place.ChoiceIndex:
+      case Place.MetaCachedTokens:
+        return Notice.OtherEnd;
       default:
+        return isMember(place) ? Notice.MemberEnd : this.takeKind(place) ? Notice.ValueEnd : Notice.None;
     }
-    if (isMember(place)) return Notice.MemberEnd;
-    this.kind = kindAt(place);
-    if (this.kind != Kind.Count) return Notice.ValueEnd;
-    return this.counts.tell(place, this.scanner.integer) ? Notice.None : Notice.OtherEnd;
+  }
+
+  /** Keeps the kind of the value at a place. False where it is of no kind. */
+  private takeKind(place: Place): bool {
+    const kind = kindAt(place);
+    this.kind = kind;
+    return kind != Kind.Count;
   }
 }
 

@@ -1,20 +1,23 @@
-// One exchange: a client's request, its prefill leg, its decode leg, and the response. It is in one phase
-// at a time, and hands Envoy's callbacks to it; the outcome is told once, when the exchange ends.
+// One exchange: a client's request, its prefill leg, its decode leg, and the response. An exchange
+// is in one phase at a time and hands Envoy's callbacks to that phase. When the exchange ends, its
+// outcome is told once.
 //
 //   phase     entered when                                       leaves to
-//   Start     the stream is new                                  Collect Alone
+//   Start     the stream is new                                  Collect Alone Aside
 //   Collect   a served path: the head is held, Envoy buffers     Prefill Alone Ended
 //   Prefill   the body is whole                                  Decode Race Alone Ended
 //   Race      both legs are out (connectors with both at once)   Decode Wait Pass Ended
 //   Decode    prefill has answered, decode's leg is out          Hold Stream Pass Ended
 //   Alone     decode serves the request alone                    Hold Stream Pass Ended
+//   Aside     no body, or a method that P/D does not serve       Pass Ended
 //   Wait      decode answered first, prefill's reply is awaited  Hold Stream Ended
 //   Hold      the head and the bytes so far are held             Stream Pass Ended
 //   Stream    committed: pieces are edited as they pass          Pass Ended
 //   Pass      the response passes as it comes                    Ended
 //   Ended     the outcome is final
 //
-// An answer that Envoy gives itself (a timeout, a lost engine) leads from every phase to Pass.
+// From every phase, an answer that Envoy gives itself (after a timeout, or when it has lost an
+// engine) leads to Pass.
 
 import { closeStream, log, logs, removeHeader, setProperty } from '../abi/host';
 import { HeaderMapKind, HeadersStatus, LogLevel, StreamKind } from '../abi/types';
@@ -34,7 +37,10 @@ import { forgetHead } from './request/held_heads';
 @final
 export class Exchange extends Course {
   private current!: Phase;
-  /** What the access log will say: the ending, as it was when the exchange ended. */
+  /**
+   * The outcome that the access log will have. It is the ending's text at the time the exchange
+   * ended.
+   */
   private logged: string = '';
 
   constructor(id: u32, config: Config) {
@@ -42,7 +48,7 @@ export class Exchange extends Course {
     this.current = new Start(this);
   }
 
-  // ---- the course that phases see
+  // ---- `Course`, for the phases
 
   enter(phase: Phase): void {
     this.current = phase;
@@ -117,19 +123,21 @@ export class Exchange extends Course {
   }
 
   onResponseTrailers(): i32 {
-    // Only the filter says what became of an exchange, whatever decode sends under this name.
+    // A trailer of this name may come from decode. Only the filter may say what became of an
+    // exchange.
     removeHeader(HeaderMapKind.ResponseTrailers, ROUTED_EXPERTS);
     return this.current.onResponseTrailers();
   }
 
   onCallResponse(headers: u32, bodySize: u32): void {
     this.current.onCallResponse(headers, bodySize);
-    // The exchange may have ended here, and no callback will come that tells what is held.
+    // Where this callback has ended the exchange, it has freed its own blocks since, and the next
+    // report would be that of `onDone`.
     reportHeld(this.ended);
   }
 
   onLog(): void {
-    // A client that has all bytes may leave before Envoy tells the filter of their end.
+    // A client that has all bytes may leave before Envoy tells the filter that the body has ended.
     if (!this.current.hasAllLeft()) this.abort();
     this.finish();
     const text = String.UTF8.encode(this.logged);
@@ -140,11 +148,14 @@ export class Exchange extends Course {
     this.gone = true;
     this.abort();
     this.finish();
-    // What a callback held when the exchange ended in it has been given back by now.
+    // Blocks that were held by the callback in which the exchange ended are free by now.
     reportHeld(true);
   }
 
-  /** The stream ends here, whatever was to come: the client may have left, or decode's engine have gone. */
+  /**
+   * The stream is over before the exchange has ended: the client has left, or decode's engine is
+   * gone.
+   */
   private abort(): void {
     if (this.ended) return;
     this.forgetRanks();

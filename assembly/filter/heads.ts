@@ -1,4 +1,5 @@
-// What an exchange needs of a head, found in one pass over its pairs: a call to the host costs more than the pass.
+// What an exchange needs to know of a head. One pass over all headers finds it, since each call to
+// the host costs more than that pass.
 
 import { headerPairs, replaceHeader } from '../abi/host';
 import { PairReader } from '../abi/pairs';
@@ -29,21 +30,24 @@ import {
 export class RequestHead {
   /** The API that P/D serves for this method and path; `None` when it does not. */
   api: Api = Api.None;
-  /** A POST, or a PUT to an API that takes it for one. */
+  /** Whether the method is POST, or PUT for an API whose engine treats PUT as POST. */
   posts: bool = false;
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
-  /** The body is compressed, or in another coding that the filter does not read. */
+  /** Whether the body has a content coding, such as compression. The filter reads no such body. */
   encoded: bool = false;
-  /** The first endpoint that the endpoint header names, without white space around it; 0 when it names none. */
+  /**
+   * The first endpoint that the endpoint header names, without white space around it; 0 when the
+   * header names none.
+   */
   endpointPtr: usize = 0;
   endpointLen: usize = 0;
 
-  /** Takes over the pairs: the prefill leg is sent with them. */
+  /** Takes over the headers, which the prefill leg is sent with. */
   private constructor(readonly pairs: Block) {}
 
-  /** The head of the effective stream's request; null when it has none. */
+  /** Reads the request head of the effective stream; null when it has none. */
   static read(config: Config): RequestHead | null {
     const pairs = headerPairs(HeaderMapKind.RequestHeaders);
     if (pairs === null) return null;
@@ -67,13 +71,13 @@ export class RequestHead {
       else if (reader.is(CONTENT_ENCODING) && isEncoded(reader.valuePtr, reader.valueLen))
         head.encoded = true;
     }
-    // SGLang takes both for the same.
+    // SGLang's `/generate` takes PUT for POST.
     head.posts = post || (put && head.api == Api.Native);
     if (!head.posts) head.api = Api.None;
     return head;
   }
 
-  /** The first item of a list. */
+  /** Keeps the first item of the endpoint header's list. */
   private takeEndpoint(ptr: usize, len: usize): void {
     let end = ptr;
     while (end < ptr + len && load<u8>(end) != 0x2c) end++;
@@ -93,16 +97,16 @@ export class RequestHead {
 export class ResponseHead {
   /** `:status`; 0 when there is none. */
   status: i32 = 0;
-  /** The body is an event stream. */
+  /** Whether the body is an event stream, by its content type. */
   events: bool = false;
-  /** The body is said to be JSON. */
+  /** Whether the body is JSON, by its content type. */
   json: bool = false;
-  /** The body is compressed. */
+  /** Whether the body has a content coding, such as compression. */
   encoded: bool = false;
-  /** `content-length`; -1 when there is none. */
+  /** The value of `content-length`; -1 when there is none. */
   contentLength: i64 = -1;
 
-  /** Whether the status is a success (RFC 9110, section 15.3). */
+  /** Whether the status says success (RFC 9110, section 15.3). */
   get good(): bool {
     return this.status >= 200 && this.status <= 299;
   }
@@ -112,7 +116,7 @@ export class ResponseHead {
     return this.status >= 400 && this.status <= 499;
   }
 
-  /** The head of a response or of a call's answer. */
+  /** Reads the head of decode's response, or of the answer to a call. */
   static read(map: HeaderMapKind): ResponseHead {
     const head = new ResponseHead();
     const pairs = headerPairs(map);
@@ -133,14 +137,17 @@ export class ResponseHead {
   }
 }
 
-/** Sets `content-length` in a head that has not left. */
+/** Sets `content-length` in a head that has not left yet. */
 export function setContentLength(map: HeaderMapKind, length: u64): void {
   const text = Block.alloc(DECIMAL_BYTES);
   replaceHeader(map, CONTENT_LENGTH, text.ptr, writeDecimal(length, text.ptr));
   text.free();
 }
 
-/** Whether a `content-encoding` lists anything but `identity` (RFC 9110, sections 8.4.1 and 5.6.1: empty items say nothing). */
+/**
+ * Whether a `content-encoding` lists a coding other than `identity` (RFC 9110, section 8.4.1).
+ * Empty items of the list are ignored (section 5.6.1).
+ */
 function isEncoded(ptr: usize, len: usize): bool {
   const end = ptr + len;
   for (let at = ptr; at < end; at++) {
@@ -154,7 +161,7 @@ function isEncoded(ptr: usize, len: usize): bool {
   return false;
 }
 
-/** Optional white space of a header's value (RFC 9110, section 5.6.3). */
+/** Whether a byte is optional white space of a header's value (RFC 9110, section 5.6.3). */
 function isSpace(c: u8): bool {
   return c == 0x20 || c == 0x09;
 }

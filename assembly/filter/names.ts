@@ -1,4 +1,4 @@
-// Header names and values, as bytes.
+// The names and values of headers that the filter reads or writes, as bytes.
 
 import { Ascii, startsWithIgnoreCase } from '../bytes/ascii';
 
@@ -15,9 +15,12 @@ export const ENVOY_PREFIX = new Ascii('x-envoy-');
 export const MAX_RETRIES = new Ascii('x-envoy-max-retries');
 export const ORIGINAL_DST_HOST = new Ascii('x-envoy-original-dst-host');
 export const RETRY_ON = new Ascii('x-envoy-retry-on');
-/** The outcome header. */
+/** The header, and the trailer, that tells the client the outcome. */
 export const ROUTED_EXPERTS = new Ascii('x-routed-experts');
-/** The property with the outcome: filter state `wasm.routed_experts`. */
+/**
+ * The property that the filter sets to the outcome. Envoy has it as filter state
+ * `wasm.routed_experts`.
+ */
 export const OUTCOME_PROPERTY = new Ascii('routed_experts');
 
 export const GET = new Ascii('GET');
@@ -25,13 +28,16 @@ export const POST = new Ascii('POST');
 export const PUT = new Ascii('PUT');
 /** A path that every engine answers without work. */
 export const HEALTH = new Ascii('/health');
-/** Where a Mooncake bootstrap server tells its ranks. */
+/** The path at which a Mooncake bootstrap server names its ranks. */
 export const QUERY = new Ascii('/query');
 export const EVENT_STREAM = new Ascii('text/event-stream');
 export const IDENTITY = new Ascii('identity');
 export const APPLICATION_JSON = new Ascii('application/json');
 
-/** Headers that concern one hop or one body, and so are not passed on with a new one (RFC 9110, section 7.6.1). */
+/**
+ * Headers that belong to one connection or to one body (RFC 9110, section 7.6.1). A message that
+ * the filter makes out of another one does not get them.
+ */
 const ONE_HOP: Ascii[] = [
   ACCEPT_ENCODING,
   CONTENT_LENGTH,
@@ -48,7 +54,7 @@ const ONE_HOP: Ascii[] = [
   new Ascii('upgrade'),
 ];
 
-/** Headers that the legs need for something else. */
+/** Other headers that an endpoint header cannot be, because the legs or the client need them. */
 const OURS: Ascii[] = [
   CONTENT_ENCODING,
   CONTENT_TYPE,
@@ -57,13 +63,18 @@ const OURS: Ascii[] = [
   new Ascii('authorization'),
 ];
 
-/** Whether a header (name in lower case, as Envoy has it) stays with its hop. */
+/**
+ * Whether a header belongs to one connection or body. Its name is in lower case, as Envoy has it.
+ */
 export function isOneHop(ptr: usize, len: usize): bool {
   for (let i = 0; i < ONE_HOP.length; i++) if (ONE_HOP[i].equals(ptr, len)) return true;
   return false;
 }
 
-/** Whether a header (name in lower case) has a meaning already. */
+/**
+ * Whether a header, its name in lower case, already has a meaning, so that it cannot be the
+ * endpoint header.
+ */
 export function isReserved(ptr: usize, len: usize): bool {
   for (let i = 0; i < OURS.length; i++) if (OURS[i].equals(ptr, len)) return true;
   return isOneHop(ptr, len) || startsWithIgnoreCase(ptr, len, ENVOY_PREFIX);

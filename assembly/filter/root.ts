@@ -1,4 +1,4 @@
-// One plugin configuration.
+// One configuration of the plugin, and the streams that run with it.
 
 import { RootContext, StreamContext } from '../abi/context';
 import { log, setTick } from '../abi/host';
@@ -10,7 +10,9 @@ import { Exchange } from './exchange';
 import { answerHeld } from './request/held_heads';
 import { defineMetrics } from './outcome/metrics';
 
-/** How often requests are looked for that Envoy holds without a callback. */
+/**
+ * How often, in milliseconds, the filter looks for requests that Envoy holds without a callback.
+ */
 const TICK_MS: u32 = 1000;
 
 
@@ -40,7 +42,7 @@ class Root extends RootContext {
   }
 }
 
-/** Root context for a plugin. */
+/** Makes the root context of a plugin configuration. */
 export function createRoot(id: u32): RootContext {
   return new Root(id);
 }

@@ -131,8 +131,8 @@ export class EventStream {
   }
 
   /**
-   * Whether no document has begun that has not ended. A bracket begins one, though it may be that of
-   * `[DONE]`.
+   * Whether no document has begun that has not ended. A bracket begins one, though it may be that
+   * of `[DONE]`.
    */
   get betweenDocuments(): bool {
     return this.line != Line.Bracket && this.response.betweenDocuments;

@@ -1,5 +1,6 @@
-// Writes segments into the body that the host holds: the first replaces it, the others are added. Short ones are put
-// together first: a call costs more than the copy.
+// Writes segments into the body that the host holds. The first segment replaces that body, and the
+// others are appended. Short segments are gathered first, since a call to the host costs more than
+// the copy.
 
 import { appendBuffer, replaceBuffer } from '../../abi/host';
 import { BufferKind, Status } from '../../abi/types';
@@ -7,19 +8,22 @@ import { Sink } from '../../bytes/rope';
 
 const SHORT: usize = 2 << 10;
 const STAGE_BYTES: usize = 16 << 10;
-/** Short segments that wait for a call. One sink is used at a time. */
+/**
+ * The bytes in which short segments are gathered. All sinks share them, as only one is used at a
+ * time.
+ */
 let stage: usize = 0;
 
-/** Takes a body that leaves. */
+/** Takes the segments of a body that leaves. */
 export abstract class Outlet extends Sink {
-  /** After the last segment: whether every one was taken. */
+  /** Called after the last segment. Returns whether every segment was taken. */
   abstract finish(): bool;
 }
 
 
 @final
 export class BodySink extends Outlet {
-  /** Whether every segment was taken. */
+  /** Whether the host has taken every segment so far. */
   ok: bool = true;
   private started: bool = false;
   private staged: usize = 0;
@@ -40,7 +44,7 @@ export class BodySink extends Outlet {
     this.send(ptr, len);
   }
 
-  /** After the last segment: without any, the body is emptied. */
+  /** As in `Outlet`. Where there was no segment, the host's body is emptied. */
   finish(): bool {
     if (this.staged > 0 || !this.started) this.flush();
     return this.ok;
@@ -52,7 +56,7 @@ export class BodySink extends Outlet {
   }
 
   private send(ptr: usize, len: usize): void {
-    // Once the stream is gone nothing more is sent to it.
+    // After a failure nothing more is sent: the stream is gone, or Envoy has answered for it.
     if (!this.ok) return;
     const status = this.started ? appendBuffer(this.kind, ptr, len) : replaceBuffer(this.kind, ptr, len);
     this.started = true;

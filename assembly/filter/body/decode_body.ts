@@ -1,4 +1,4 @@
-// Decode's body as far as it has come and has not left, and the length that its head tells.
+// The bytes of decode's body that have come and not left, and the length that its head announces.
 
 import { bufferBytes } from '../../abi/host';
 import { BufferKind } from '../../abi/types';
@@ -11,57 +11,72 @@ import { DecodeResponse } from '../../routing/decode_response';
 export class DecodeBody {
   /** The bytes that are held (owned), and the edits to them. */
   readonly rope: Rope = new Rope();
-  /** Bytes that have come. */
+  /** How many bytes of the body have come. */
   received: u64 = 0;
-  /** Whether the head that went out tells a length, and the growth by edits that is in it. */
+  /**
+   * Whether the head that has left announces a length, and by how much edits make the body longer
+   * in that length.
+   */
   private lengthTold: bool = false;
   private growthTold: i64 = 0;
 
-  /** `announced`: the length that decode's head tells; -1 when it tells none. */
+  /** `announced`: the length that decode's head announces; -1 when it announces none. */
   constructor(readonly announced: i64) {}
 
-  /** A copy of the current piece's bytes from `at` on (owned by the caller); null when memory is short. */
+  /**
+   * Copies `len` bytes of the current piece, from `at` on. The caller owns the copy; it is null
+   * when memory is short.
+   */
   static piece(at: u32, len: u32): Block | null {
     return fits(len) ? bufferBytes(BufferKind.ResponseBody, at, len) : null;
   }
 
-  /** Has `response` read a piece (taken over) that has come; returns where its bytes are now. */
+  /** Takes over a piece that has come. Returns the address of its bytes. */
   take(piece: Block): usize {
-    // Short pieces are put together: the block may be gone, its bytes with others.
+    // The rope copies short pieces into larger blocks, so `piece` may be freed by now.
     return this.rope.append(piece, this.received);
   }
 
-  /** The head that goes out tells a length, if decode's does, with so much growth in it. */
+  /**
+   * The head leaves. Where decode's head announces a length, the head that leaves announces that
+   * length plus `growth`.
+   */
   promise(growth: i64): void {
     this.lengthTold = this.announced >= 0;
     this.growthTold = growth;
   }
 
-  /** Whether edits make the body longer or shorter than its head has told. */
+  /** Whether edits make the body longer or shorter than the head that has left announces. */
   breaksPromise(response: DecodeResponse): bool {
     return this.lengthTold && response.growth != this.growthTold;
   }
 
   /**
-   * Whether too little of what the head announces is left for the document to end: behind the last byte
-   * that goes out a client takes the body for whole, and of an array's padding nothing may go out.
+   * Whether the document cannot end within the length that the head announces. This must be found
+   * before the last announced byte leaves, since with that byte a client takes the body for whole.
+   * The padding of an array does not help: nothing may leave in its place.
    */
   isCut(response: DecodeResponse): bool {
     if (this.announced < 0 || response.complete) return false;
     return this.announced <= <i64>(this.received + response.paddingAhead);
   }
 
-  /** Whether `size` more bytes are all that the head announces. */
+  /** Whether the body ends with the next `size` bytes, by the length that the head announces. */
   isLast(size: u32): bool {
     return <i64>this.received + size == this.announced;
   }
 
-  /** Bytes still to come behind `unread` ones of the current piece; -1 when their number is not known. */
+  /**
+   * How many bytes of the body come after the next `unread` ones; -1 when its length is not known.
+   */
   left(unread: u32): i64 {
     return this.announced < 0 ? -1 : max(this.announced - <i64>this.received - unread, 0);
   }
 
-  /** The same of a body whose head has left; -1 also where that told no length. */
+  /**
+   * How many bytes are still to come after a head that has left; -1 when that head announced no
+   * length.
+   */
   get leftAsTold(): i64 {
     return this.lengthTold ? this.left(0) : -1;
   }

@@ -1,18 +1,21 @@
-// Where a held body leaves to.
+// The ways in which a held body leaves.
 
 import { BufferKind } from '../../abi/types';
 import { BodySink, Outlet } from './body_sink';
 import { WholeBody } from './whole_body';
 
 export abstract class Exit {
-  /** Takes the next bytes that leave: up to `most`. */
+  /** Returns an outlet for the next bytes that leave, which are at most `most`. */
   abstract open(most: u64): Outlet;
 
-  /** Whether bytes that were taken are not with Envoy yet, so that an error can still be answered. */
+  /**
+   * Whether the bytes that were taken have not gone to Envoy, so that the filter can still answer
+   * with an error.
+   */
   abstract get keeps(): bool;
 }
 
-/** Bytes take the place of the piece that Envoy is giving to the filter. */
+/** The body takes the place of the piece that Envoy gives to the filter in a body callback. */
 @final
 export class ToEnvoy extends Exit {
   open(most: u64): Outlet {
@@ -24,7 +27,10 @@ export class ToEnvoy extends Exit {
   }
 }
 
-/** The whole body is put together first: no piece is coming whose place it could take. */
+/**
+ * The body is put together in one block. This is for a body that leaves outside of its callbacks,
+ * where there is no piece that it could replace.
+ */
 @final
 export class ToBlock extends Exit {
   readonly body: WholeBody = new WholeBody();

@@ -6,11 +6,11 @@ import { Outlet } from './body_sink';
 
 @final
 export class WholeBody extends Outlet {
-  /** What was written; null when there was no room. */
+  /** What has been written (owned); null when memory was short. */
   body: Block | null = null;
   private at: usize = 0;
 
-  /** `most`: bytes that will be written, or more. */
+  /** Starts a body of at most `most` bytes. */
   begin(most: u64): void {
     this.free();
     if (!fits(most)) return;

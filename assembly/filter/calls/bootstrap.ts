@@ -1,5 +1,6 @@
-// Mooncake's bootstrap server beside prefill: it names prefill's ranks and their engine ids. A VM
-// remembers what a server said until a leg of an exchange fails.
+// Mooncake's bootstrap server, which stands beside prefill and names prefill's ranks and their
+// engine ids. A VM remembers what a server has said until a leg of an exchange with that server
+// fails.
 
 import { bufferBytes, httpCall } from '../../abi/host';
 import { PairWriter } from '../../abi/pairs';
@@ -13,14 +14,14 @@ import { ClusterType, Config } from '../config/config';
 import { AUTHORITY, GET, MAX_RETRIES, METHOD, ORIGINAL_DST_HOST, PATH, QUERY, RETRY_ON } from '../names';
 import { RETRIED } from './prefill_call';
 
-/** The answer has some hundred bytes for each rank; a longer one is refused. */
+/** An answer has some hundred bytes for each rank. A longer answer is refused. */
 const MAX_ANSWER_BYTES: u32 = 64 << 10;
-/** The server answers from memory: it needs no more time than this. */
+/** The server answers from memory, so it needs no more time than this. */
 const TIMEOUT_MS: u32 = 10000;
-/** Most servers that are remembered. Past it all are forgotten. */
+/** How many servers are remembered at most. When one more comes, all are forgotten. */
 const MAX_SERVERS: i32 = 4096;
 
-/** What servers have told, by `cluster host:port`. */
+/** The ranks that servers have named, by `cluster host:port`. */
 const known = new Map<string, Ranks>();
 
 function clusterOf(config: Config): Ascii {
@@ -28,12 +29,12 @@ function clusterOf(config: Config): Ascii {
   return own === null ? config.cluster : own;
 }
 
-/** The bootstrap server of one exchange's prefill leg. */
+/** The bootstrap server for the legs of one exchange. */
 @final
 export class Bootstrap {
   private readonly key: string;
 
-  /** The server's address is the session's. */
+  /** The session has the server's address. */
   constructor(
     private readonly config: Config,
     session: Session,
@@ -44,7 +45,7 @@ export class Bootstrap {
     this.key = name + ' ' + host + ':' + session.port.toString();
   }
 
-  /** Chooses the rank of the session's leg; false when the server must be asked first. */
+  /** Chooses the rank for the session's legs. Returns false when the server must be asked first. */
   chooseRank(session: Session): bool {
     if (!known.has(this.key)) return false;
     const ranks = known.get(this.key);
@@ -84,7 +85,7 @@ export class Bootstrap {
     return status;
   }
 
-  /** Reads the server's answer of `size` bytes; false when it names no ranks. */
+  /** Reads the server's answer, of `size` bytes. Returns false when it names no ranks. */
   takeRanks(size: u32): bool {
     if (size > MAX_ANSWER_BYTES) return false;
     const answer = bufferBytes(BufferKind.CallResponseBody, 0, size);
@@ -97,7 +98,10 @@ export class Bootstrap {
     return true;
   }
 
-  /** Forgets what the server told: a leg has failed, and another engine may run there by now. */
+  /**
+   * Forgets what the server has said. Called when a leg has failed, since another engine may run at
+   * its address by now.
+   */
   forget(): void {
     known.delete(this.key);
   }

@@ -1,4 +1,4 @@
-// What became of the prefill leg: its answer is read, or named as a failure.
+// The answer to the prefill leg: it is read, or becomes a `Failure`.
 
 import { log, logs, now } from '../../abi/host';
 import { HeaderMapKind, LogLevel } from '../../abi/types';
@@ -14,62 +14,69 @@ import { isRetriedByEnvoy } from './prefill_call';
 /** Why the prefill leg failed. */
 export const enum Failure {
   None,
-  /** Envoy could not send it. */
+  /** Envoy could not send the leg. */
   NoHost,
   /** The connection was reset, or the reply is larger than Envoy takes. */
   Reset,
   Timeout,
-  /** 502 or 503, which Envoy also makes of a connection that fails: it has tried again by then. */
+  /**
+   * The status is 502 or 503. Envoy answers so itself when a connection fails, and by then it has
+   * retried the leg as often as it may.
+   */
   Unavailable,
-  /** Another status that is neither 2xx nor 4xx. */
+  /** The status is another one that is neither 2xx nor 4xx. */
   Status,
   /** The reply is not JSON. */
   Unreadable,
   /** The bootstrap server does not name its ranks. */
   NoRanks,
-  /** The rows do not fit into max_capture_bytes. */
+  /** The rows do not fit into `max_capture_bytes`, nor into `max_parked_bytes`. */
   TooLarge,
-  /** Decode must be told the length of the prompt, and the reply does not say it. */
+  /** Decode must be told the length of the prompt, and prefill's reply does not have it. */
   NoLength,
 }
 
-/** A call in flight to prefill, or to its bootstrap server. */
+/** A call that is in flight, to prefill or to its bootstrap server. */
 @final
 export class SentCall {
   private readonly sentAt: u64 = now();
 
   constructor(
     private readonly config: Config,
-    /** First token whose row the client asks for. */
+    /** The first token whose row the client asks for. */
     private readonly start: u64,
   ) {}
 
-  /** A call that is sent now for a request. */
+  /** Makes the record of a call that is sent now. */
   static of(config: Config, asked: RequestBody): SentCall {
     return new SentCall(config, <u64>max<i64>(asked.integer(Field.StartLen), 0));
   }
 
-  /** Milliseconds since the call was sent. */
+  /** How many milliseconds ago the call was sent. */
   get elapsed(): u64 {
     return (now() - this.sentAt) / 1000000;
   }
 
   /**
-   * What a call without an answer died of. Envoy says only that it broke off, so the clock decides; the
-   * clocks of the VM and of Envoy's event loop may differ by a tenth of the time.
+   * Why no answer came. Envoy says only that the call broke off, so the clock decides whether it
+   * was the timeout. The clocks of the VM and of Envoy's event loop may differ by a tenth of that
+   * time.
    */
   get failure(): Failure {
     const timeout = <u64>this.config.timeoutMs;
     return this.elapsed + timeout / 10 >= timeout ? Failure.Timeout : Failure.Reset;
   }
 
-  /** The head of the answer to a leg; null when none came, where `headers` is 0. */
+  /** The head of the answer to a leg; null when no answer came, for which `headers` is 0. */
   legHead(headers: u32): ResponseHead | null {
     recordPrefill(this.elapsed);
     return headers == 0 ? null : ResponseHead.read(HeaderMapKind.CallResponseHeaders);
   }
 
-  /** Reads the answer to a leg, of `size` bytes, into `brought`, where it is a good one. */
+  /**
+   * Reads the answer to a leg, of `size` bytes. If the answer is good, `brought` has what it
+   * brings.
+   */
   takeReply(head: ResponseHead | null, size: u32, brought: Brought): Failure {
     if (head === null) return this.failure;
     if (head.status == 504) return Failure.Timeout;
@@ -77,7 +84,8 @@ export class SentCall {
     if (!head.good) return Failure.Status;
     if (head.encoded) return Failure.Unreadable;
     const connector = this.config.connector;
-    // SGLang answers several prompts with a list, and a shared store may stand between its engines, too.
+    // SGLang answers several prompts with a list. A list is also taken where the connector needs no
+    // parameters of prefill's, in case SGLang's engines stand behind a store that they share.
     const lists = connector.schema.dialect == Dialect.Sglang || !connector.needsParams;
     const room = new Room(this.config);
     const result = capture(size, lists, this.start, brought.examination, room, brought.captured);
@@ -88,22 +96,25 @@ export class SentCall {
   }
 }
 
-/** Whether the filter repeats a leg that failed so: Envoy cannot, and more than time was missing. */
+/**
+ * Whether the filter sends a leg again that failed in this way. These are failures that Envoy does
+ * not retry and that a second try may avoid. A leg that ran out of time is not sent again.
+ */
 export function isWorthARepeat(failure: Failure): bool {
   return failure == Failure.Reset || failure == Failure.Status || failure == Failure.Unreadable;
 }
 
-/** The status of the answer that tells the client of a failure. */
+/** The status with which the filter tells the client of a failure. */
 export function failureStatus(failure: Failure): i32 {
   return failure == Failure.Timeout ? 504 : 502;
 }
 
-/** What that answer says. */
+/** The message with which the filter tells the client of a failure. */
 export function failureMessage(failure: Failure): string {
   return 'prefill failed: ' + failureText(failure);
 }
 
-/** Counts and logs a failure after so many tries. */
+/** Counts a failure, and logs it with the number of tries so far. */
 export function reportFailure(failure: Failure, tries: i32): void {
   countPrefillFailure();
   if (logs(LogLevel.Warn)) {

@@ -1,4 +1,5 @@
-// The prefill leg: the call that carries it.
+// The calls to prefill's cluster: the one that carries the prefill leg, and the one that has an
+// endpoint looked up.
 
 import { httpCall, randomBytes } from '../../abi/host';
 import { PairReader, PairWriter } from '../../abi/pairs';
@@ -22,20 +23,26 @@ import {
   isOneHop,
 } from '../names';
 
-/** What Envoy tries again by itself, within the call's timeout. A reply whose head has come is not among it. */
+/**
+ * The failures after which Envoy sends the leg again itself, within the timeout of the call. A
+ * reply whose head has come and that then breaks off is not among them.
+ */
 export const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-error');
-/** The same where the other leg waits for this one: only what the engine has not begun. */
+/**
+ * The same where decode's leg already waits for this one: only failures at which the engine has not
+ * seen the leg.
+ */
 const RETRIED_UNSEEN = new Ascii('connect-failure,refused-stream');
 
-/** Whether Envoy has tried again what ended in this status, if it was to try again at all. */
+/** Whether Envoy retries a call that ended with this status, if it may retry the call at all. */
 export function isRetriedByEnvoy(status: i32): bool {
   return status >= 502 && status <= 504;
 }
 
 /**
- * Starts the call with the headers of the client's request, and those of the session. All blocks are borrowed; `id` is
- * the request's id where the client's request had none, `endpoint` the one that the request names, where it does;
- * `retries` are Envoy's.
+ * Starts the call with the headers of the client's request and those of the session. All blocks are
+ * borrowed. `id` is a request id where the client's request has none, and `endpoint` the endpoint
+ * that the request names, if any. `retries` is how often Envoy may retry.
  */
 export function startPrefill(
   config: Config,
@@ -51,7 +58,8 @@ export function startPrefill(
   const named = config.endpointHeader;
   const target = config.clusterType == ClusterType.DynamicForwardProxy ? AUTHORITY : ORIGINAL_DST_HOST;
   while (reader.next()) {
-    // Envoy's own headers choose endpoints, retries and timeouts: a client must not, for this leg.
+    // Headers of this prefix make Envoy choose endpoints, retries and timeouts. A client must not
+    // do that for the prefill leg.
     if (startsWithIgnoreCase(reader.namePtr, reader.nameLen, ENVOY_PREFIX)) continue;
     if (isOneHop(reader.namePtr, reader.nameLen)) continue;
     if (named !== null && reader.is(named)) continue;
@@ -78,8 +86,9 @@ export function startPrefill(
 }
 
 /**
- * Starts a call that has a dynamic forward proxy look the endpoint (borrowed) up: a call with a body fails as long as
- * the address is not known (Envoy's async_client_impl.cc), one without waits for it.
+ * Starts a call that makes a dynamic forward proxy look up the address of an endpoint (borrowed).
+ * As long as the address is not known, a call with a body fails, while one without a body waits for
+ * the address (Envoy's async_client_impl.cc).
  */
 export function startLookup(config: Config, endpoint: Block): Status {
   const writer = new PairWriter();
@@ -99,7 +108,7 @@ function isReplaced(reader: PairReader, session: Session): bool {
   return false;
 }
 
-/** A random UUID for a request that has no id. */
+/** Makes a random UUID, for a request that has no id. The caller owns it. */
 export function newRequestId(): Block {
   const random = Block.alloc(RANDOM_BYTES);
   randomBytes(random.ptr, random.len);

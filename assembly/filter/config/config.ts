@@ -19,11 +19,14 @@ export const enum OnUnmergeable {
   Forward,
 }
 
-/** What kind of cluster takes the endpoint that a request names, and so how the call tells it. */
+/**
+ * The type of the cluster that takes the endpoint which a request names. It decides which header of
+ * a call to the cluster has that endpoint.
+ */
 export const enum ClusterType {
-  /** `x-envoy-original-dst-host`. */
+  /** The endpoint is in `x-envoy-original-dst-host`. */
   OriginalDst,
-  /** `:authority`. */
+  /** The endpoint is in `:authority`. */
   DynamicForwardProxy,
 }
 
@@ -31,31 +34,38 @@ export const enum ClusterType {
 @final
 export class Config {
   cluster: Ascii = new Ascii('');
-  /** Header in which a request names its prefill endpoint; null: the cluster chooses. */
+  /** The header in which a request names its prefill endpoint; null when the cluster chooses. */
   endpointHeader: Ascii | null = null;
-  /** Endpoints that a request may name. */
+  /** The endpoints that a request may name. */
   endpoints: Endpoints = new Endpoints();
   clusterType: ClusterType = ClusterType.OriginalDst;
   timeoutMs: u32 = 600000;
   retries: i32 = 1;
   connector: Connector = connectorNamed('nixl')!;
-  /** Where prefill's bootstrap server is asked for ranks; null: in `cluster`. */
+  /**
+   * The cluster in which prefill's bootstrap server is asked for ranks; null when it is `cluster`.
+   */
   bootstrapCluster: Ascii | null = null;
-  /** Host of prefill's bootstrap server, as URLs have it; null: the host that the request names. */
+  /**
+   * The host of prefill's bootstrap server, as a URL has it; null when it is the host that the
+   * request names.
+   */
   bootstrapHost: Ascii | null = null;
   bootstrapPort: i32 = 8998;
   tail: bool = false;
-  /** Whose row the last token of the prompt gets, which both legs forward: decode's; else prefill's. */
+  /** Whether the row of the last prompt token, which both legs forward, is taken from decode. */
   lastRowOfDecode: bool = false;
-  /** A request that decode serves alone gets a `cache_salt` of its own. */
+  /** Whether a request that decode serves alone gets a `cache_salt` of its own. */
   freshLocal: bool = true;
-  /** How many rows are looked at for experts that a router cannot have given. */
+  /** Which rows are examined for experts that no router gives. */
   rowCheck: RowCheck = RowCheck.Sampled;
-  /** What arrays must have; null: what prefill's has. */
+  /** The shape that arrays must have; null when they must have that of prefill's array. */
   model: Model | null = null;
-  /** Heads are never held: for plugins without `allow_on_headers_stop_iteration`. */
+  /**
+   * Whether heads pass without being held, for plugins without `allow_on_headers_stop_iteration`.
+   */
   passHeads: bool = false;
-  /** Paths that P/D serves, and the API that each speaks. */
+  /** The paths that P/D serves, and for each of them the API that it speaks. */
   paths: Ascii[] = [];
   apis: Api[] = [];
   onPrefillFailure: OnPrefillFailure = OnPrefillFailure.Decode;
@@ -65,7 +75,10 @@ export class Config {
   maxCaptureBytes: u64 = 512 << 20;
   maxParkedBytes: u64 = 2 << 30;
 
-  /** The API of a request path (borrowed), query and escapes included; `None` when P/D does not serve it. */
+  /**
+   * The API of a request's path (borrowed), which may have a query and escapes. `None` when P/D
+   * does not serve the path.
+   */
   apiOf(ptr: usize, len: usize): Api {
     const plain = plainPath(ptr, len);
     let api = Api.None;
@@ -75,14 +88,17 @@ export class Config {
     return api;
   }
 
-  /** A path that P/D serves from now on; what API it speaks follows from its end. */
+  /** Adds a path that P/D serves. Its end says which API it speaks. */
   addPath(path: string): void {
     this.paths.push(new Ascii(path));
     this.apis.push(apiOfPath(path));
   }
 }
 
-/** The API that a path speaks, by its end: gateways put prefixes before it. */
+/**
+ * The API that a path speaks. Only the end of the path counts, since gateways put prefixes before
+ * it.
+ */
 export function apiOfPath(path: string): Api {
   if (path.endsWith('/chat/completions')) return Api.Chat;
   if (path.endsWith('/completions')) return Api.Completions;
@@ -90,7 +106,10 @@ export function apiOfPath(path: string): Api {
   return path.endsWith('/generate') ? Api.Native : Api.None;
 }
 
-/** A path without its query, escapes decoded: engines route by that (ASGI's `path`). */
+/**
+ * Copies a path without its query and with its escapes decoded. Engines route by this form (`path`
+ * in ASGI). The caller owns the copy.
+ */
 function plainPath(ptr: usize, len: usize): Block {
   const plain = Block.alloc(len);
   let at = plain.ptr;

@@ -1,8 +1,14 @@
-// Endpoints that a request may name: how they are read, which of them are allowed, how they are written. All of it on
-// bytes and numbers, never on the client's text. Knows nothing of the host.
+// Endpoints that a request may name: how they are read, which of them are allowed, and how they are
+// written. What leaves the filter is written anew in one form, whatever the client's spelling was.
+// This file uses nothing of the host.
 //
-//   10.0.0.1:8000 | [2001:db8::1]:8000 | prefill-0.models.svc:8000        an endpoint
-//   10.0.0.0/8:8000-8010 | [2001:db8::/32]:8000 | prefill-0.models.svc:8000        what a list allows
+// An endpoint:
+//
+//   10.0.0.1:8000 | [2001:db8::1]:8000 | prefill-0.models.svc:8000
+//
+// What an entry of a list allows:
+//
+//   10.0.0.0/8:8000-8010 | [2001:db8::/32]:8000 | prefill-0.models.svc:8000
 
 import { hexValue, lower, readDecimal, writeDecimal } from '../../bytes/ascii';
 
@@ -14,7 +20,7 @@ export const enum Family {
 
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
-/** Room for an endpoint as `write` writes it: a name, a colon, a port. */
+/** Room for an endpoint as `write` writes it: a host, a colon, and a port. */
 export const ENDPOINT_BYTES: usize = MAX_NAME + 6;
 
 const COLON: u8 = 0x3a;
@@ -25,21 +31,24 @@ const HYPHEN: u8 = 0x2d;
 const OPEN: u8 = 0x5b;
 const CLOSE: u8 = 0x5d;
 
-/** An address or a name, with a port. An IPv4 address inside an IPv6 one (`::ffff:a.b.c.d`) is that IPv4 address. */
+/**
+ * An address or a name, with a port. An IPv6 address that maps an IPv4 one (`::ffff:a.b.c.d`) is
+ * read as that IPv4 address.
+ */
 @final
 export class Endpoint {
   family: Family = Family.Ipv4;
-  /** The address in host order; an IPv4 one is in the low 32 bits of `low`. */
+  /** The bits of the address as two numbers. An IPv4 address is in the low 32 bits of `low`. */
   high: u64 = 0;
   low: u64 = 0;
-  /** The name, borrowed from what was read. */
+  /** The name, borrowed from the text that was read. */
   namePtr: usize = 0;
   nameLen: usize = 0;
   port: u16 = 0;
-  /** Bytes of the host as `write` wrote it. */
+  /** How many bytes the host has in what `write` has written. */
   hostLen: usize = 0;
 
-  /** Reads the `len` bytes at `ptr` (borrowed); false when they are no endpoint. */
+  /** Reads the `len` bytes at `ptr` (borrowed). Returns false when they are not an endpoint. */
   read(ptr: usize, len: usize): bool {
     const split = hostEnd(ptr, len);
     const port = readPort(ptr + split + 1, len - min(split + 1, len));
@@ -48,7 +57,7 @@ export class Endpoint {
     return true;
   }
 
-  /** Reads a host: an address, in brackets if it is an IPv6 one, or a name. */
+  /** Reads a host: an address (IPv6 in brackets), or a name. Returns false when it is neither. */
   readHost(ptr: usize, len: usize): bool {
     if (len == 0) return false;
     if (load<u8>(ptr) == OPEN) {
@@ -67,7 +76,7 @@ export class Endpoint {
     return isName(ptr, len);
   }
 
-  /** Reads an IPv6 address without brackets. */
+  /** Reads an IPv6 address without brackets. Returns false when it is none. */
   readIpv6(ptr: usize, len: usize): bool {
     if (!readIpv6(ptr, len)) return false;
     this.high = word(0);
@@ -78,7 +87,10 @@ export class Endpoint {
     return true;
   }
 
-  /** Writes the endpoint in its one form at `ptr`, which has room for `ENDPOINT_BYTES`; returns how many bytes. */
+  /**
+   * Writes the endpoint in its canonical form at `ptr`, where there is room for `ENDPOINT_BYTES`.
+   * Returns how many bytes it has written.
+   */
   write(ptr: usize): usize {
     let at = ptr;
     if (this.family == Family.Name) {
@@ -99,18 +111,21 @@ export class Endpoint {
   }
 }
 
-/** One entry of a list: addresses of a prefix, or a name, at some ports. */
+/**
+ * One entry of a list: the addresses with a prefix, or a name, and the ports at which they are
+ * allowed.
+ */
 @final
 class Allowed {
   constructor(
     readonly host: Endpoint,
-    /** Bits of the address that count. */
+    /** How many leading bits of the address must match. */
     readonly prefix: i32,
     readonly firstPort: u16,
     readonly lastPort: u16,
   ) {}
 
-  /** Whether no bit behind the prefix is set. */
+  /** Whether the address has no bit set behind the prefix. */
   get isBlock(): bool {
     const host = this.host;
     if (host.family == Family.Name) return true;
@@ -139,11 +154,14 @@ class Allowed {
 
 export const enum Entry {
   Ok,
-  /** Not an endpoint, or a prefix of one. */
+  /** The text is neither an endpoint nor a block of endpoints. */
   Malformed,
-  /** A CIDR block with bits behind its prefix: a mistake, or a smaller block that was meant. */
+  /**
+   * The text is a CIDR block with bits set behind its prefix, such as `10.0.0.1/8`. It is a
+   * mistake, or means a smaller block.
+   */
   Bits,
-  /** A name, and names are not wanted. */
+  /** The text is a name, and names are not allowed in this list. */
   Name,
 }
 
@@ -152,10 +170,10 @@ export const enum Entry {
 export class Endpoints {
   private entries: Allowed[] = [];
 
-  /** Adds what `text` allows. */
+  /** Adds an entry. `names`: whether it may be a name. */
   add(text: string, names: bool): Entry {
     const len = <usize>String.UTF8.byteLength(text);
-    // Lives as long as the list: names lie in it.
+    // This memory lives as long as the list, since the names stay in it.
     const ptr = heap.alloc(max<usize>(len, 1));
     String.UTF8.encodeUnsafe(changetype<usize>(text), text.length, ptr);
     const allowed = readAllowed(ptr, len);
@@ -173,7 +191,10 @@ export class Endpoints {
   }
 }
 
-/** Reads an entry of a list; the bytes stay where they are, and names become lower case in place. */
+/**
+ * Reads an entry of a list; null when it is malformed. A name is borrowed from the text, in which
+ * it becomes lower case.
+ */
 function readAllowed(ptr: usize, len: usize): Allowed | null {
   const split = hostEnd(ptr, len);
   if (split >= len) return null;
@@ -204,12 +225,15 @@ function readAllowed(ptr: usize, len: usize): Allowed | null {
   return new Allowed(host, prefix, firstPort, lastPort);
 }
 
-/** The first `bits` of a word, 0 to 64. */
+/** A word whose first `bits` bits, from 0 to 64, are set. */
 function mask(bits: i32): u64 {
   return bits == 0 ? 0 : u64.MAX_VALUE << (64 - bits);
 }
 
-/** Offset of the colon before the port; `len` when there is none, or what is before it can't be a host. */
+/**
+ * The offset of the colon before the port. It is `len` when there is none, or when what stands
+ * before it cannot be a host.
+ */
 function hostEnd(ptr: usize, len: usize): usize {
   let at: usize = 0;
   if (len > 0 && load<u8>(ptr) == OPEN) {
@@ -219,14 +243,14 @@ function hostEnd(ptr: usize, len: usize): usize {
   return at < len && load<u8>(ptr + at) == COLON ? at : len;
 }
 
-/** A port, 1 to 65535, without leading zeros; 0 when it is none. */
+/** Reads a port, from 1 to 65535 without leading zeros; 0 when it is none. */
 function readPort(ptr: usize, len: usize): u16 {
   if (len == 0 || len > 5 || load<u8>(ptr) == 0x30) return 0;
   const port = readDecimal(ptr, len);
   return port < 1 || port > 0xffff ? 0 : <u16>port;
 }
 
-/** Length of a prefix, without leading zeros; -1 when it is none. */
+/** Reads the length of a prefix, without leading zeros; -1 when it is none. */
 function readPrefix(ptr: usize, len: usize): i32 {
   if (len == 0 || len > 3 || (len > 1 && load<u8>(ptr) == 0x30)) return -1;
   return <i32>readDecimal(ptr, len);
@@ -240,7 +264,10 @@ function isNumeric(ptr: usize, len: usize): bool {
   return true;
 }
 
-/** A dotted quad without leading zeros, which some would take for octal; -1 when it is none. */
+/**
+ * Reads a dotted quad; -1 when it is none. Leading zeros are refused, since some readers take such
+ * numbers for octal.
+ */
 function readIpv4(ptr: usize, len: usize): i64 {
   let address: i64 = 0;
   let from: usize = 0;
@@ -252,17 +279,20 @@ function readIpv4(ptr: usize, len: usize): i64 {
     const value = readDecimal(ptr + from, digits);
     if (value < 0 || value > 255) return -1;
     address = (address << 8) | value;
-    // A dot must follow, and after the last part nothing.
+    // A dot must follow each part but the last, after which nothing may follow.
     if (part < 3 ? to >= len : to != len) return -1;
     from = to + 1;
   }
   return address;
 }
 
-/** The groups of the address that `readIpv6` found, in order. */
+/** The groups of the address that `readIpv6` has read, in order. */
 const groups = new StaticArray<u16>(8);
 
-/** RFC 4291, section 2.2: groups of hexadecimal digits, `::` once, an IPv4 address at the end. No zone. */
+/**
+ * Reads the text form of RFC 4291, section 2.2: groups of hexadecimal digits, at most one `::`, and
+ * possibly an IPv4 address at the end. Zones are refused. The result is in `groups`.
+ */
 function readIpv6(ptr: usize, len: usize): bool {
   let count = 0;
   let gap = -1;
@@ -271,7 +301,7 @@ function readIpv6(ptr: usize, len: usize): bool {
     gap = 0;
     at = 2;
   }
-  // Nothing may be missing but behind a `::` at the end.
+  // At the end of the text a group is still due, unless the text has just ended in `::`.
   while (at < len || gap != count) {
     if (count == 8) return false;
     let to = at;
@@ -306,7 +336,7 @@ function readIpv6(ptr: usize, len: usize): bool {
   return true;
 }
 
-/** Four groups as one word. */
+/** Four groups, from `first` on, as one word. */
 function word(first: i32): u64 {
   let value: u64 = 0;
   for (let i = first; i < first + 4; i++) value = (value << 16) | groups[i];
@@ -317,7 +347,10 @@ function groupOf(high: u64, low: u64, i: i32): u64 {
   return ((i < 4 ? high : low) >> ((3 - (i & 3)) * 16)) & 0xffff;
 }
 
-/** RFC 5952: lower case, no leading zeros, `::` for the longest run of zeros, the first of equals. Returns the end. */
+/**
+ * Writes the form of RFC 5952: lower case, no leading zeros, and `::` for the longest run of zeros,
+ * or for the first of several that are as long. Returns the address behind it.
+ */
 function writeIpv6(high: u64, low: u64, at: usize): usize {
   let gapAt = 8;
   let gapLen = 1;
@@ -349,8 +382,8 @@ function writeIpv6(high: u64, low: u64, at: usize): usize {
 }
 
 /**
- * A host name (RFC 1123, and `_`). Its last label begins with a letter: resolvers take others, such as `127.1` and
- * `0x7f000001`, for addresses.
+ * Whether a text is a host name (RFC 1123), in which `_` is allowed, too. Its last label must begin
+ * with a letter, since resolvers take names such as `127.1` and `0x7f000001` for addresses.
  */
 function isName(ptr: usize, len: usize): bool {
   if (len > MAX_NAME) return false;

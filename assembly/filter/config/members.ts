@@ -1,8 +1,8 @@
-// Members of the configuration's objects: each is checked where it is taken.
+// Reads members of the configuration's objects. Each is checked as it is read.
 
 import { JSON } from 'json-as';
 
-/** The first problem of a configuration: what is wrong, as `path: expected …`; empty when nothing is. */
+/** The first problem of a configuration, as `path: expected …`; empty when there is none. */
 @final
 export class Problem {
   text: string = '';
@@ -12,10 +12,10 @@ export class Problem {
   }
 }
 
-/** An object of the configuration. What is missing, or wrong, has its default. */
+/** An object of the configuration. A member that is missing or wrong has its default. */
 @final
 export class Members {
-  /** `prefix` stands before its keys in the text of a problem. */
+  /** `prefix` stands before the object's keys in the text of a problem. */
   constructor(
     private readonly object: JSON.Obj,
     private readonly prefix: string,
@@ -38,7 +38,10 @@ export class Members {
     return this.object.get(key);
   }
 
-  /** An object; null when there is none, which is a problem unless it is `optional`. */
+  /**
+   * Reads a member that is an object; null when it is missing or wrong. It may be missing only if
+   * it is `optional`.
+   */
   members(key: string, expected: string, optional: bool): Members | null {
     const value = this.object.get(key);
     if (value === null && optional) return null;
@@ -57,7 +60,9 @@ export class Members {
     return standard;
   }
 
-  /** The position of a text among `names`, of which the first is the default. */
+  /**
+   * Reads a text that must be one of `names`, and returns its index. The first name is the default.
+   */
   choice(key: string, names: string[]): i32 {
     const at = names.indexOf(this.text(key, names[0]));
     if (at < 0) this.wrong(key, 'one of ' + names.join(', '));
@@ -76,13 +81,13 @@ export class Members {
     return standard;
   }
 
-  /** An integer from 1 to `most` that has to be there. */
+  /** Reads an integer from 1 to `most` that must be there. */
   required(key: string, most: i64): u64 {
     if (!this.has(key)) this.wrong(key, 'an integer from 1 to ' + most.toString());
     return this.integer(key, 1, most, 0);
   }
 
-  /** The member has another value than is expected. */
+  /** Notes that a member does not have the value that is expected. */
   wrong(key: string, expected: string): void {
     this.problem.add(this.prefix + key, expected);
   }

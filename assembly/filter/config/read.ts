@@ -1,5 +1,5 @@
-// Reads the plugin's configuration: with json-as, then member by member. A wrong one is refused with the
-// path of what is wrong and what was expected.
+// Reads the plugin's configuration: json-as parses it, and then each member is checked. The text of
+// a refusal has the path of the wrong member and what was expected of it.
 
 import { JSON } from 'json-as';
 import { Ascii } from '../../bytes/ascii';
@@ -17,18 +17,25 @@ import { Members, Problem } from './members';
 
 const MAX_TIMEOUT_MS: i64 = 86400000;
 const MAX_RETRIES: i64 = 10;
-/** Most that one exchange may hold, and most that all captures of a VM may: a VM has 1 GiB for everything. */
+/**
+ * How much one exchange may hold at most, and how much all captures of a VM together. Everything in
+ * a VM shares 1 GiB.
+ */
 const MAX_HOLD_BYTES: i64 = 256 << 20;
 const MAX_CAPTURE_BYTES: i64 = 640 << 20;
-/** Host memory: what the machine has. */
+/** Parked rows are in host memory, of which the machine may have any amount. */
 const MAX_PARKED_BYTES: i64 = 1 << 40;
-/** More than any model has; together they keep a row below the largest that is read. */
+/**
+ * No model has more. Together these limits keep a row below the largest one that the filter reads.
+ */
 const MAX_MODEL_LAYERS: i64 = 1024;
 const MAX_MODEL_TOP_K: i64 = 256;
 
-/** Reads a configuration (borrowed) into `config`; returns what is wrong, or an empty text. */
+/**
+ * Reads a configuration (borrowed) into `config`. Returns what is wrong with it, or an empty text.
+ */
 export function readConfig(text: Block, config: Config): string {
-  // json-as traps on what is not JSON.
+  // json-as traps on a text that is not JSON.
   if (!isObject(text)) return 'configuration: expected a JSON object';
   const root = JSON.parse<JSON.Obj>(String.UTF8.decodeUnsafe(text.ptr, text.len));
   const problem = new Problem();
@@ -64,7 +71,7 @@ export function readConfig(text: Block, config: Config): string {
   return problem.text;
 }
 
-/** Which rows come from where, and how they are checked. */
+/** Reads which rows come from which leg, and how rows are checked. */
 function readRows(members: Members, config: Config): void {
   config.tail = members.choice('decode_rows', ['full', 'tail']) == 1;
   const connector = config.connector;
@@ -85,7 +92,7 @@ function readRows(members: Members, config: Config): void {
   );
 }
 
-/** What happens where the exchange cannot go its way. */
+/** Reads what happens when prefill fails or rows cannot be merged, and whether heads are held. */
 function readPolicies(members: Members, config: Config): void {
   config.onPrefillFailure = members.choice('on_prefill_failure', ['decode', 'reject']);
   config.onUnmergeable = members.choice('on_unmergeable', ['reject', 'null', 'forward']);
@@ -99,7 +106,7 @@ function readPolicies(members: Members, config: Config): void {
   }
 }
 
-/** How many bytes may be held. */
+/** Reads how many bytes may be held and kept. */
 function readBounds(members: Members, config: Config): void {
   config.holdBytes = members.integer('hold_bytes', 0, MAX_HOLD_BYTES, config.holdBytes);
   const most = max<u64>(config.maxHoldBytes, config.holdBytes);
@@ -154,7 +161,7 @@ function readEndpoints(prefill: Members, config: Config): void {
   }
 }
 
-/** Adds an endpoint to the allow-list; returns what was expected where it is none. */
+/** Adds an endpoint to the allow-list. Returns an empty text, or what was expected in its place. */
 function readEndpoint(value: JSON.Value, config: Config): string {
   const names = config.clusterType == ClusterType.DynamicForwardProxy;
   const text = value.type == JSON.Types.String ? value.get<string>() : '';
@@ -170,7 +177,7 @@ function readEndpoint(value: JSON.Value, config: Config): string {
   }
 }
 
-/** Where prefill's bootstrap server is, for connectors that have one. */
+/** Reads where prefill's bootstrap server is, for connectors that have one. */
 function readBootstrap(prefill: Members, config: Config): void {
   const connector = config.connector;
   const byRequest = config.endpointHeader !== null;
@@ -227,7 +234,7 @@ function isHost(text: Ascii): bool {
   return new Endpoint().readHost(text.ptr, text.len);
 }
 
-/** Whether a text is a header's name in lower case (RFC 9110, section 5.1). */
+/** Whether a text is the name of a header in lower case (RFC 9110, section 5.1). */
 function isToken(text: Ascii): bool {
   for (let i: usize = 0; i < text.len; i++) {
     const c = load<u8>(text.ptr + i);

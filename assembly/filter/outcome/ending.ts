@@ -1,4 +1,4 @@
-// How an exchange ends: what the outcome header, the access log and the counters will say.
+// How an exchange ends: what the outcome header, the access log and the counters will say of it.
 
 import { replaceHeader } from '../../abi/host';
 import { HeaderMapKind } from '../../abi/types';
@@ -10,23 +10,26 @@ import { Outcome, outcomeText } from './outcome';
 
 @final
 export class Ending {
-  /** What is known so far; it is final when the exchange ends. */
+  /** The outcome as far as it is known. It is final when the exchange has ended. */
   outcome: Outcome = Outcome.Aborted;
   private reason: Reason = Reason.None;
-  /** Of a merged response: prefill's rows, the arrays that they went into, -1 while that is unknown. */
+  /**
+   * For a merged response: how many rows are prefill's, and in how many choices they are (-1: not
+   * known yet).
+   */
   private rows: u64 = 0;
   private choices: i32 = -1;
   private spliced: u64 = 0;
 
-  /** Any outcome but `Merged`. */
+  /** Sets any outcome but `Merged`. */
   set(outcome: Outcome, reason: Reason): void {
     this.outcome = outcome;
     this.reason = reason;
   }
 
   /**
-   * `rows` of prefill's are in the arrays of `choices` choices; -1: it is not known yet in how many.
-   * `spliced` are their bytes, as they left.
+   * Sets the outcome `Merged`: `rows` rows of prefill's are in the arrays of `choices` choices (-1:
+   * it is not known yet in how many). `spliced` is how many bytes they are in prefill's dtype.
    */
   setMerged(rows: u64, choices: i32, spliced: u64): void {
     this.set(Outcome.Merged, Reason.None);
@@ -46,7 +49,7 @@ export class Ending {
     replaceHeader(map, ROUTED_EXPERTS, changetype<usize>(text), text.byteLength);
   }
 
-  /** Counts the outcome, once, when the exchange has ended. */
+  /** Counts the outcome. Called once, when the exchange has ended. */
   count(): void {
     if (this.outcome == Outcome.Merged) countSpliced(this.spliced);
     countOutcome(this.outcome, this.reason);

@@ -1,4 +1,5 @@
-// The filter's metrics: `wasmcustom.routed_experts.<name>` in Envoy, shared by all plugins of a VM and by all workers.
+// The filter's metrics. In Envoy they are `wasmcustom.routed_experts.<name>`, and all plugins of a
+// VM and all workers share them.
 
 import { defineMetric, increment, record } from '../../abi/host';
 import { MetricKind } from '../../abi/types';
@@ -8,7 +9,9 @@ import { Outcome, outcomeToken } from './outcome';
 
 const PREFIX = 'routed_experts.';
 
-/** Metric ids; Envoy makes a new one for every definition, so each is defined once in a VM. */
+/**
+ * The ids of metrics. Envoy makes a new id for each definition, so a VM defines each metric once.
+ */
 const outcomes = new StaticArray<u32>(Outcome.Count);
 const reasons = new StaticArray<u32>(Reason.Count);
 let prefillFailures: u32 = 0;
@@ -17,10 +20,13 @@ let splicedBytes: u32 = 0;
 let prefillMs: u32 = 0;
 let held: u32 = 0;
 let defined = false;
-/** What this VM has added to the gauge. */
+/** The bytes that this VM has added to the gauge. */
 let reported: usize = 0;
 
-/** Called when a plugin is configured: from then on the counters show as 0. */
+/**
+ * Defines the metrics. Called when a plugin is configured, so that Envoy shows the counters from
+ * then on, as 0.
+ */
 export function defineMetrics(): void {
   if (defined) return;
   defined = true;
@@ -37,7 +43,10 @@ export function defineMetrics(): void {
   held = defineMetric(MetricKind.Gauge, PREFIX + 'held_bytes');
 }
 
-/** An exchange has ended. `reason`: why it was not merged, if it was not. */
+/**
+ * Counts an exchange that has ended. `reason` says why its response was not merged, if there is a
+ * reason.
+ */
 export function countOutcome(outcome: Outcome, reason: Reason): void {
   increment(outcomes[outcome], 1);
   if (reason != Reason.None) increment(reasons[reason], 1);
@@ -47,7 +56,7 @@ export function countPrefillFailure(): void {
   increment(prefillFailures, 1);
 }
 
-/** A request named an endpoint that is not allowed. */
+/** Counts a request that names an endpoint that it may not name. */
 export function countEndpointRefused(): void {
   increment(endpointsRefused, 1);
 }
@@ -60,10 +69,13 @@ export function recordPrefill(ms: u64): void {
   record(prefillMs, ms);
 }
 
-/** Changes below this are told at the end of an exchange only. */
+/** While an exchange runs, changes below this many bytes are not reported. */
 const WORTH_TELLING: usize = 1 << 20;
 
-/** Brings the gauge of held body bytes up to date; in the middle of an exchange only when it has changed much. */
+/**
+ * Brings the gauge of held body bytes up to date. Unless an exchange is `atEnd`, small changes are
+ * left for later.
+ */
 export function reportHeld(atEnd: bool): void {
   const now = heldBytes();
   const changed = now > reported ? now - reported : reported - now;

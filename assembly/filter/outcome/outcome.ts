@@ -7,19 +7,22 @@ export const enum Outcome {
   Aborted,
   /** Prefill's rows are in decode's arrays. */
   Merged,
-  /** Decode forwarded the prompt itself: its rows are valid as they are. */
+  /** Decode served the request alone, and its rows are valid as they are. */
   Local,
   /** The response carries no routing. */
   Absent,
-  /** Routing came, could not be merged, and the response went out all the same, as `on_unmergeable` says. */
+  /**
+   * Routing came and could not be merged. The response went out all the same, as `on_unmergeable`
+   * says.
+   */
   Unmerged,
-  /** The client got an error instead, or a body that was cut off. */
+  /** The client got an error in place of the response, or a stream that was reset. */
   Rejected,
-  /** Not an outcome: how many there are. */
+  /** This is not an outcome: it is how many there are. */
   Count,
 }
 
-/** The word of an outcome. */
+/** The word for an outcome. */
 export function outcomeToken(outcome: Outcome): string {
   switch (outcome) {
     case Outcome.Merged:
@@ -37,7 +40,9 @@ export function outcomeToken(outcome: Outcome): string {
   }
 }
 
-/** The header's value; `choices` < 0: not known when the head went out. */
+/**
+ * The value of the outcome header. `choices` is negative when it was not known as the head left.
+ */
 export function outcomeText(outcome: Outcome, reason: Reason, rows: u64, choices: i32): string {
   let text = outcomeToken(outcome);
   if (outcome == Outcome.Merged) {

@@ -1,4 +1,4 @@
-// Answers that the filter gives itself, errors in vLLM's shape.
+// The responses that the filter sends itself. Errors have the shape of vLLM's.
 
 import { sendLocalResponse } from '../../abi/host';
 import { PairReader, PairWriter } from '../../abi/pairs';
@@ -29,7 +29,10 @@ function typeOf(code: i32): string {
   }
 }
 
-/** Sends an error. `message` and `outcome` hold nothing that a peer sent, and need no escapes. */
+/**
+ * Sends an error. `message` and `outcome` contain nothing that a peer sent, so they need no
+ * escapes.
+ */
 export function replyError(code: i32, message: string, outcome: string): void {
   const body = String.UTF8.encode(
     '{"error":{"message":"' +
@@ -49,12 +52,14 @@ export function replyError(code: i32, message: string, outcome: string): void {
   pairs.free();
 }
 
-/** Passes prefill's answer on to the client as it is; `headers` and `body` are borrowed. */
+/** Passes prefill's answer to the client as it is. `headers` and `body` are borrowed. */
 export function replyPrefill(code: i32, headers: Block, body: Block, outcome: string): void {
   reply(DETAILS_PREFILL, code, headers, body.ptr, body.len, outcome);
 }
 
-/** Sends decode's answer, edited, in the place of the one that was held; everything is borrowed. */
+/**
+ * Sends decode's response, edited, in place of the one that Envoy holds. Both blocks are borrowed.
+ */
 export function replyDecode(code: i32, headers: Block, body: Block | null, outcome: string): void {
   reply(DETAILS_DECODE, code, headers, body === null ? 0 : body.ptr, body === null ? 0 : body.len, outcome);
 }

@@ -1,5 +1,6 @@
-// Decode serves a request alone: it is none that P/D serves, or its prefill leg came to nothing. Decode
-// forwards every token then, so its rows are right as they are, and leave so once they were examined.
+// Decode serves a request alone, because P/D does not serve the request or its prefill leg came to
+// nothing. Decode then forwards every token itself, so its rows are right as they are, and they
+// leave unchanged once they have been examined.
 
 import { randomBytes } from '../../abi/host';
 import { HeaderMapKind, HeadersStatus } from '../../abi/types';
@@ -19,9 +20,10 @@ import { Pass, passUnreadable, passWhole } from './pass';
 import { Course, Phase } from './phase';
 
 /**
- * The request goes to decode alone, as the client sent it but for parameters that only the filter may
- * set, and for the salt that keeps decode from using what its prefix cache has of the prompt. The request is
- * given back then, and `brought` goes to the next phase.
+ * Sends the request to decode alone. The request is as the client sent it, with two changes:
+ * parameters that only the filter may set are removed, and a salt may keep decode from using what
+ * its prefix cache has of the prompt. The request is freed, and `brought` is handed to the next
+ * phase.
  */
 export function serveAlone(
   course: Course,
@@ -45,25 +47,29 @@ export function serveAlone(
   course.enter(new Alone(course, brought, true));
 }
 
-/** What decode's `cached_tokens` must say so that the rows of a request that it serves alone are its own. */
+/**
+ * What decode's `cached_tokens` must say so that the rows of a request that it serves alone are its
+ * own.
+ */
 function cachedRule(config: Config, asked: RequestBody, fresh: bool): CachedRule {
-  // Samples and prompts of one request share its salt: vLLM puts a block into the prefix cache when it is
-  // scheduled, and the next sample hits it in the same step (vllm/v1/core/kv_cache_manager.py,
-  // allocate_slots).
+  // Choices and prompts of one request share its salt. vLLM puts a block into the prefix cache when
+  // it schedules the block, and the next choice hits it in the same step
+  // (vllm/v1/core/kv_cache_manager.py, allocate_slots).
   if (fresh && !config.connector.sharesStore) {
     return asked.choices > 1 ? CachedRule.Any : CachedRule.NoHit;
   }
-  // Of several prompts vLLM reports the last one's only; SGLang's elements have one each.
+  // For several prompts vLLM reports the `cached_tokens` of the last one only. In a list of
+  // SGLang's, each element has its own.
   const one = asked.batch <= 1 || asked.schema.dialect == Dialect.Sglang;
   return one ? CachedRule.Zero : CachedRule.Never;
 }
 
-/** Decode's response is awaited. */
+/** Decode serves the request alone, and the head of its response is awaited. */
 @final
 export class Alone extends Phase {
   /**
-   * Takes over what is known. `holds`: the plugin has shown that it may hold a head, so that the response's
-   * may be held, too.
+   * Takes over what is known. `holds`: the plugin has shown that it may hold a head, so the head of
+   * the response may be held, too.
    */
   constructor(
     course: Course,
@@ -73,12 +79,15 @@ export class Alone extends Phase {
     super(course);
   }
 
-  /** A request to a path that P/D does not serve: what its body asks for is not known. */
+  /**
+   * The phase for a request to a path that P/D does not serve. It is not known what its body asks
+   * for.
+   */
   static ofOtherPath(course: Course): Alone {
     return Alone.unread(course, false);
   }
 
-  /** A request whose body is no JSON object. */
+  /** The phase for a request whose body is not a JSON object. */
   static ofNoRequest(course: Course): Alone {
     return Alone.unread(course, true);
   }
@@ -98,7 +107,8 @@ export class Alone extends Phase {
     const brought = this.brought;
     const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
     course.ending.set(Outcome.Local, Reason.None);
-    // Responses of other paths, and to bodies that are no request, are of every kind.
+    // Where the filter has not read the request, the response may be of any kind. It is read only
+    // if its head says that it is JSON or an event stream.
     const readable = brought.expected.alone!.counted || ((head.json || head.events) && !head.encoded);
     if (endOfStream || !head.good || !readable) {
       brought.free();
@@ -117,7 +127,9 @@ export class Alone extends Phase {
   }
 }
 
-/** A request without a body, or by another method: its response passes unread. */
+/**
+ * A request without a body, or with a method that P/D does not serve. Its response passes unread.
+ */
 @final
 export class Aside extends Phase {
   get awaitsHead(): bool {

@@ -1,4 +1,4 @@
-// A phase in which both legs are in flight: what becomes of prefill's answer.
+// What the phases in which both legs are in flight have in common: they take prefill's answer.
 
 import { Reason } from '../../routing/reason';
 import { Failure, SentCall, failureMessage, failureStatus, reportFailure } from '../calls/prefill_answer';
@@ -8,7 +8,7 @@ import { takeAnswer } from './legs';
 import { Course, Phase } from './phase';
 
 export abstract class BothLegs extends Phase {
-  /** Takes over what is known, into which prefill's reply is read. */
+  /** Takes over what is known. Prefill's reply is read into `brought`. */
   constructor(
     course: Course,
     protected readonly sent: SentCall,
@@ -17,7 +17,7 @@ export abstract class BothLegs extends Phase {
     super(course);
   }
 
-  /** Prefill has answered, or failed: decode's response can be judged. */
+  /** Called when the prefill call has ended, successfully or not, and the exchange goes on. */
   protected abstract prefillEnded(): void;
 
   onCallResponse(headers: u32, bodySize: u32): void {
@@ -25,14 +25,15 @@ export abstract class BothLegs extends Phase {
     const failure = takeAnswer(course, this.sent, headers, bodySize, this.brought);
     if (course.ended) return;
     if (failure != Failure.None) {
-      // The leg is sent once: decode waits for it.
+      // The leg has been sent once, and is not sent again: decode is already waiting for it.
       reportFailure(failure, 1);
       this.brought.forgetRows();
       course.forgetRanks();
       if (course.config.onUnmergeable == OnUnmergeable.Reject) {
         return course.answer(failureStatus(failure), failureMessage(failure), Reason.Prefill);
       }
-      // Decode may have waited in vain, or have what it needs: its response is treated as what cannot be merged.
+      // Decode may have waited for prefill in vain, or may have what it needs. Its response, if it
+      // has arrays, is treated as one that cannot be merged.
       this.brought.captured.prompt.refuse(Reason.Prefill);
     }
     this.prefillEnded();

@@ -1,4 +1,5 @@
-// The client's request comes: its head is held, or passes, and Envoy buffers the body until it is whole.
+// The client's request comes. Its head is held, or passes, and Envoy buffers the body until it is
+// whole.
 
 import { removeHeader } from '../../abi/host';
 import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
@@ -14,10 +15,10 @@ import { Brought } from '../rows/brought';
 import { Course, Phase } from './phase';
 import { Prefill } from './prefill';
 
-/** The stream is new. */
+/** The stream is new, and no callback has come. */
 @final
 export class Start extends Phase {
-  /** The request's head has come. */
+  /** Called when the head of the request has come. */
   begin(endOfStream: bool): i32 {
     const course = this.course;
     const endpointHeader = course.config.endpointHeader;
@@ -49,7 +50,7 @@ export class Collect extends Phase implements HeldHead {
     super(course);
   }
 
-  /** Judges the head, and holds it if the configuration says so. */
+  /** Judges the head, and holds it unless the configuration lets heads pass. */
   begin(): i32 {
     const course = this.course;
     if (this.request.head.encoded) this.refuseEncoding();
@@ -64,8 +65,9 @@ export class Collect extends Phase implements HeldHead {
   }
 
   /**
-   * The filter cannot read what is inside, and an engine, or a decompressor behind this filter, would
-   * unpack it: with parameters in it that only the filter may set.
+   * Refuses a body that has a content coding, which the filter cannot read. An engine, or a
+   * decompressor behind this filter, would unpack it, and it may contain parameters that only the
+   * filter may set.
    */
   private refuseEncoding(): void {
     this.course.answer(
@@ -76,7 +78,7 @@ export class Collect extends Phase implements HeldHead {
     );
   }
 
-  /** Refuses an endpoint that may not be named. */
+  /** Refuses a request that names an endpoint which it may not name. */
   private checkEndpoint(): void {
     const named = this.request.nameEndpoint();
     if (named == Named.Fine) return;
@@ -85,7 +87,7 @@ export class Collect extends Phase implements HeldHead {
     this.course.answer(403, 'the prefill endpoint ' + what, Reason.None);
   }
 
-  /** Envoy has some of the body, and gives none of it to the filter. */
+  /** Called when Envoy has some of the body and gives none of it to the filter. */
   answerHeldHead(): void {
     if (this.course.phase !== this) return;
     this.course.answer(
@@ -98,7 +100,8 @@ export class Collect extends Phase implements HeldHead {
 
   onRequestBody(size: u32, endOfStream: bool): i32 {
     forgetHead(this.course.id);
-    // Envoy buffers up to its limit, and answers 413 beyond: until the end nothing is read.
+    // Envoy buffers the body up to its limit, and answers 413 above it. The filter reads nothing of
+    // it until it is whole.
     this.request.size = size;
     if (!endOfStream) return BodyStatus.StopIterationAndBuffer;
     this.startExchange();
@@ -111,7 +114,7 @@ export class Collect extends Phase implements HeldHead {
     return this.course.phase.requestWaits ? HeadersStatus.StopIteration : HeadersStatus.Continue;
   }
 
-  /** The whole body is in Envoy's buffer. */
+  /** Called when the whole body is in Envoy's buffer. */
   private startExchange(): void {
     const course = this.course;
     const body = this.request.bytes();
@@ -124,11 +127,12 @@ export class Collect extends Phase implements HeldHead {
     }
     this.startWith(body);
     body.free();
-    // The exchange may have ended here, and no callback will come that tells what is held.
+    // Where the exchange has ended here, this callback has freed its own blocks since, and the next
+    // report would be that of `onDone`.
     reportHeld(course.ended);
   }
 
-  /** `body` is the client's (borrowed). */
+  /** Judges the request and enters the next phase. `body` is the client's (borrowed). */
   private startWith(body: Block): void {
     const course = this.course;
     const request = this.request;

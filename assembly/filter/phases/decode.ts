@@ -1,4 +1,4 @@
-// Prefill has answered and decode's leg is out: the head of decode's response is awaited.
+// Prefill has answered and decode's leg has been sent. The head of decode's response is awaited.
 
 import { HeaderMapKind } from '../../abi/types';
 import { ResponseHead } from '../heads';

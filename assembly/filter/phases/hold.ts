@@ -1,5 +1,6 @@
-// Decode's response is held: its head, as a rule, and the bytes that have come. It is read as it comes, until
-// it is known that its arrays can be merged; then everything leaves, edited.
+// Decode's response is held: the bytes that have come and, unless heads pass, its head. The bytes
+// are read as they come, until it is known whether the arrays can be merged. Then everything
+// leaves, edited.
 
 import { bufferBytes, removeHeader } from '../../abi/host';
 import { BodyStatus, BufferKind, HeaderMapKind, HeadersStatus } from '../../abi/types';
@@ -16,12 +17,13 @@ import { Pass, passWhole } from './pass';
 import { Course, Phase } from './phase';
 import { StreamBody, streamEvents } from './stream';
 
-/** Bytes of a held response that are read at a time while arrays are looked for. */
+/** How many bytes are read at a time while the filter looks for arrays. */
 const LOOK: u32 = 8 << 10;
 
 /**
- * The head of a response has come that is to be read. Takes over `brought`. `holds`: the plugin has shown
- * that it may hold a head.
+ * Enters the phase for a response that is to be read and whose head has come. Takes over `brought`.
+ * `holds`: the plugin has shown that it may hold a head. Returns the status for the callback of the
+ * head.
  */
 export function openResponse(course: Course, head: ResponseHead, brought: Brought, holds: bool): i32 {
   const body = new DecodeBody(head.contentLength);
@@ -29,8 +31,8 @@ export function openResponse(course: Course, head: ResponseHead, brought: Brough
     streamEvents(course, body, brought);
     return HeadersStatus.Continue;
   }
-  // Of a path that is not served nobody has shown yet that the plugin may hold a head: Envoy would hold the
-  // body, too.
+  // For a path that P/D does not serve, nothing has shown that the plugin may hold a head. If it
+  // may not, Envoy holds the body together with the head, and the filter would wait for ever.
   const holdsHead = holds && !course.config.passHeads;
   course.enter(new Hold(course, body, brought, new ToEnvoy(), !holdsHead));
   if (holdsHead) return HeadersStatus.StopIteration;
@@ -44,10 +46,12 @@ export function openResponse(course: Course, head: ResponseHead, brought: Brough
 @final
 export class Hold extends Phase {
   private response: DecodeResponse;
-  /** Why arrays become `null` instead of being merged; `None` as long as they are merged. */
+  /** Why arrays become `null`; `None` while they are to be merged. */
   private nulledFor: Reason = Reason.None;
 
-  /** Takes over the body and what is known. `headOut`: the head has left before the outcome is known. */
+  /**
+   * Takes over the body and what is known. `headOut`: the head leaves before the outcome is known.
+   */
   constructor(
     course: Course,
     private readonly body: DecodeBody,
@@ -60,7 +64,7 @@ export class Hold extends Phase {
     this.response = new DecodeResponse(expected, body.rope, Treatment.Merge, Form.Unknown, false);
   }
 
-  /** Reads what is held already. */
+  /** Reads the bytes that are held already. */
   readHeld(): void {
     const rope = this.body.rope;
     const response = this.response;
@@ -72,7 +76,7 @@ export class Hold extends Phase {
     }
   }
 
-  /** Reads the held bytes once more, of which none has left. */
+  /** Reads the held bytes once more. None of them has left. */
   private readAgain(form: Form, treatment: Treatment): void {
     const rope = this.body.rope;
     rope.clearEdits();
@@ -84,8 +88,8 @@ export class Hold extends Phase {
   onResponseBody(size: u32, endOfStream: bool): i32 {
     const body = this.body;
     const response = this.response;
-    // Where what cannot be merged is refused, decode's rows that prefill's replace are never needed, and
-    // are not read.
+    // If an unmergeable response is refused, it never leaves as decode sent it. Then nobody needs
+    // those of decode's rows that prefill's replace, so they are not read.
     const sparing = this.course.config.onUnmergeable == OnUnmergeable.Reject;
     for (let at: u32 = 0; at < size;) {
       const left = size - at;
@@ -96,7 +100,8 @@ export class Hold extends Phase {
         at += ahead;
         continue;
       }
-      // Short looks until the last array has begun, so that its rows are not read with what is before them.
+      // Until the last array has begun, pieces are short. A long one would have the array's first
+      // rows read together with what stands before them.
       const looking = sparing && !response.inArray && response.choices < this.brought.expected.choices;
       const len = looking ? min(left, LOOK) : left;
       const piece = DecodeBody.piece(at, len);
@@ -110,14 +115,18 @@ export class Hold extends Phase {
   }
 
   onResponseTrailers(): i32 {
-    // The document would have been let go at its end, so it has none. The body cannot be given back any more.
+    // The document is missing or cut short, since `judge` would have left this phase at its end.
+    // The bytes that were taken from Envoy cannot be given back outside of a body callback. The
+    // stream is therefore reset, unless the configuration refuses the response anyway.
     const nulling = this.nulledFor != Reason.None;
     if (nulling || this.course.config.onUnmergeable != OnUnmergeable.Reject) this.reset(Reason.Json);
     else this.reject(Reason.Json);
     return HeadersStatus.StopIteration;
   }
 
-  /** Decides what becomes of the held bytes. */
+  /**
+   * Decides what becomes of the held bytes, and returns the status for the callback of the body.
+   */
   judge(endOfStream: bool): i32 {
     const body = this.body;
     const brought = this.brought;
@@ -138,13 +147,13 @@ export class Hold extends Phase {
     return this.judgePart(response);
   }
 
-  /** The same of a document that has not ended. */
+  /** The same for a document that goes on. */
   private judgePart(response: DecodeResponse): i32 {
     const body = this.body;
     const expected = this.brought.expected;
     const config = this.course.config;
-    // Without an array of prefill's there is nothing to wait for: one of decode's is refused whenever it
-    // comes, and other values of prefill's are put in where their place is.
+    // Where prefill brought no array, there is no need to wait for one of decode's: it would be
+    // refused whenever it came. Other values of prefill's are put in when their place comes.
     const open = expected.prompt.lacksRouting || response.planned;
     const ready = this.nulledFor != Reason.None || (open && response.decided);
     if (ready && body.received > config.holdBytes) return this.commit(false);
@@ -156,8 +165,8 @@ export class Hold extends Phase {
   }
 
   /**
-   * The held bytes cannot be merged: what the configuration says. `unread` bytes of the current piece are
-   * not in the rope.
+   * The held bytes cannot be merged, and the configuration says what follows. `unread` bytes of the
+   * current piece are not in the rope.
    */
   unmergeable(reason: Reason, unread: u32, endOfStream: bool): i32 {
     const policy = this.course.config.onUnmergeable;
@@ -175,13 +184,16 @@ export class Hold extends Phase {
     return this.letGo(unread, endOfStream);
   }
 
-  /** What decode served alone is no JSON. */
+  /** Lets a response go that decode served alone and that is not JSON. */
   private letGoForeign(endOfStream: bool): i32 {
     this.course.ending.set(Outcome.Local, Reason.None);
     return this.letGo(0, endOfStream);
   }
 
-  /** The held bytes leave as decode sent them, before `unread` bytes of the current piece that are not in the rope. */
+  /**
+   * Lets the held bytes leave as decode sent them, followed by `unread` bytes of the current piece,
+   * which are not in the rope.
+   */
   private letGo(unread: u32, endOfStream: bool): i32 {
     const course = this.course;
     const body = this.body;
@@ -189,7 +201,9 @@ export class Hold extends Phase {
     if (!this.headOut) course.ending.writeTo(HeaderMapKind.ResponseHeaders);
     const left = body.left(unread);
     rope.clearEdits();
-    // Whether memory is short or not: a body that is let go has no second chance.
+    // These bytes are the whole current piece: only a policy under which nothing is let go reads
+    // pieces in parts. They are copied even when memory is short, since the response has no other
+    // way out.
     const last = unread > 0 ? bufferBytes(BufferKind.ResponseBody, 0, unread) : null;
     if (last !== null) rope.append(last, body.received);
     body.received += unread;
@@ -205,7 +219,7 @@ export class Hold extends Phase {
     return BodyStatus.Continue;
   }
 
-  /** Everything that may leave does, and the head before it. */
+  /** Lets the head leave, unless it has left, and then all bytes that are settled. */
   private commit(endOfStream: bool): i32 {
     const course = this.course;
     const response = this.response;
@@ -224,7 +238,7 @@ export class Hold extends Phase {
     return stream.begin(this.exit, endOfStream);
   }
 
-  /** The head goes out with the outcome, and with the length as far as it is known. */
+  /** Lets the head leave with the outcome, and with a length if the length is known. */
   private tellHead(): void {
     const body = this.body;
     const response = this.response;
@@ -240,13 +254,13 @@ export class Hold extends Phase {
     }
   }
 
-  /** The response cannot be merged. */
+  /** Ends the exchange: the response cannot be merged. */
   private reject(reason: Reason): void {
     if (this.headOut) this.reset(reason);
     else this.course.refuse(reason, this.brought.describe(reason));
   }
 
-  /** The response cannot be merged, and some of it has left. */
+  /** Ends the exchange: the response cannot be merged, and some of it has left. */
   private reset(reason: Reason): void {
     this.course.reset(reason, this.brought.describe(reason));
   }

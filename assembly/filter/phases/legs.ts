@@ -1,4 +1,4 @@
-// What the phases have in common that send a leg of an exchange, or take its answer.
+// What is common to the phases that send a leg of an exchange or take the answer to one.
 
 import { bufferBytes, headerPairs } from '../../abi/host';
 import { BufferKind, HeaderMapKind, HeadersStatus } from '../../abi/types';
@@ -17,8 +17,8 @@ import { Pass, passUnreadable, passWhole } from './pass';
 import { Course } from './phase';
 
 /**
- * Puts an edited body into the place of the client's in Envoy's buffer. False when the exchange has ended
- * in it, or Envoy has answered the client itself.
+ * Puts an edited body in place of the client's in Envoy's buffer. Returns false when that failed
+ * and the exchange has ended, or when Envoy has answered the client itself.
  */
 export function replaceRequest(course: Course, request: ClientRequest, rewrite: Rewrite): bool {
   const body = request.bytes();
@@ -35,8 +35,8 @@ export function replaceRequest(course: Course, request: ClientRequest, rewrite: 
 }
 
 /**
- * Makes the client's request decode's leg; `promptStart` >= 0 asks for the rows from there on only. False
- * as for `replaceRequest`.
+ * Makes the client's request decode's leg. With `promptStart` of 0 or more, decode is asked only
+ * for the rows from that token on. Returns false in the cases in which `replaceRequest` does.
  */
 export function sendDecodeLeg(
   course: Course,
@@ -56,8 +56,9 @@ export function sendDecodeLeg(
 }
 
 /**
- * Takes the answer to the prefill leg, of `size` bytes; `headers` is 0 when none came. A client error ends
- * the exchange: it goes to the client as it is, since decode would say the same.
+ * Takes the answer to the prefill leg, of `size` bytes; `headers` is 0 when no answer came. A
+ * client error goes to the client as it is and ends the exchange, since decode would say the same
+ * of the request.
  */
 export function takeAnswer(
   course: Course,
@@ -72,7 +73,7 @@ export function takeAnswer(
   return passClientError(course, head.status, size) ? Failure.None : Failure.Reset;
 }
 
-/** False when prefill's answer cannot be read. */
+/** Ends the exchange with prefill's client error. Returns false when its head cannot be read. */
 function passClientError(course: Course, status: i32, size: u32): bool {
   const headers = headerPairs(HeaderMapKind.CallResponseHeaders);
   if (headers === null) return false;
@@ -84,12 +85,16 @@ function passClientError(course: Course, status: i32, size: u32): bool {
   return true;
 }
 
-/** What `takeDecodeHead` returns for a response whose body is to be read: no status of a callback. */
+/**
+ * What `takeDecodeHead` returns when the body of the response is to be read. No callback returns
+ * this.
+ */
 export const READ_BODY: i32 = -1;
 
 /**
- * Decode's head has come. An error, or a response without a body, passes; a body that cannot be read is
- * treated as what cannot be merged: the callback's status is returned then.
+ * Takes the head of decode's response, and returns the status for its callback, or `READ_BODY`. An
+ * error passes, and so does a response without a body. A body that cannot be read is treated as one
+ * that cannot be merged.
  */
 export function takeDecodeHead(course: Course, head: ResponseHead, brought: Brought, endOfStream: bool): i32 {
   course.ending.set(Outcome.Absent, Reason.None);

@@ -1,4 +1,4 @@
-// The response passes as it comes: there is nothing to merge, or it must not be touched.
+// The response passes as it comes: there is nothing to merge, or it must not be changed.
 
 import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Reason, reasonText } from '../../routing/reason';
@@ -9,8 +9,8 @@ import { Course, Phase } from './phase';
 
 export class Pass extends Phase {
   /**
-   * `left`: bytes still to come; -1 when their number is not known. `toldInTrailer`: the head went out
-   * before the outcome was known, and a trailer tells it.
+   * `left`: how many bytes are still to come; -1 when that is not known. `toldInTrailer`: the head
+   * left before the outcome was known, so a trailer tells it.
    */
   constructor(
     course: Course,
@@ -31,7 +31,7 @@ export class Pass extends Phase {
     return HeadersStatus.Continue;
   }
 
-  /** The body has ended. */
+  /** Called when the body has ended. */
   end(): void {
     if (this.toldInTrailer) this.course.ending.writeTo(HeaderMapKind.ResponseTrailers);
     this.course.finish();
@@ -45,8 +45,9 @@ export class Pass extends Phase {
 }
 
 /**
- * An answer that Envoy gives itself passes. It may have come inside a host call of the phase before, which
- * therefore keeps what it owns until the exchange ends.
+ * An answer that Envoy gives itself passes. It may have come inside a host call of the phase
+ * `before`, which still uses what it owns when that call returns. That phase is therefore freed
+ * only when the exchange ends.
  */
 @final
 class PassEnvoys extends Pass {
@@ -63,7 +64,7 @@ class PassEnvoys extends Pass {
   }
 }
 
-/** Lets a response pass whose head has not left: the outcome goes into it. */
+/** Lets a response pass whose head has not left. The outcome is written into the head. */
 export function passWhole(course: Course, pass: Pass, endOfStream: bool): void {
   course.enter(pass);
   course.ending.writeTo(HeaderMapKind.ResponseHeaders);
@@ -71,8 +72,8 @@ export function passWhole(course: Course, pass: Pass, endOfStream: bool): void {
 }
 
 /**
- * A response whose body cannot be read at all, and whose head has not left: what the configuration says
- * of what cannot be merged.
+ * Decides on a response whose body cannot be read at all and whose head has not left. The
+ * configuration says what becomes of a response that cannot be merged.
  */
 export function passUnreadable(course: Course, pass: Pass, reason: Reason): i32 {
   if (course.config.onUnmergeable != OnUnmergeable.Forward) {
@@ -85,11 +86,14 @@ export function passUnreadable(course: Course, pass: Pass, reason: Reason): i32 
   return HeadersStatus.Continue;
 }
 
-/** A head comes in a phase that awaits none: Envoy answers the client itself. */
+/**
+ * Takes a head that comes in a phase which awaits none: as a rule, Envoy answers the client itself.
+ */
 export function passEnvoysAnswer(course: Course, phase: Phase, endOfStream: bool): i32 {
   const head = ResponseHead.read(HeaderMapKind.ResponseHeaders);
   course.ending.set(Outcome.Absent, Reason.None);
-  // Or the request's head went on without its body, and decode has answered: what it brings cannot be known.
+  // A success with a body is not an answer of Envoy's. Here the head of the request went on without
+  // its body, and decode has answered before that was whole, so nothing is known of the rows.
   if (head.good && !endOfStream) {
     return passUnreadable(course, new PassEnvoys(course, -1, phase), Reason.Prefill);
   }

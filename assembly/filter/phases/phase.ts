@@ -1,14 +1,16 @@
 // What a phase of an exchange is, and what it may do to its exchange.
 //
-// Re-entrancy. Envoy runs callbacks of a stream inside some host calls, before these return:
+// Re-entrancy. Inside some host calls, before these return, Envoy runs callbacks of the same
+// stream:
 //
-//   sendLocalResponse   runs the response callbacks for the answer that is sent
-//   replaceBuffer,      answer by themselves when the buffer is above its limit: 413 for a request,
-//   appendBuffer        500 for a response, in the same way
+//   sendLocalResponse   runs the response callbacks for the answer that it sends
+//   replaceBuffer,      if the buffer is above its limit, Envoy answers itself, with 413 for a
+//   appendBuffer        request and 500 for a response, and runs the same callbacks
 //
-// Two rules follow. An exchange ends *before* its own answer is sent: `answer`, `pass…` and `reset` below
-// are the only functions that send one, and they see to it. And a phase that has written a body looks
-// at `course.phase` before it goes on: where that is another than before, Envoy has answered.
+// Two rules follow. First, an exchange ends *before* an answer of the filter's is sent. `answer`,
+// `passPrefillAnswer` and `reset` below see to it. Outside of them, only `Wait` sends one, when its
+// exchange has ended. Second, a phase that has written a body compares `course.phase` with itself
+// before it goes on. If they differ, Envoy has answered.
 
 import { StreamContext } from '../../abi/context';
 import { BodyStatus, HeadersStatus } from '../../abi/types';
@@ -18,11 +20,14 @@ import { Bootstrap } from '../calls/bootstrap';
 import { Config } from '../config/config';
 import { Ending } from '../outcome/ending';
 
-/** An exchange, as its phases see it: the phase that it is in, and the ways in which it can end. */
+/** An exchange as its phases see it: the phase that it is in, and the ways in which it can end. */
 export abstract class Course extends StreamContext {
-  /** What will be said of the exchange; final once it has ended. */
+  /** What will be said of the exchange. It is final once the exchange has ended. */
   readonly ending: Ending = new Ending();
-  /** The bootstrap server of an exchange whose connector has one: it is forgotten when the exchange fails. */
+  /**
+   * Prefill's bootstrap server, where the connector asks it for ranks. When the exchange fails,
+   * what the server has said is forgotten.
+   */
   bootstrap: Bootstrap | null = null;
   /** Whether Envoy has ended the stream. */
   gone: bool = false;
@@ -34,7 +39,7 @@ export abstract class Course extends StreamContext {
     super(id);
   }
 
-  /** Goes over to a phase. What the phase before has not handed on it has freed. */
+  /** Makes `phase` the current phase. The phase before it has freed what it has not handed on. */
   abstract enter(phase: Phase): void;
 
   /** The phase that the exchange is in. */
@@ -43,24 +48,30 @@ export abstract class Course extends StreamContext {
   /** Whether the exchange has ended. */
   abstract get ended(): bool;
 
-  /** Ends the exchange with an error of the filter's own, in the shape of vLLM's. */
+  /** Ends the exchange with an error of the filter's own, in the shape of vLLM's errors. */
   abstract answer(code: i32, message: string, reason: Reason): void;
 
-  /** Ends the exchange with prefill's answer to its leg; the blocks are borrowed. */
+  /** Ends the exchange with the answer to the prefill leg. The blocks are borrowed. */
   abstract passPrefillAnswer(status: i32, headers: Block, body: Block): void;
 
-  /** Ends the exchange by a reset, so that the client cannot take a body for whole; `why` is logged. */
+  /**
+   * Ends the exchange by resetting the stream, so that the client does not take a body for whole.
+   * `why` is logged.
+   */
   abstract reset(reason: Reason, why: string): void;
 
-  /** Ends the exchange: its response has been given to Envoy. */
+  /** Ends the exchange. Called when its response has been given to Envoy. */
   abstract finish(): void;
 
-  /** Ends the exchange with 502: decode's arrays cannot be merged, and nothing of the response has left. */
+  /**
+   * Ends the exchange with 502: decode's arrays cannot be merged, and nothing of the response has
+   * left.
+   */
   refuse(reason: Reason, why: string): void {
     this.answer(502, 'routed_experts can not be merged: ' + why, reason);
   }
 
-  /** Has the ranks of prefill's bootstrap server asked for anew by the next exchange. */
+  /** Makes the next exchange ask prefill's bootstrap server for its ranks again. */
   forgetRanks(): void {
     const bootstrap = this.bootstrap;
     if (bootstrap !== null) bootstrap.forget();
@@ -68,8 +79,9 @@ export abstract class Course extends StreamContext {
 }
 
 /**
- * A phase of an exchange: it answers Envoy's callbacks and owns what only this phase needs. The defaults
- * let everything pass. A phase ends with `course.enter(next)`, and hands on what the next one needs.
+ * A phase of an exchange. It answers Envoy's callbacks and owns what only this phase needs. By
+ * default it lets everything pass. A phase ends with `course.enter(next)`, and hands on what the
+ * next one needs.
  */
 export abstract class Phase {
   constructor(protected readonly course: Course) {}
@@ -79,12 +91,15 @@ export abstract class Phase {
     return false;
   }
 
-  /** Whether the next head is that of decode's response. Another is of an answer that Envoy gives itself. */
+  /**
+   * Whether the next response head is to be handed to this phase. In other phases, a head that
+   * comes is of an answer that Envoy gives itself.
+   */
   get awaitsHead(): bool {
     return false;
   }
 
-  /** A piece of the client's body has come; Envoy holds `size` bytes. */
+  /** A piece of the client's body has come. Envoy holds `size` bytes of the body. */
   onRequestBody(size: u32, endOfStream: bool): i32 {
     return BodyStatus.Continue;
   }
@@ -93,12 +108,12 @@ export abstract class Phase {
     return this.requestWaits ? HeadersStatus.StopIteration : HeadersStatus.Continue;
   }
 
-  /** Where `awaitsHead` is true. */
+  /** Called only where `awaitsHead` is true. */
   onResponseHeaders(endOfStream: bool): i32 {
     return HeadersStatus.Continue;
   }
 
-  /** A piece of decode's body of `size` bytes has come. */
+  /** A piece of decode's body has come, of `size` bytes. */
   onResponseBody(size: u32, endOfStream: bool): i32 {
     return BodyStatus.Continue;
   }
@@ -107,18 +122,21 @@ export abstract class Phase {
     return HeadersStatus.Continue;
   }
 
-  /** A call of this exchange has been answered; `headers` is 0 when it failed. */
+  /** A call of this exchange has ended. `headers` is 0 when no answer came. */
   onCallResponse(headers: u32, bodySize: u32): void {}
 
   /**
-   * The stream is over: whether the client has the whole response all the same, of which only the end has
-   * not been told to the filter. The ending says then what it will say.
+   * Called when the stream is over. Returns whether the client has the whole response all the same,
+   * and the filter has only not been told of its end. The phase then also completes the ending.
    */
   hasAllLeft(): bool {
     return false;
   }
 
-  /** Gives back what the phase owns. Called when the exchange ends in it; may be called again. */
+  /**
+   * Gives back what the phase owns. Called when the exchange ends in this phase, and possibly
+   * again.
+   */
   abstract free(): void;
 }
 

@@ -1,5 +1,5 @@
-// The prefill leg: the ranks and the address that it may need first, its call, the tries, and what becomes
-// of the request when it fails. The client's request waits in Envoy's buffer.
+// The prefill leg: the ranks and the address that it may need first, its call, its tries, and what
+// becomes of the request when it fails. Meanwhile the client's request waits in Envoy's buffer.
 
 import { expectCall } from '../../abi/dispatch';
 import { continueStream, log, logs, randomBytes, startedCall } from '../../abi/host';
@@ -29,16 +29,20 @@ import { sendDecodeLeg, takeAnswer } from './legs';
 import { Course, Phase } from './phase';
 import { Race } from './race';
 
-/** What is in flight. */
+/** Which call is in flight. */
 const enum Call {
   /** The bootstrap server is asked for prefill's ranks. */
   Ranks,
-  /** A dynamic forward proxy looks the endpoint up. */
+  /** A dynamic forward proxy is made to look up the address of the endpoint. */
   Lookup,
   Leg,
 }
 
-/** What the client's request waits in: a callback that is running, and returns whether to go on, or Envoy. */
+/**
+ * Where the client's request waits. `InCallback`: in a callback of the request that is still
+ * running and whose status says whether Envoy goes on. `InEnvoy`: in Envoy, until it is told to go
+ * on.
+ */
 const enum Waits {
   InCallback,
   InEnvoy,
@@ -47,12 +51,12 @@ const enum Waits {
 
 @final
 export class Prefill extends Phase {
-  /** What the legs have between them. It borrows from the request. */
+  /** What the legs share. It borrows from the request. */
   private readonly session: Session = new Session();
   private readonly brought: Brought;
   private inFlight: Call = Call.Leg;
   private sent: SentCall;
-  /** Legs that were sent. */
+  /** How many times the leg has been sent. */
   private tries: i32 = 0;
 
   /** Takes over the request. */
@@ -74,7 +78,10 @@ export class Prefill extends Phase {
     return BodyStatus.StopIterationAndBuffer;
   }
 
-  /** Sends the leg, or what must be known before it; `body` is the client's (borrowed). */
+  /**
+   * Sends the leg, or asks first for what must be known before it. `body` is the client's
+   * (borrowed).
+   */
   begin(body: Block): void {
     const course = this.course;
     const config = course.config;
@@ -95,20 +102,24 @@ export class Prefill extends Phase {
     if (this.inFlight == Call.Leg && config.connector.concurrent) this.race();
   }
 
-  /** A call has been started: its answer comes to this exchange. */
+  /** Has the answer to the call that was just started delivered to this exchange. */
   private expect(call: Call): void {
     expectCall(startedCall(), this.course.id);
     this.inFlight = call;
     this.sent = SentCall.of(this.course.config, this.asked);
   }
 
-  /** Sends the leg, made from the client's `body` (borrowed); false when Envoy cannot. */
+  /**
+   * Sends the leg, made from the client's `body` (borrowed). Returns false when Envoy cannot start
+   * the call.
+   */
   private send(body: Block): bool {
     const config = this.course.config;
     const session = this.session;
     const request = this.request;
     const leg = prefillLeg(this.asked, config.connector, session).toBlock(body.ptr, body.len);
-    // The filter's tries and Envoy's are bounded together.
+    // One limit holds for the tries of the filter and the retries of Envoy: with each try, Envoy
+    // may retry once less.
     const retries = config.retries - this.tries;
     const pairs = request.head.pairs;
     const status = startPrefill(config, pairs, leg, request.requestId, request.endpoint, session, retries);
@@ -120,7 +131,10 @@ export class Prefill extends Phase {
     return true;
   }
 
-  /** Sends the leg outside of the request's callbacks; false when that is impossible. */
+  /**
+   * Sends the leg after the callbacks of the request, which waits in Envoy. Returns false when that
+   * is impossible.
+   */
   private sendLate(): bool {
     const body = this.request.bytes();
     if (body === null) return false;
@@ -133,7 +147,10 @@ export class Prefill extends Phase {
     return sent;
   }
 
-  /** Has a dynamic forward proxy look the endpoint up, where that may be what was missing. */
+  /**
+   * Makes a dynamic forward proxy look up the endpoint's address, which may be what was missing for
+   * the leg. Returns false when there is nothing to look up.
+   */
   private lookUp(): bool {
     const config = this.course.config;
     const endpoint = this.request.endpoint;
@@ -143,7 +160,7 @@ export class Prefill extends Phase {
     return true;
   }
 
-  /** Both legs at once: decode's follows. */
+  /** Enters the phase with both legs, and sends decode's after prefill's. */
   private race(): void {
     const race = new Race(this.course, this.sent, this.brought);
     this.course.enter(race);
@@ -156,7 +173,7 @@ export class Prefill extends Phase {
       case Call.Ranks:
         return this.takeRanks(headers, bodySize);
       case Call.Lookup:
-        // Whatever the answer is: the address is known now, or it cannot be.
+        // The status of the answer does not matter. If the address can be found, it is known now.
         if (!this.sendLate()) this.failed(Failure.NoHost, Waits.InEnvoy);
         return;
       default:
@@ -185,7 +202,8 @@ export class Prefill extends Phase {
     if (failure != Failure.None) return this.failed(failure, Waits.InEnvoy);
     if (config.connector.needsParams && brought.captured.params === null) {
       if (brought.captured.capped) return this.refuseHandshake();
-      // The text ended with its first token and there is nothing to pull: decode prefills itself.
+      // The text ended with its first token, so prefill offers nothing to pull: decode serves the
+      // whole request.
       return this.goAlone(Waits.InEnvoy);
     }
     if (config.tail && brought.captured.prompt.tokens < 0) {
@@ -194,7 +212,7 @@ export class Prefill extends Phase {
     this.sendDecode();
   }
 
-  /** Prefill has answered, and decode's leg takes the place of the client's request. */
+  /** Sends decode's leg in place of the client's request, after prefill has answered. */
   private sendDecode(): void {
     const course = this.course;
     const session = this.session;
@@ -211,10 +229,11 @@ export class Prefill extends Phase {
   }
 
   /**
-   * Prefill stopped at its cap of one token, where NixlConnector always hands out parameters (vLLM's
-   * nixl/scheduler.py, request_finished), and gave none: the engines run another connector, and decode may
-   * find the prompt's KV in a store although nothing was handed over. What decode would answer cannot be
-   * trusted, whatever `on_prefill_failure` says.
+   * Refuses a reply of prefill's that stopped at its cap of one token and has no parameters.
+   * NixlConnector always returns them at that cap (vLLM's nixl/scheduler.py, request_finished). So
+   * the engines run another connector, by which decode may find the prompt's KV in a store although
+   * nothing was handed over. No rows that decode returns could be trusted, whatever
+   * `on_prefill_failure` says.
    */
   private refuseHandshake(): void {
     const message =
@@ -226,7 +245,9 @@ export class Prefill extends Phase {
     this.course.answer(502, message, Reason.None);
   }
 
-  /** What was in flight has failed: another try, or what the configuration says. */
+  /**
+   * The call in flight has failed. The leg is sent again, or the configuration says what follows.
+   */
   private failed(failure: Failure, waits: Waits): void {
     const course = this.course;
     const config = course.config;
@@ -239,13 +260,13 @@ export class Prefill extends Phase {
     course.answer(failureStatus(failure), failureMessage(failure), Reason.None);
   }
 
-  /** Decode serves the request alone. */
+  /** Lets decode serve the request alone. */
   private goAlone(waits: Waits): void {
     serveAlone(this.course, this.request, this.asked, this.brought);
     if (waits == Waits.InEnvoy) this.resume();
   }
 
-  /** Has Envoy go on with the request, unless the exchange has ended. */
+  /** Makes Envoy go on with the request, unless the exchange has ended or Envoy has answered. */
   private resume(): void {
     const phase = this.course.phase;
     if (!phase.requestWaits && phase.awaitsHead) continueStream(StreamKind.Request);

@@ -1,5 +1,5 @@
-// Both legs are out at once: neither engine answers before the other has come. Decode's response is
-// awaited, and so is prefill's reply.
+// Both legs are in flight, since neither engine answers before the other has its request. Decode's
+// response and prefill's reply are both awaited.
 
 import { HeaderMapKind } from '../../abi/types';
 import { SentCall } from '../calls/prefill_answer';

@@ -1,4 +1,5 @@
-// The head is out: pieces of decode's body are edited as they pass, and leave as far as they are settled.
+// The head has left. Pieces of decode's body are edited as they pass, and leave as far as they are
+// settled.
 
 import { removeHeader } from '../../abi/host';
 import { BodyStatus, BufferKind, HeaderMapKind, HeadersStatus } from '../../abi/types';
@@ -15,9 +16,12 @@ import { Brought } from '../rows/brought';
 import { Pass } from './pass';
 import { Course, Phase } from './phase';
 
-/** What a body and events have in common. */
+/** What a body and a stream of events have in common. */
 abstract class Stream extends Phase {
-  /** Takes over everything. `toldInTrailer`: the head went out before the outcome was known. */
+  /**
+   * Takes over everything. `toldInTrailer`: the head left before the outcome was known, so a
+   * trailer tells it.
+   */
   constructor(
     course: Course,
     protected readonly body: DecodeBody,
@@ -28,34 +32,37 @@ abstract class Stream extends Phase {
     super(course);
   }
 
-  /** Bytes to come that are replaced by prefill's whatever they are. */
+  /** How many of the next bytes prefill's rows replace, whatever these bytes are. */
   protected abstract get replacedAhead(): u64;
 
-  /** `n` such bytes went by unread. */
+  /** `n` bytes of `replacedAhead` have come and gone without being read. */
   protected abstract passReplaced(n: u32): void;
 
   /** Reads `len` bytes at `ptr`, which are in the rope. */
   protected abstract read(ptr: usize, len: usize): void;
 
-  /** The body may leave up to this offset. */
+  /** The offset up to which the body may leave. */
   protected abstract get settled(): u64;
 
-  /** Whether `size` bytes are the last ones, by what the head announces. */
+  /** Whether the body ends with the next `size` bytes, by the length that the head announces. */
   protected abstract isLast(size: u32): bool;
 
-  /** What is wrong with what has been read, beyond what the reader says of it. */
+  /** What is wrong with the bytes read so far, beyond what `response` reports itself. */
   protected abstract fault(): Reason;
 
-  /** Whether the response may go on unmerged: no routing of prefill's has left. */
+  /** Whether the response may still go on unmerged, since none of prefill's routing has left. */
   protected abstract get untouched(): bool;
 
-  /** Whether the body may end here. */
+  /** Whether the body is whole if it ends here. */
   protected abstract get isWhole(): bool;
 
-  /** The body has ended as it may: what is wrong with it as a whole, or `None` once the ending is known. */
+  /**
+   * Called when the body has ended and is whole. Returns what is wrong with all of it, or `None`
+   * after it has completed the ending.
+   */
   protected abstract end(): Reason;
 
-  /** What the ending says of a merged response. */
+  /** Sets the ending to that of a merged response. */
   tellMerged(): void {
     const response = this.response;
     const prompt = this.brought.expected.prompt;
@@ -63,7 +70,10 @@ abstract class Stream extends Phase {
     this.course.ending.setMerged(prompt.rowCount, choices, prompt.bytesFor(response.choices));
   }
 
-  /** Whether the number of arrays is final, or, of events, the number so far is told. */
+  /**
+   * Whether the number of arrays so far is that of the whole response. Events set their ending only
+   * when they are over, so theirs always is.
+   */
   protected abstract get knowsChoices(): bool;
 
   onResponseBody(size: u32, endOfStream: bool): i32 {
@@ -76,11 +86,14 @@ abstract class Stream extends Phase {
     return this.endBody() ? HeadersStatus.Continue : HeadersStatus.StopIteration;
   }
 
-  /** False when the stream was reset. */
+  /**
+   * Reads a piece of `size` bytes and lets settled bytes leave. Returns false when no more may
+   * leave.
+   */
   private takePiece(size: u32): bool {
     const body = this.body;
     const rope = body.rope;
-    // What prefill's rows replace is not read at all.
+    // Bytes that prefill's rows replace are not read.
     const unread = rope.held == 0 ? <u32>min<u64>(this.replacedAhead, size) : 0;
     if (unread == size && this.isLast(size)) return this.reset(Reason.Json);
     const piece = unread < size ? DecodeBody.piece(unread, size - unread) : null;
@@ -109,18 +122,24 @@ abstract class Stream extends Phase {
     const fault = this.fault();
     if (fault != Reason.None) return fault;
     if (this.body.breaksPromise(response)) return Reason.Rows;
-    // An array whose end must be seen before any of it may leave.
+    // Bytes from `settled` on are held. An array may be among them of which nothing may leave
+    // before its end has been read.
     const held = this.body.received - this.settled;
     return held > this.course.config.maxHoldBytes ? Reason.Hold : Reason.None;
   }
 
-  /** After what may leave was given to Envoy: false when it was not all of it, and the stream was reset. */
+  /**
+   * Finishes an outlet. Returns false when Envoy did not take all bytes, and the stream was reset.
+   */
   protected sent(outlet: Outlet): bool {
     if (outlet.finish() && !this.body.rope.broken) return true;
     return this.reset(Reason.Memory);
   }
 
-  /** The response cannot be merged any more: it may go on as decode sends it, or false. */
+  /**
+   * The response cannot be merged any more. Returns true when it goes on as decode sends it.
+   * Otherwise the stream was reset, or Envoy has answered.
+   */
   private failed(reason: Reason, sink: BodySink): bool {
     const course = this.course;
     const foreign = this.brought.isForeign(this.response, reason);
@@ -138,9 +157,9 @@ abstract class Stream extends Phase {
     return true;
   }
 
-  /** The body has ended. False when the stream was reset. */
+  /** Called when the body has ended. Returns false when the stream was reset. */
   private endBody(): bool {
-    // The last piece may have been the one with which the response went over to passing.
+    // While it read the last piece, this phase may have given way to `Pass`.
     const phase = this.course.phase;
     if (phase !== this) {
       if (phase instanceof Pass) (phase as Pass).end();
@@ -153,13 +172,16 @@ abstract class Stream extends Phase {
     return true;
   }
 
-  /** The response has left, whole. */
+  /** Ends the exchange. Called when the whole response has left. */
   protected finish(): void {
     if (this.toldInTrailer) this.course.ending.writeTo(HeaderMapKind.ResponseTrailers);
     this.course.finish();
   }
 
-  /** The response cannot be merged, and some of it has left: the client must not take it for whole. */
+  /**
+   * Resets the stream. The response cannot be merged and some of it has left, so the client must
+   * not take it for whole.
+   */
   protected reset(reason: Reason): bool {
     this.course.reset(reason, this.brought.describe(reason));
     return false;
@@ -172,10 +194,13 @@ abstract class Stream extends Phase {
   }
 }
 
-/** A body that was held until it was known how it is edited. */
+/** A body that was held until it was known how to edit it. */
 @final
 export class StreamBody extends Stream {
-  /** Lets the held bytes leave, as far as they are settled, through `exit`. */
+  /**
+   * Lets the held bytes that are settled leave through `exit`. Returns the status for the callback
+   * of the body.
+   */
   begin(exit: Exit, endOfStream: bool): i32 {
     const body = this.body;
     const outlet = exit.open(<u64>max<i64>(<i64>body.received + this.response.growth, 0));
@@ -234,7 +259,10 @@ export class StreamBody extends Stream {
     return Reason.None;
   }
 
-  /** The head that went out may have said `merged` before the number of arrays was known. */
+  /**
+   * Completes the ending of a merged response: the head may have left before the number of arrays
+   * was known.
+   */
   private tellChoices(): void {
     if (this.course.ending.outcome == Outcome.Merged) this.tellMerged();
   }
@@ -246,7 +274,10 @@ export class StreamBody extends Stream {
   }
 }
 
-/** Events, which are edited from the first one on: nobody could wait for the last. */
+/**
+ * A stream of events. It is edited from the first event on, since a client that streams cannot be
+ * made to wait for the last event.
+ */
 @final
 export class StreamEvents extends Stream {
   private readonly events: EventStream;
@@ -306,13 +337,17 @@ export class StreamEvents extends Stream {
   }
 }
 
-/** A head of events goes out, and they are edited as they pass. Takes over `body` and `brought`. */
+/**
+ * Lets the head of a stream of events leave, and enters the phase that edits the events. Takes over
+ * `body` and `brought`.
+ */
 export function streamEvents(course: Course, body: DecodeBody, brought: Brought): void {
   const nulls = course.config.onUnmergeable == OnUnmergeable.Null;
   const treatment = nulls ? Treatment.MergeOrNull : Treatment.Merge;
   const response = new DecodeResponse(brought.expected, body.rope, treatment, Form.Unknown, true);
   removeHeader(HeaderMapKind.ResponseHeaders, ROUTED_EXPERTS);
-  // With a length a client would take a stream for whole that is cut short and then reset.
+  // With a `content-length`, a client would take the stream for whole as soon as that many bytes
+  // have come, even if it is reset then.
   removeHeader(HeaderMapKind.ResponseHeaders, CONTENT_LENGTH);
   course.enter(new StreamEvents(course, body, brought, response));
 }

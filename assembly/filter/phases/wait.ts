@@ -1,4 +1,4 @@
-// Decode has answered first: its response is held until prefill's reply is there.
+// Decode has answered first. Its response is held until prefill's reply is there.
 
 import { continueStream, headerPairs, replaceBuffer } from '../../abi/host';
 import { BodyStatus, BufferKind, HeaderMapKind, HeadersStatus, StreamKind } from '../../abi/types';
@@ -15,15 +15,21 @@ import { Hold } from './hold';
 import { Course } from './phase';
 import { streamEvents } from './stream';
 
-/** A body up to this size is put into Envoy's buffer from outside of a body callback: no usual limit is below it. */
+/**
+ * The largest body that is put into Envoy's buffer outside of a body callback. The usual limits of
+ * that buffer are not below it.
+ */
 const WRITABLE: usize = 16 << 10;
 
-/** How far decode's body has come. */
+/** How much of decode's body has come. */
 const enum Came {
   Partly,
-  /** Envoy's buffer for it can be written to when prefill's call is answered. */
+  /**
+   * All of it has come, and Envoy's buffer for it can be written to when prefill's call is
+   * answered.
+   */
   WholeAndBuffered,
-  /** It ended with trailers: there is no such buffer. */
+  /** All of it has come, and trailers after it. Envoy's buffer for it cannot be written to. */
   WholeWithTrailers,
 }
 
@@ -44,7 +50,10 @@ export class Wait extends BothLegs {
     this.body = new DecodeBody(head.contentLength);
   }
 
-  /** Holds the head. Events must not leave before the rows are there, and Envoy can keep all of them unread. */
+  /**
+   * Holds the head. Of events nothing may leave before prefill's rows are there, so Envoy holds all
+   * of them, and the filter reads none.
+   */
   begin(): i32 {
     return this.head.events ? HeadersStatus.StopAllIterationAndWatermark : HeadersStatus.StopIteration;
   }
@@ -62,8 +71,9 @@ export class Wait extends BothLegs {
     }
     if (!endOfStream) return BodyStatus.StopIterationNoBuffer;
     this.came = Came.WholeAndBuffered;
-    // Envoy 1.40 crashes when a body is touched outside of its callback after any status but this one. It
-    // counts the bytes that it buffers against its limit: they are held here instead.
+    // Envoy 1.40 crashes when a body is touched outside of its callback, unless that callback has
+    // returned this status. What Envoy buffers counts against its limit, so the rope holds the
+    // bytes, and Envoy's buffer is emptied.
     replaceBuffer(BufferKind.ResponseBody, 0, 0);
     return BodyStatus.StopIterationAndBuffer;
   }
@@ -73,7 +83,7 @@ export class Wait extends BothLegs {
     return HeadersStatus.StopIteration;
   }
 
-  /** The response can be judged: it is held as any other from now on. */
+  /** Enters `Hold`, as the response can be judged now. */
   private hold(): Hold {
     const hold = new Hold(this.course, this.body, this.brought, new ToEnvoy(), false);
     this.course.enter(hold);
@@ -89,20 +99,22 @@ export class Wait extends BothLegs {
     else this.sendWhole();
   }
 
-  /** The response is all here, and no callback of its body will come. */
+  /** Lets a response leave whose body is whole. No callback of the body will come any more. */
   private sendWhole(): void {
     const course = this.course;
     const exit = new ToBlock();
     const hold = new Hold(course, this.body, this.brought, exit, false);
     course.enter(hold);
     hold.readHeld();
-    // The judgement ends the exchange, and nothing has been sent unless it ended with an answer of the filter's.
+    // `judge` ends the exchange. By then nothing has been sent, except where the filter has
+    // answered with an error, and then `judge` returns another status.
     const passes = hold.judge(true) == BodyStatus.Continue;
     const whole = exit.body.body;
     const len: usize = whole === null ? 0 : whole.len;
     if (passes && this.came == Came.WholeAndBuffered && len <= WRITABLE) {
       replaceBuffer(BufferKind.ResponseBody, whole === null ? 0 : whole.ptr, len);
-      // Above its limit Envoy has answered inside the call; to go on then would send a second response.
+      // If the body is above Envoy's limit, Envoy has answered inside the call above. To continue
+      // the stream then would send a second response.
       if (!course.gone) continueStream(StreamKind.Response);
     } else if (passes) {
       const headers = headerPairs(HeaderMapKind.ResponseHeaders);

@@ -1,5 +1,5 @@
-// The client's request: its head, the prefill endpoint that it names, and what its body asks for. The
-// bytes of the body stay in Envoy's buffer, from which they are read anew for each leg.
+// The client's request: its head, the prefill endpoint that it names, and what its body asks for.
+// The bytes of the body stay in Envoy's buffer, and are read from there for each leg.
 
 import { bufferBytes, removeHeader, replaceHeader } from '../../abi/host';
 import { BufferKind, HeaderMapKind } from '../../abi/types';
@@ -16,9 +16,9 @@ import { BodySink } from '../body/body_sink';
 
 /** What a request says of the endpoint of its prefill leg. */
 export const enum Named {
-  /** Nothing, or one that is allowed. */
+  /** The request names no endpoint, or one that is allowed. */
   Fine,
-  /** What is no address and no name with a port. */
+  /** What the request names is neither an address nor a name with a port. */
   Unreadable,
   NotAllowed,
 }
@@ -26,13 +26,18 @@ export const enum Named {
 
 @final
 export class ClientRequest {
-  /** Bytes of the body that Envoy holds. */
+  /** How many bytes of the body Envoy holds. */
   size: u32 = 0;
-  /** The prefill endpoint that the request names, as this filter writes it (owned). */
+  /**
+   * The prefill endpoint that the request names, written anew by the filter (owned); null when it
+   * names none.
+   */
   endpoint: Block | null = null;
-  /** Id for both legs (owned), where the client's request has none. */
+  /**
+   * The id that both legs carry (owned); null while the client's own id serves, or none is needed.
+   */
   requestId: Block | null = null;
-  /** Bytes of `endpoint` that are its host. */
+  /** How many bytes of `endpoint`, from its beginning, are the host. */
   private endpointHostLen: usize = 0;
   private freed: bool = false;
 
@@ -56,14 +61,15 @@ export class ClientRequest {
     return Named.Fine;
   }
 
-  /** Whether requests must name an endpoint, and this one does not. */
+  /** Whether requests must name an endpoint and this one does not. */
   get lacksEndpoint(): bool {
     return this.config.endpointHeader !== null && this.endpoint === null;
   }
 
   /**
-   * Lets the head leave before the body is known, as every leg would have it: with a body of any
-   * length, and asking for a response in no encoding.
+   * Lets the head leave before the body is known. It is changed in the way that every leg needs:
+   * the body may have any length, the response may have no content coding, and there is a request
+   * id.
    */
   passHead(): void {
     const head = this.head;
@@ -73,19 +79,19 @@ export class ClientRequest {
     this.writeId();
   }
 
-  /** Makes sure that the request has an id, which both legs carry. */
+  /** Makes an id for both legs if the client's request has none. */
   ensureId(): void {
     if (!this.head.hasRequestId && this.requestId === null) this.requestId = newRequestId();
   }
 
-  /** The head that is held becomes that of decode's leg. */
+  /** Turns the head that is held into the head of decode's leg. */
   becomeDecodeHead(): void {
     if (this.config.passHeads) return;
     this.askForPlainResponse();
     this.writeId();
   }
 
-  /** Asks decode for a response in no encoding, which can be read. */
+  /** Asks decode for a response without a content coding, so that the filter can read it. */
   askForPlainResponse(): void {
     if (this.head.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
   }
@@ -95,7 +101,10 @@ export class ClientRequest {
     if (id !== null) replaceHeader(HeaderMapKind.RequestHeaders, REQUEST_ID, id.ptr, id.len);
   }
 
-  /** Where prefill's bootstrap server is: beside the endpoint that is named, or where the configuration says. */
+  /**
+   * Tells the session where prefill's bootstrap server is: at the host of the endpoint that the
+   * request names, or at the one in the configuration.
+   */
   locateBootstrap(session: Session): void {
     const endpoint = this.endpoint;
     const host = this.config.bootstrapHost;
@@ -104,7 +113,10 @@ export class ClientRequest {
     session.port = this.config.bootstrapPort;
   }
 
-  /** The body (owned by the caller); null when there is no memory for it and for what is made of it. */
+  /**
+   * Copies the body out of Envoy's buffer. The caller owns the copy. It is null when there is no
+   * memory for the body and for a leg made of it.
+   */
   bytes(): Block | null {
     const size = this.size;
     if (size == 0) return Block.alloc(0);
@@ -117,8 +129,9 @@ export class ClientRequest {
   }
 
   /**
-   * Writes an edited body (borrowed) into Envoy's buffer; false when Envoy did not take it. A body beyond
-   * Envoy's limit is answered with 413 inside this call: callbacks of this stream have run then.
+   * Writes an edited body (borrowed) into Envoy's buffer. Returns false when Envoy did not take it.
+   * A body above Envoy's limit is answered with 413 inside this call, so callbacks of this stream
+   * have run by the time it returns.
    */
   write(rewrite: Rewrite, body: Block): bool {
     if (this.head.hasContentLength && !this.config.passHeads) {
@@ -129,7 +142,7 @@ export class ClientRequest {
     return sink.finish();
   }
 
-  /** Gives back what the request holds. */
+  /** Gives back what the request owns. It may be called again. */
   free(): void {
     if (this.freed) return;
     this.freed = true;

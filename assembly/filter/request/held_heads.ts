@@ -1,5 +1,6 @@
-// Requests whose head is held and of whose body nothing has come. Without `allow_on_headers_stop_iteration` in the plugin's
-// configuration Envoy calls no body callback for a head that is held, and the client would wait for ever.
+// Requests whose head is held and whose body has not begun to come. If the plugin's configuration
+// lacks `allow_on_headers_stop_iteration`, Envoy calls no body callback while a head is held, and
+// the client would wait for ever. The filter finds such requests here, and answers them.
 
 import { enterStream } from '../../abi/dispatch';
 import { headerPairs, integerProperty } from '../../abi/host';
@@ -7,27 +8,27 @@ import { PairReader } from '../../abi/pairs';
 import { HeaderMapKind } from '../../abi/types';
 import { Ascii } from '../../bytes/ascii';
 
-/** Bytes of the request so far, and of its head (Envoy's attributes). */
+/** Envoy's attribute for the bytes of a request that have come, those of its head included. */
 const TOTAL_SIZE = new Ascii('request\0total_size');
 
-/** An exchange that can end because of it. */
+/** An exchange that answers the client when Envoy withholds the body. */
 export interface HeldHead {
   answerHeldHead(): void;
 }
 
 const held = new Map<u32, HeldHead>();
 
-/** The stream's head is held from now on. */
+/** Called when the filter holds the head of a stream. */
 export function holdHead(id: u32, exchange: HeldHead): void {
   held.set(id, exchange);
 }
 
-/** A body callback has come, or the exchange has ended. */
+/** Called when the first body callback of a stream has come, or its exchange has ended. */
 export function forgetHead(id: u32): void {
   held.delete(id);
 }
 
-/** Answers requests of whose body some has come to Envoy, and nothing to the filter. */
+/** Answers each request of whose body Envoy has bytes and the filter has none. */
 export function answerHeld(): void {
   if (held.size == 0) return;
   const ids = held.keys();

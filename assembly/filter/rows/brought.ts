@@ -1,5 +1,5 @@
 // What an exchange knows when decode's response comes: what prefill brought, what the client asked
-// for, and what the rows of both legs say.
+// for, and what the rows of both legs show.
 
 import { RequestBody } from '../../connectors/request_body';
 import { Alone, DecodeResponse, Expected } from '../../routing/decode_response';
@@ -13,11 +13,13 @@ import { Kept } from './room';
 
 @final
 export class Brought {
-  /** Prefill's reply (owned); empty before it has come, and where there is no prefill leg. */
+  /**
+   * What prefill's reply brought (owned). It is empty before the reply, and without a prefill leg.
+   */
   readonly captured: Captured = new Captured();
-  /** What a reader of decode's response needs to know. It borrows from here. */
+  /** What a reader of decode's response needs to know. It borrows from this object. */
   readonly expected: Expected = new Expected();
-  /** What the rows of both legs say (owned). */
+  /** What the rows of both legs show (owned). */
   readonly examination: Examination;
   private readonly kept: Kept = new Kept();
 
@@ -27,12 +29,12 @@ export class Brought {
     this.captured.prompt.lastRowOfDecode = config.lastRowOfDecode;
   }
 
-  /** Prefill's reply has been read: its bytes count from now on among those that the VM may keep. */
+  /** Prefill's reply has been read. From now on its bytes count against what the VM may keep. */
   count(): void {
     this.kept.count(this.captured.prompt);
   }
 
-  /** Decode's leg of `request` is sent: what its response will be read with. */
+  /** Decode's leg of `request` is sent: notes what to expect of the response. */
   expectDecode(request: RequestBody): void {
     const expected = this.expected;
     expected.prompt = this.captured.prompt;
@@ -41,7 +43,10 @@ export class Brought {
     this.expectChoices(request);
   }
 
-  /** Decode serves `request` alone: prefill's rows, if any have come, are of no use. */
+  /**
+   * Decode serves `request` alone: notes what to expect of the response. Prefill's rows are of no
+   * use then, and are given back.
+   */
   expectAlone(request: RequestBody, alone: Alone): void {
     this.expected.alone = alone;
     this.expectChoices(request);
@@ -53,30 +58,37 @@ export class Brought {
     this.expected.choices = request.choices;
   }
 
-  /** Whether edits to come may change the length of decode's body; arrays that become null aside. */
+  /**
+   * Whether edits that are still to come may change the length of decode's body, once its first
+   * array is known. Arrays that become `null` are not considered here.
+   */
   get mayGrow(): bool {
     const prompt = this.expected.prompt;
-    // An object says itself whether it has generated rows only, whatever decode was asked for.
+    // An array in the object format says itself whether it has only generated rows, whatever decode
+    // was asked for.
     const tails = this.expected.tail || prompt.format == Format.Object;
-    // Of several arrays each may be widened, whatever the first one was.
+    // Of several arrays each may be widened to another dtype, whether or not the first one was.
     const grows = tails || prompt.mayWiden;
     return prompt.values.length > 0 || (grows && this.expected.choices != 1);
   }
 
-  /** The same while nothing is known of decode's arrays, not even of a single one. */
+  /**
+   * The same before any of decode's response is known: its first array may change the length, too.
+   */
   get mayGrowFromTheStart(): bool {
     return this.mayGrow || this.expected.tail || this.expected.prompt.mayWiden;
   }
 
   /**
-   * Whether decode served the request alone and its response is no JSON, but for what `response` has
-   * read of it, in which no array has begun: then no client finds an array in it either.
+   * Whether `response` failed with a `reason` that only says that it is not JSON, where that does
+   * no harm: decode has served the request alone, and no array had begun in what was read. No
+   * client finds an array in such a response either.
    */
   isForeign(response: DecodeResponse, reason: Reason): bool {
     return reason == Reason.Json && this.expected.alone !== null && !response.begun;
   }
 
-  /** What is wrong, in words; of rows that no router gives also where they are. */
+  /** Says in words what is wrong. For rows that no router gives it also says where they are. */
   describe(reason: Reason): string {
     const text = reasonText(reason);
     return reason == Reason.Experts ? text + ' (' + this.examination.describe() + ')' : text;
@@ -89,7 +101,7 @@ export class Brought {
     this.examination.forget(Leg.Prefill);
   }
 
-  /** Gives back everything. */
+  /** Gives back everything. It may be called again. */
   free(): void {
     this.forgetRows();
     this.examination.free();

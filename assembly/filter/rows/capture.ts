@@ -1,4 +1,5 @@
-// Takes what prefill's reply brings out of Envoy's buffer: rows are copied once, into memory or through it to the parking.
+// Takes what prefill's reply brings out of Envoy's buffer. Rows are copied once: into the VM's
+// memory, or through it to the parking.
 
 import { bufferBytes } from '../../abi/host';
 import { BufferKind } from '../../abi/types';
@@ -15,32 +16,42 @@ import { Reason } from '../../routing/reason';
 import { HeldChars, ParkedChars, RowChars } from '../../routing/rows';
 import { Room } from './room';
 
-/** First read of a reply: as a rule the rows start in it. */
+/** How many bytes of a reply are read first. As a rule the rows begin in them. */
 const FIRST_WINDOW: u32 = 16 << 10;
 const WINDOW: u32 = 256 << 10;
-/** Piece of rows whose length is not known: whole quanta of base64. */
+/**
+ * How many characters of rows are read at a time when their number is not known: whole quanta of
+ * base64.
+ */
 const PIECE: u64 = (512 << 10) - ((512 << 10) % 12);
-/** First read of such rows: each element of a batch may have few. */
+/** The same where the rows are few, as in each element of a batch. */
 const FEW: u64 = 8 << 10;
-/** Counts of tokens; they may go into every event of a stream. */
+/** Longer token details are not taken: prefill's may go into every event of a stream. */
 const MAX_DETAILS_BYTES: u64 = 4 << 10;
-/** An engine's parameters are some hundred bytes; more is not one. */
+/**
+ * The parameters of an engine are some hundred bytes. A reply with more than this is not one of an
+ * engine.
+ */
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
 const LENGTH = new Ascii('"length"');
-// vLLM's chat says so in place of `length` where its tool parser has found a call.
+// The finish reason that vLLM's chat API gives in place of `length` when its tool parser has found
+// a call.
 const TOOL_CALLS = new Ascii('"tool_calls"');
 const QUOTE: u8 = 0x22;
 
-/** What a good reply brings. */
+/** What a good reply of prefill's brings. */
 @final
 export class Captured {
   readonly prompt: Prompt = new Prompt();
-  /** `kv_transfer_params` as it came (owned); null when there is none. */
+  /** `kv_transfer_params`, as it came (owned); null when there is none. */
   params: Block | null = null;
-  /** The reply ended with its cap of one token: `finish_reason` is `length`, or `tool_calls`, which hides it. */
+  /**
+   * Whether the reply ended at its cap of one token. `finish_reason` is `length` then, or
+   * `tool_calls`, which hides `length`.
+   */
   capped: bool = false;
 
-  /** Decode's leg has been written with the parameters. */
+  /** Gives back the parameters. Called when decode's leg has been written with them. */
   freeParams(): void {
     const params = this.params;
     if (params !== null) params.free();
@@ -55,15 +66,15 @@ export class Captured {
 
 export const enum Capture {
   Ok,
-  /** The reply is not a JSON document that a reply can be. */
+  /** The reply is not JSON, or not a document that a reply can be. */
   Unreadable,
-  /** The rows do not fit into what may be held. */
+  /** The rows do not fit into what may be kept. */
   TooLarge,
 }
 
 /**
- * Reads the call's answer of `size` bytes; `lists`: it may be a list of elements; `start`: the token
- * whose row was asked for first.
+ * Reads the answer to the prefill leg, of `size` bytes. `lists`: whether it may be a list of
+ * elements. `start`: the first token whose row was asked for.
  */
 export function capture(
   size: u32,
@@ -77,7 +88,7 @@ export function capture(
   const result = read(reply, size, lists, examination, room, into);
   reply.free();
   if (result == Capture.Ok && into.prompt.format != Format.None) {
-    // What decode's rows can't excuse is found while nothing has left.
+    // A fault that decode's rows can't excuse is found now, while nothing of the response has left.
     const reason = examination.judge(true);
     if (reason != Reason.None) into.prompt.refuse(reason);
   }
@@ -121,7 +132,7 @@ function read(
   return readValues(reply, room, examination, into.prompt);
 }
 
-/** Copies the rows piece by piece into memory, or through it to the parking. */
+/** Copies the rows piece by piece: into the VM's memory, or through it to the parking. */
 function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): Capture {
   const known = wanted.len > 0;
   const most = known ? wanted.len : <u64>size - wanted.at;
@@ -138,7 +149,7 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
       chars.free();
       return Capture.Unreadable;
     }
-    // Both looked at while they are in the processor's cache.
+    // The alphabet is checked and the rows are read while the piece is in the processor's cache.
     const end = alphabetEnd(piece.ptr, piece.end);
     const last = end < piece.end;
     if (reader !== null && reason == Reason.None) {
@@ -160,7 +171,7 @@ function readRows(reply: PrefillReply, wanted: Wanted, size: u32, room: Room): C
   return Capture.Ok;
 }
 
-/** Whether rows whose length is not known are few. */
+/** Whether rows whose number is not known end within the next `FEW` characters. */
 function endsSoon(at: u64): bool {
   const few = bufferBytes(BufferKind.CallResponseBody, <u32>at, <u32>FEW);
   if (few === null) return false;
@@ -169,7 +180,10 @@ function endsSoon(at: u64): bool {
   return ends;
 }
 
-/** The bytes of a block (taken over) before `end`, in memory of their own: a truncated block keeps all that it had. */
+/**
+ * Copies the bytes of a block (taken over) before `end`. A truncated block would go on to take the
+ * memory of all its bytes.
+ */
 function cutAt(block: Block, end: usize): Block {
   const kept = Block.alloc(end - block.ptr);
   memory.copy(kept.ptr, block.ptr, kept.len);
@@ -186,12 +200,15 @@ function isCapped(reason: Span): bool {
   return capped;
 }
 
-/** Copies the values that decode does not have, and checks the one that is routing. */
+/**
+ * Copies the values of prefill's reply that decode's response does not have, and checks the prompt
+ * rows among them.
+ */
 function readValues(reply: PrefillReply, room: Room, examination: Examination, prompt: Prompt): Capture {
   for (let kind = 0; kind < Kind.Count; kind++) {
     const span = reply.span(<Kind>kind);
     if (span === null) continue;
-    // Refused: it is not needed.
+    // The rows have been refused, or are in another format: this value is not needed.
     if (kind == Kind.PromptExperts && prompt.format != Format.Prompt) continue;
     if (kind == Kind.TokensDetails && span.len > MAX_DETAILS_BYTES) continue;
     const text = readText(span, room, prompt.heldBytes);
@@ -211,7 +228,10 @@ function readValues(reply: PrefillReply, room: Room, examination: Examination, p
   return Capture.Ok;
 }
 
-/** `held`: what the reply has brought that the room does not know of yet. */
+/**
+ * Copies a value. `held`: bytes that this reply has brought, which the room does not count yet.
+ * Returns null when there is no room.
+ */
 function readText(span: Span, room: Room, held: u64): RowChars | null {
   if (!room.takes(held + span.len)) return null;
   const chars = new HeldChars(PIECE);
@@ -226,7 +246,10 @@ function readText(span: Span, room: Room, held: u64): RowChars | null {
   return chars;
 }
 
-/** Line ends of a JSON value, which are never in a string, become spaces: an event's document is on one line. */
+/**
+ * Makes spaces of the line ends in a JSON value, none of which is inside a string. The document in
+ * an event stands on one line.
+ */
 function joinLines(ptr: usize, end: usize): void {
   const feed = lanes(0x0a);
   const carriage = lanes(0x0d);

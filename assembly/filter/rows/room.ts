@@ -1,5 +1,6 @@
-// Where the prompt rows of exchanges that wait for decode are kept: in the VM up to `max_capture_bytes`, past it parked
-// in Envoy's shared data, which is host memory, up to `max_parked_bytes`.
+// Where prompt rows are kept while their exchanges wait for decode. Up to `max_capture_bytes` they
+// stay in the VM. What exceeds that is parked in Envoy's shared data, which is host memory, up to
+// `max_parked_bytes`.
 
 import { getSharedData, randomBytes, setSharedData } from '../../abi/host';
 import { Status } from '../../abi/types';
@@ -12,16 +13,24 @@ import { Config } from '../config/config';
 const OWNER_BYTES: usize = 8;
 const KEY_BYTES: usize = OWNER_BYTES + 20;
 
-/** Base64 of rows that this VM keeps, over all exchanges: in its memory, and parked. */
+/**
+ * How many bytes of rows and values this VM keeps for all its exchanges: in its memory, and parked.
+ */
 let captured: u64 = 0;
 let parked: u64 = 0;
 
-/** Pieces in Envoy's shared data. It can't forget a key, so keys are used again, and emptied when they are not. */
+/**
+ * Pieces of rows in Envoy's shared data. Shared data cannot forget a key. A slot that is dropped is
+ * therefore emptied, and its key is used again.
+ */
 @final
 class SharedData extends Parking {
   private freeSlots: i32[] = [];
   private slots: i32 = 0;
-  /** Key of a slot: random bytes of this VM, as others share the data, then the slot's number. */
+  /**
+   * The key of a slot (owned). It begins with random bytes of this VM, since other VMs share the
+   * data, and ends with the slot's number. 0 before the first use.
+   */
   private key: usize = 0;
 
   store(ptr: usize, len: usize): i32 {
@@ -43,7 +52,7 @@ class SharedData extends Parking {
     this.freeSlots.push(slot);
   }
 
-  /** Writes the key of a slot to `key`, which the first call makes. */
+  /** Writes the key of a slot to `key`, and returns its length. */
   private keyLen(slot: i32): usize {
     if (this.key == 0) {
       this.key = heap.alloc(KEY_BYTES);
@@ -60,27 +69,30 @@ const parking = new SharedData();
 export class Room {
   constructor(private config: Config) {}
 
-  /** Whether `len` more bytes of rows may be kept in the VM. */
+  /** Whether `len` more bytes may be kept in the VM. */
   takes(len: u64): bool {
     return captured + len <= this.config.maxCaptureBytes && fits(len);
   }
 
-  /** Room for up to `len` characters in pieces of `pieceLen`: in the VM, else parked; null when there is none. */
+  /**
+   * Returns where up to `len` characters, in pieces of `pieceLen`, are kept: in the VM, or else
+   * parked. Returns null when there is no room.
+   */
   charsFor(len: u64, pieceLen: u64): RowChars | null {
     if (this.takes(len)) return new HeldChars(pieceLen);
-    // A piece passes through the VM's memory.
+    // A piece that is parked passes through the VM's memory.
     if (parked + len > this.config.maxParkedBytes || !fits(2 * pieceLen)) return null;
     return new ParkedChars(parking, pieceLen);
   }
 }
 
-/** Rows of one exchange, counted. */
+/** What one exchange adds to the counts above. */
 @final
 export class Kept {
   private held: u64 = 0;
   private parked: u64 = 0;
 
-  /** Counts what prefill brought until `forget`. */
+  /** Counts what prefill brought, until `forget` is called. */
   count(prompt: Prompt): void {
     this.held = prompt.heldBytes;
     this.parked = prompt.parkedBytes;

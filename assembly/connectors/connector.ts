@@ -63,6 +63,15 @@ export abstract class Connector {
     return false;
   }
 
+  /**
+   * Whether decode forwards the last token of the prompt once more, to get the first generated
+   * token. Its row of that token is right then. Where prefill brings the first generated token,
+   * decode begins with that one, and its row of the last prompt token is what the slot held before.
+   */
+  get decodeForwardsLast(): bool {
+    return true;
+  }
+
   /** Edits for a request that decode serves alone, beside its `cache_salt`. */
   alone(rewrite: Rewrite, session: Session): void {}
 

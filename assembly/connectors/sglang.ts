@@ -52,6 +52,15 @@ export class Sglang extends Connector {
     return true;
   }
 
+  /**
+   * Prefill's first token comes with the KV (sglang/srt/disaggregation/decode.py). In captured
+   * exchanges of SGLang 0.5.23 decode's row of the last prompt token is zero, where the oracle's is
+   * not.
+   */
+  get decodeForwardsLast(): bool {
+    return false;
+  }
+
   prefill(rewrite: Rewrite, session: Session): void {
     this.meet(rewrite, session);
   }

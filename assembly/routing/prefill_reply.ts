@@ -183,7 +183,8 @@ export class PrefillReply {
   private giveArray(entry: ReplyArray, prompt: Prompt): void {
     const tokens = this.list ? entry.promptTokens : this.promptTokens;
     const completion = this.list ? entry.completionTokens : this.reader.counts.completion;
-    const rows = entry.array.giveRows(tokens, completion, this.list ? 1 : this.reader.choices);
+    const choices = this.list ? 1 : this.reader.choices;
+    const rows = entry.array.giveRows(tokens, completion, choices, prompt.decodeForwardsLast);
     if (rows === null) return this.refuse(entry.array.reason);
     prompt.plans.push(new RowPlan(rows, tokens < 0 ? rows.end : tokens, prompt.lastRowOfDecode));
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;

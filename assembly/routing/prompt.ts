@@ -58,6 +58,12 @@ export class Prompt {
   plans: RowPlan[] = [];
   /** Whether the row of the last prompt token is decode's. */
   lastRowOfDecode: bool = false;
+  /**
+   * Decode forwards the last prompt token itself, so prefill's rows may lack that of this token:
+   * with hybrid models (Mamba, GDN) vLLM's prefill drops the last token, which its `prompt_tokens`
+   * still counts (vLLM's mooncake_connector.py and nixl/base_scheduler.py).
+   */
+  decodeForwardsLast: bool = false;
   /** The values (owned), at most one of each kind. */
   values: PrefillValue[] = [];
   /** The shape of the rows of `Format.Prompt`, whose text is a value of `Kind.PromptExperts`. */

@@ -226,7 +226,9 @@ export class ModelRunner {
         throw new EngineDeath('routing of tokens never forwarded');
       }
     }
-    const rows = this.#pool.read(blocks, start, forwarded);
+    // A hybrid model's prefill drops the last token of a prompt that it computes for decode.
+    const drops = this.options.hybrid === true && call.kvTransferParams?.['do_remote_decode'] === true;
+    const rows = this.#pool.read(blocks, start, drops ? forwarded - 1 : forwarded);
     const { rowLength } = this.#router;
     for (const row of this.options.unknownRows ?? []) {
       if (row >= start)

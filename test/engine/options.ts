@@ -120,6 +120,12 @@ export interface EngineOptions {
   model?: Partial<MoeModel>;
   /** Shared by the engines of one deployment. */
   fleet?: Fleet;
+  /**
+   * The model has Mamba or GDN layers. For such models vLLM's prefill drops the last token of a
+   * prompt that it computes for another engine, and so has one row less. The `prompt_tokens` of its
+   * reply counts the token all the same (mooncake_connector.py, nixl/base_scheduler.py).
+   */
+  hybrid?: boolean;
   /** False: the engine was started without routed-experts capture, and the field is null. */
   capture?: boolean;
   /**

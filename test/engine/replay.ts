@@ -41,13 +41,20 @@ export interface Capture {
 
 const FOLDER = fileURLToPath(new URL('../captures', import.meta.url));
 
-/** The names of all captures. */
-export function captureNames(): string[] {
-  return readdirSync(FOLDER, { withFileTypes: true })
+/** Captures of vLLM on the path that hybrid models take: prefill has one row less. */
+const HYBRID = /\.asmamba\./;
+
+const names = (): string[] =>
+  readdirSync(FOLDER, { withFileTypes: true })
     .filter((entry) => entry.isDirectory())
     .map(({ name }) => name)
     .sort();
-}
+
+/** The names of all captures but those of hybrid models. */
+export const captureNames = (): string[] => names().filter((name) => !HYBRID.test(name));
+
+/** The names of the captures of hybrid models. */
+export const hybridCaptureNames = (): string[] => names().filter((name) => HYBRID.test(name));
 
 /** The exchanges of one captured case: prefill, decode and oracle. */
 export function loadCapture(name: string): Capture {

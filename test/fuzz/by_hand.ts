@@ -20,6 +20,8 @@ export interface Shape {
    * array.
    */
   from: number;
+  /** Prefill drops the last token of the prompt, as vLLM's does with hybrid models. */
+  hybrid: boolean;
   routers: Routers;
   slots: Slots;
   /** The leg one of whose arrays gets rows that no router can give. */
@@ -62,7 +64,8 @@ function arrayWriter(random: Random, shape: Shape): Writer {
     choice(leg, tokens, prompt = shape.prompt) {
       const dtype = leg === 'prefill' ? shape.dtype : shape.decodeDtype;
       const start = leg === 'prefill' ? 0 : shape.from;
-      const total = prompt + tokens - 1 + (leg === 'prefill' ? 0 : shape.extra);
+      const more = leg === 'prefill' ? -Number(shape.hybrid) : shape.extra;
+      const total = prompt + tokens - 1 + more;
       // Decode forwards the last prompt token itself, so its rows are valid from that token on.
       const foreign = leg === 'decode' ? Math.max(prompt - 1 - start, 0) : 0;
       const own = routers.rows(Math.max(total - start - foreign, 0), dtype);
@@ -138,6 +141,7 @@ export function shapeOf(random: Random, prompt: number, spoilable: Leg[]): Shape
     decodeDtype: random.chance(0.2) ? random.pick(DTYPES) : dtype,
     prompt,
     from: 0,
+    hybrid: false,
     routers: new Routers(random, size, dtype),
     slots: random.pick(['zeros', 'earlier', 'garbage'] as const),
     spoiled: random.chance(0.15) ? random.pick(spoilable) : null,
@@ -168,7 +172,8 @@ export function choicesByHand(random: Random): Messages {
   const last = random.chance(0.25);
   const shape = shapeOf(random, prompt, ['prefill', 'decode']);
   // In the remaining cases the engine ignores `routed_experts_prompt_start` and returns all rows.
-  if (tail && random.chance(0.8)) shape.from = last ? prompt - 1 : prompt;
+  shape.hybrid = prompt > 1 && random.chance(0.15);
+  if (tail && random.chance(0.8)) shape.from = last || shape.hybrid ? prompt - 1 : prompt;
   const bare = connector !== 'mooncake' && random.chance(0.04);
   const writer = bare ? bareWriter(random) : writerOf(random, shape);
   const lengths = Array.from({ length: n }, () => random.between(1, 6));
@@ -227,7 +232,7 @@ export function choicesByHand(random: Random): Messages {
     });
   // Without `usage` nothing tells the prompt's length, and the prompt rows of the split form cannot
   // be checked.
-  const withUsage = random.chance(0.8) || writer.note === 'split' || bare;
+  const withUsage = random.chance(0.8) || writer.note === 'split' || bare || shape.hybrid;
   const withIds = random.chance(0.4) || path === GENERATE;
   const long = 'word '.repeat(bare ? random.between(50, 1000) : 0);
   const choice = (leg: Leg, index: number, tokens: number) =>
@@ -295,6 +300,12 @@ export function choicesByHand(random: Random): Messages {
       !(last && writer.note === 'split'),
     ...(bare ? { ends: 'absent' as const } : {}),
     model: modelOf(shape),
-    note: ['by hand', writer.note, ...(handless ? ['no handshake'] : []), ...writer.notes].join(', '),
+    note: [
+      'by hand',
+      writer.note,
+      ...(shape.hybrid ? ['hybrid'] : []),
+      ...(handless ? ['no handshake'] : []),
+      ...writer.notes,
+    ].join(', '),
   };
 }

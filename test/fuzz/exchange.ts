@@ -40,7 +40,8 @@ export function broughtOf(of: FuzzCase, tries: number): Brought | null {
   if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
   const lists = connectorOf(of) !== 'nixl' && connectorOf(of) !== 'mooncake';
   const start = askedOf(of)?.start ?? 0;
-  const reading = { rules: rulesOf(of), lists, start, last: lastIsDecodes(of) };
+  const mayLackLast = connectorOf(of) !== 'sglang';
+  const reading = { rules: rulesOf(of), lists, start, last: lastIsDecodes(of), mayLackLast };
   return readPrefill(Buffer.from(reply.body, 'latin1'), reading);
 }
 

@@ -79,6 +79,8 @@ export interface Reading {
   start?: number;
   /** The row of the last prompt token is decode's. */
   last?: boolean;
+  /** Decode forwards the last prompt token, so prefill's rows may lack that of this token. */
+  mayLackLast?: boolean;
 }
 
 /** The number of prefill's rows in each merge, summed over all prompts; 0 if none can be used. */
@@ -133,7 +135,9 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
     all(choicesOf(root)[0], dialect!.key).length === 1 &&
     value.rows > 0 &&
     countOf(text, root, 'prompt_tokens') !== null &&
-    (usage < 0 || usage === value.start + value.rows) &&
+    (usage < 0 ||
+      usage === value.start + value.rows ||
+      (reading.mayLackLast === true && usage === value.start + value.rows + 1)) &&
     !(value.dtype.startsWith('<i') && hasSentinel(value.data, value.data.length / value.rows)) &&
     misfit(rules, value.layers, value.topK) === null;
   if (!right) return { ...common, dialect };

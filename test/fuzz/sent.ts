@@ -13,6 +13,8 @@ import {
   isTail,
   jsonOf,
   lacksHandshake,
+  lastIsDecodes,
+  rulesOf,
   servedBy,
   tooLarge,
   value,
@@ -30,6 +32,7 @@ import {
   type ConnectorName,
   type Json,
 } from './legs.ts';
+import { prefillFault, type Brought } from './prefill.ts';
 
 /** What is wrong with what the engines were sent; null if nothing is. */
 export function sentWrong(of: FuzzCase, result: Result, outcome: string): string | null {
@@ -93,10 +96,20 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   // The seam does not fit into a JavaScript number, so the reference does not know it.
   if (isTail(of) && !Number.isSafeInteger(brought.seam + 1)) return null;
   const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : {};
-  const leg = decodeLeg(asked, params, isTail(of) ? brought.seam : null);
+  const leg = decodeLeg(asked, params, isTail(of) ? seamOf(of, brought) : null);
   return isDeepStrictEqual(jsonOf(request), leg)
     ? null
     : `decode was sent ${request.body.toString('latin1')}`;
+}
+
+/**
+ * The first row that decode is asked for. Nobody knows where rows end that are refused, so the
+ * length of the prompt decides, as if prefill had sent none.
+ */
+function seamOf(of: FuzzCase, brought: Brought): number {
+  const { seam, usage } = brought;
+  if (usage < 0 || prefillFault(rulesOf(of), brought) === null) return seam;
+  return lastIsDecodes(of) && usage > 0 ? usage - 1 : usage;
 }
 
 /** The salts of all cases in this process; each must be unique. */

@@ -28,7 +28,6 @@ export function sglangByHand(random: Random): Messages {
   // `0.0`.
   const alone = random.chance(0.12);
   const start = alone || random.chance(0.75) ? 0 : random.below(Math.min(...prompts) + 1);
-  const last = random.chance(0.2);
   const hit = alone && random.chance(0.2);
   const spoiled = random.chance(0.12)
     ? alone
@@ -42,8 +41,8 @@ export function sglangByHand(random: Random): Messages {
     Array.from({ length: n }, (_, i): Sample => ({ prompt, tokens: random.between(1, 6), index: p * n + i })),
   );
   const array = ({ prompt }: Sample, tokens: number, leg: 'prefill' | 'decode') => {
-    // Decode forwards the last prompt token itself, so its rows are valid from that token on.
-    const foreign = leg === 'decode' && !alone ? Math.max(prompt - 1 - start, 0) : 0;
+    // Decode begins with the token that prefill has generated: no row of the prompt is its own.
+    const foreign = leg === 'decode' && !alone ? Math.max(prompt - start, 0) : 0;
     const more = leg === 'decode' ? extra : 0;
     let own = routers.rows(Math.max(prompt - start + tokens - 1 - foreign + more, 0), '<i4');
     const done = spoiled === leg ? routers.spoil(own) : null;
@@ -155,7 +154,7 @@ export function sglangByHand(random: Random): Messages {
     request: style.write(request),
     prefill: { headers: JSON_TYPE, body: prefill },
     decode: { headers: stream ? EVENTS_TYPE : JSON_TYPE, body: decode },
-    config: { connector: 'sglang', ...(last ? { last_prompt_row: 'decode' } : {}) },
+    config: { connector: 'sglang' },
     merges:
       extra === 0 &&
       spoils.length === 0 &&

@@ -167,6 +167,10 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
     `decode_rows: expected full: with connector ${connector} decode starts before prefill has answered`,
   ]),
   [
+    { connector: 'sglang', prefill: BY_REQUEST, last_prompt_row: 'decode' },
+    'last_prompt_row: expected prefill: with connector sglang decode does not forward the last token of the prompt',
+  ],
+  [
     { connector: 'sglang', prefill: BY_REQUEST, paths: ['/inference/v1/generate'] },
     'paths[0]: expected a path ending in one of /completions, /chat/completions, /generate',
   ],

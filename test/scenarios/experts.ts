@@ -418,9 +418,19 @@ const lone: Case[] = [
     name: 'D: an empty array where none of the rows is prefill’s',
     scenario: () => ({
       name: 'empty',
-      config: { ...WIRES['D']!.config, last_prompt_row: 'decode' },
-      client: native,
-      prefill: answering(WIRES['D']!.prefill(P.slice(0, 1))),
+      config: WIRES['D']!.config!,
+      client: post(
+        JSON.stringify({
+          text: 'x',
+          sampling_params: { max_new_tokens: TOKENS },
+          return_routed_experts: true,
+          routed_experts_start_len: 1,
+        }),
+        { path: '/generate' },
+      ),
+      prefill: answering(
+        '{"text":"x","meta_info":{"prompt_tokens":1,"completion_tokens":1,"routed_experts":""}}',
+      ),
       decode: answering(WIRES['D']!.decode([], 1, 2).body),
     }),
     random: /"bootstrap_room":\d+/,

@@ -80,6 +80,10 @@ function readRows(members: Members, config: Config): void {
     members.wrong('decode_rows', 'full: with connector ' + connector.name + why);
   }
   config.lastRowOfDecode = members.choice('last_prompt_row', ['prefill', 'decode']) == 1;
+  if (config.lastRowOfDecode && !connector.decodeForwardsLast) {
+    const why = ' decode does not forward the last token of the prompt';
+    members.wrong('last_prompt_row', 'prefill: with connector ' + connector.name + why);
+  }
   config.freshLocal = members.choice('local_prefix_cache', ['fresh', 'shared']) == 0;
   config.rowCheck = members.choice('check_rows', ['sampled', 'all', 'off']);
   const model = members.members('model', 'an object with the members layers, top_k and experts', true);

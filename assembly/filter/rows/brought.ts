@@ -27,6 +27,7 @@ export class Brought {
     this.examination = new Examination(config.rowCheck, config.model);
     this.expected.examination = this.examination;
     this.captured.prompt.lastRowOfDecode = config.lastRowOfDecode;
+    this.captured.prompt.decodeForwardsLast = config.connector.decodeForwardsLast;
   }
 
   /** Prefill's reply has been read. From now on its bytes count against what the VM may keep. */

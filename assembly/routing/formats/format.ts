@@ -75,9 +75,15 @@ export abstract class PrefillArray {
 
   /**
    * Hands the rows over when the counts beside the array are known (-1: they are not).
-   * `completionTokens` are those of all `choices` together. Null: see `reason`.
+   * `completionTokens` are those of all `choices` together. `mayLackLast`: the row of the last
+   * prompt token may be missing. Null: see `reason`.
    */
-  abstract giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null;
+  abstract giveRows(
+    promptTokens: i64,
+    completionTokens: i64,
+    choices: i32,
+    mayLackLast: bool,
+  ): PromptRows | null;
 
   abstract free(): void;
 }
@@ -248,4 +254,12 @@ export abstract class DecodeArray {
 export function decodedLength(chars: u64, padding: u64): i64 {
   const bytes = (chars * 6) / 8;
   return carriers(bytes) == chars && encodedLength(bytes) == chars + padding ? <i64>bytes : -1;
+}
+
+/**
+ * Whether rows that end before token `end` are those of a prompt of `tokens` tokens; -1: nobody
+ * knows how many there are. `mayLackLast`: the row of the last one may be missing.
+ */
+export function endsPrompt(end: u64, tokens: i64, mayLackLast: bool): bool {
+  return tokens < 0 || end == <u64>tokens || (mayLackLast && end + 1 == <u64>tokens);
 }

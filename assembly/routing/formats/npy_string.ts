@@ -22,7 +22,7 @@ import { RowPlan } from '../row_plan';
 import { RowReader } from '../row_reader';
 import { PromptRows, RowChars, firstCarrier, rowCarriers } from '../rows';
 import { commonDtype } from '../widen';
-import { DecodeArray, Form, PrefillArray, Progress, Site, Wanted } from './format';
+import { DecodeArray, Form, PrefillArray, Progress, Site, Wanted, endsPrompt } from './format';
 import { NpyTail, beginRows } from './npy_tail';
 
 /** Characters of a piece of prefill's rows, as they are fetched and kept. */
@@ -88,11 +88,11 @@ export class NpyPrefill extends PrefillArray {
     this.closing = true;
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32, mayLackLast: bool): PromptRows | null {
     const rows = this.rows;
     if (this.reason == Reason.None) this.reason = this.reader.reason;
     if (rows === null || this.reason != Reason.None) return null;
-    if (promptTokens >= 0 && <u64>promptTokens != rows.rows) {
+    if (!endsPrompt(rows.rows, promptTokens, mayLackLast)) {
       this.reason = Reason.Prompt;
       return null;
     }

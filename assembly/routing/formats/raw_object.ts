@@ -23,7 +23,7 @@ import { RowReader } from '../row_reader';
 import { HeldChars, PromptRows, RowChars, move } from '../rows';
 import { Dtype } from '../npy';
 import { Widener, commonDtype } from '../widen';
-import { DecodeArray, PrefillArray, Progress, Site, Wanted } from './format';
+import { DecodeArray, PrefillArray, Progress, Site, Wanted, endsPrompt } from './format';
 import { Members, dtypeName } from './members';
 
 /** Room for the digits of a number of 64 bits. */
@@ -77,12 +77,13 @@ export class ObjectPrefill extends PrefillArray {
     scanner.pass(scanner.skipping);
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32, mayLackLast: bool): PromptRows | null {
     const members = this.members;
     const chars = this.chars;
     this.reason = members.judge();
     if (this.reason != Reason.None || chars === null) return null;
-    if (members.rows == 0 || (promptTokens >= 0 && members.start + members.rows != promptTokens)) {
+    const end = <u64>(members.start + members.rows);
+    if (members.rows == 0 || !endsPrompt(end, promptTokens, mayLackLast)) {
       this.reason = Reason.Prompt;
       return null;
     }

@@ -71,7 +71,7 @@ export class RawPrefill extends PrefillArray {
     scanner.pass(scanner.skipping);
   }
 
-  giveRows(promptTokens: i64, completionTokens: i64, choices: i32): PromptRows | null {
+  giveRows(promptTokens: i64, completionTokens: i64, choices: i32, mayLackLast: bool): PromptRows | null {
     const chars = this.chars;
     if (chars === null || this.reason != Reason.None) return null;
     const bytes = this.run.bytes;

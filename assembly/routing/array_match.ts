@@ -1,6 +1,7 @@
 // Decides how an array of decode's is read: in which format, and which of prefill's rows are merged
 // with it. Where decode has served the request alone, there are none.
 
+import { formatAt } from './formats/format';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
@@ -45,7 +46,7 @@ export class ArrayMatch {
   /** Why the value that begins with `first` at the reader's place can't be read, or merged. */
   judge(reader: ReplyReader, first: u8): Reason {
     const prompt = this.prompt;
-    const format = formatOf(reader.place, first);
+    const format = formatAt(reader.place, first);
     this.format = format;
     this.plan = null;
     if (!this.alone && prompt.format == Format.None) return prompt.missing;
@@ -70,12 +71,4 @@ export class ArrayMatch {
     if (reader.list ? prompts && !several : prompts || several) return null;
     return this.prompt.planOf(max(reader.element, 0));
   }
-}
-
-/** The format of a value of routing that begins with `first`. */
-function formatOf(place: Place, first: u8): Format {
-  const raw = place == Place.Raw || place == Place.ChoiceRaw;
-  if (first == 0x22) return raw ? Format.Raw : Format.Npy;
-  if (raw) return Format.None;
-  return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;
 }

@@ -4,7 +4,7 @@
 
 import { Scanner } from '../json/scanner';
 import { Examination } from './examination';
-import { PrefillArray, Progress, Wanted } from './formats/format';
+import { PrefillArray, Progress, Wanted, formatAt } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
 import { ObjectPrefill } from './formats/raw_object';
 import { RawPrefill } from './formats/raw_string';
@@ -269,7 +269,8 @@ export class PrefillReply {
     if (reader.again) this.refuse(Reason.Duplicate);
     if (first == 0x6e) return;
     if (place != Place.Array) return this.onRaw();
-    if (first == 0x5b) {
+    const format = formatAt(place, first);
+    if (format == Format.Prompt) {
       // Lists are generated rows, which are not needed. Without the prompt's rows beside them they
       // are no format at all, see `giveRows`.
       if (this.format == Format.None) this.format = Format.Prompt;
@@ -277,8 +278,8 @@ export class PrefillReply {
       return;
     }
     if (reader.choices > 1) return this.refuse(Reason.Choices);
-    if (first == 0x22) this.begin(new NpyPrefill(this.size, this.examination));
-    else if (first == 0x7b) this.begin(new ObjectPrefill(this.examination));
+    if (format == Format.Npy) this.begin(new NpyPrefill(this.size, this.examination));
+    else if (format == Format.Object) this.begin(new ObjectPrefill(this.examination));
     else this.refuse(Reason.Format);
   }
 
@@ -335,7 +336,7 @@ export class PrefillReply {
   /** An array without a header; the reply and its first choice may have the same one. */
   private onRaw(): void {
     if (this.entryHere !== null && this.format == Format.Raw) return;
-    if (this.scanner.first != 0x22) this.refuse(Reason.Format);
+    if (formatAt(this.reader.place, this.scanner.first) != Format.Raw) this.refuse(Reason.Format);
     else this.begin(new RawPrefill(this.start, this.examination));
   }
 

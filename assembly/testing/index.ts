@@ -8,6 +8,7 @@
 
 export * from './base64';
 export * from './bytes';
+export * from './configuration';
 export * from './endpoints';
 export * from './json';
 export * from './npy';

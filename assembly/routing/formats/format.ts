@@ -263,3 +263,14 @@ export function decodedLength(chars: u64, padding: u64): i64 {
 export function endsPrompt(end: u64, tokens: i64, mayLackLast: bool): bool {
   return tokens < 0 || end == <u64>tokens || (mayLackLast && end + 1 == <u64>tokens);
 }
+
+/**
+ * The format of a value of routing at `place` that begins with the byte `first`; of `Format.Prompt`
+ * it is nested lists. `None`: no format begins so.
+ */
+export function formatAt(place: Place, first: u8): Format {
+  const raw = place == Place.Raw || place == Place.ChoiceRaw;
+  if (first == 0x22) return raw ? Format.Raw : Format.Npy;
+  if (raw) return Format.None;
+  return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;
+}

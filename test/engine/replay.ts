@@ -50,8 +50,14 @@ const names = (): string[] =>
     .map(({ name }) => name)
     .sort();
 
-/** The names of all captures but those of hybrid models. */
-export const captureNames = (): string[] => names().filter((name) => !HYBRID.test(name));
+const SGLANG = /^sglang/;
+
+/** The names of vLLM's captures but those of hybrid models. */
+export const captureNames = (): string[] =>
+  names().filter((name) => !HYBRID.test(name) && !SGLANG.test(name));
+
+/** The names of SGLang's captures. */
+export const sglangCaptureNames = (): string[] => names().filter((name) => SGLANG.test(name));
 
 /** The names of the captures of hybrid models. */
 export const hybridCaptureNames = (): string[] => names().filter((name) => HYBRID.test(name));
@@ -108,12 +114,26 @@ export function parseMessage(raw: Buffer): Message {
   const rest = raw.subarray(end + 4);
   const value = (name: string) => headers.find(([key]) => key === name)?.[1];
   if (value('transfer-encoding') === 'chunked') {
-    const chunks = dechunk(rest);
+    // The streams of SGLang were recorded behind a client that had taken the chunks apart.
+    const coded = /^[0-9a-f]+\r\n/i.test(rest.toString('latin1', 0, 20));
+    const chunks = coded ? dechunk(rest) : eventsOf(rest);
     return { start, headers, body: Buffer.concat(chunks), chunks };
   }
   const length = Number(value('content-length') ?? 0);
   if (rest.length !== length) throw new Error(`body has ${rest.length} bytes, its head says ${length}`);
   return { start, headers, body: rest, chunks: length > 0 ? [rest] : [] };
+}
+
+/** Server-sent events, one a chunk, as SGLang writes them. */
+function eventsOf(raw: Buffer): Buffer[] {
+  const chunks: Buffer[] = [];
+  for (let at = 0; at < raw.length;) {
+    const end = raw.indexOf('\n\n', at);
+    const next = end < 0 ? raw.length : end + 2;
+    chunks.push(raw.subarray(at, next));
+    at = next;
+  }
+  return chunks;
 }
 
 function dechunk(raw: Buffer): Buffer[] {

@@ -26,6 +26,7 @@ export async function build(target) {
   try {
     const args = [entry, '--target', like, '--outFile', temporary];
     // asconfig.json cannot name a transform by a path inside the project.
+    args.push('--transform', './tools/inline-transform.mjs');
     if (like === 'filter') args.push('--transform', './tools/entry-transform.mjs');
     const asc = await runNode(bin('asc'), args);
     process.stderr.write(asc.output);

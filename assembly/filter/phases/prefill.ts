@@ -55,7 +55,7 @@ export class Prefill extends Phase {
   private readonly session: Session = new Session();
   private readonly brought: Brought;
   private inFlight: Call = Call.Leg;
-  private sent: SentCall;
+  private sent!: SentCall;
   /** How many times the leg has been sent. */
   private tries: i32 = 0;
 
@@ -67,7 +67,6 @@ export class Prefill extends Phase {
   ) {
     super(course);
     this.brought = new Brought(course.config);
-    this.sent = SentCall.of(course.config, asked);
   }
 
   get requestWaits(): bool {

@@ -160,7 +160,7 @@ const shapes: Input[] = [
   {
     name: 'fewer prefill rows than tokens of the prompt',
     peers: 'wrong rows',
-    prefill: prefillBody(quoted(encoded({ ...PROMPT, rows: 4 })), 5),
+    prefill: prefillBody(quoted(encoded({ ...PROMPT, rows: 3 })), 5),
     gives: { reason: 'prompt' },
   },
   {

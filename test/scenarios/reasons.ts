@@ -217,7 +217,7 @@ const BROKEN: Broken[] = [
   prefills('a stranger', 'base64', quoted(encoded(PROMPT).replace(/.{4}$/, 'A*AA'))),
   prefills('a string that is too short', 'size', quoted(encoded(PROMPT).slice(0, -4))),
   prefills('another magic', 'magic', quoted(`A${encoded(PROMPT).slice(1)}`)),
-  prefills('fewer rows than tokens', 'prompt', quoted(encoded(PROMPT)), 6),
+  prefills('fewer rows than tokens', 'prompt', quoted(encoded(PROMPT)), 7),
   prefills('no rows', 'prompt', quoted(encoded({ ...PROMPT, rows: 0 })), null),
   broken('prefill: a row of -1', 'sentinel', one(quoted(wide)), {
     prefill: prefillBody(quoted(unknown)),

@@ -119,6 +119,8 @@ abstract class Stream extends Phase {
   private wrong(): Reason {
     const response = this.response;
     if (response.reason != Reason.None) return response.reason;
+    // What has left cannot be read again in another form.
+    if (response.again != Form.Unknown) return Reason.Ambiguous;
     const fault = this.fault();
     if (fault != Reason.None) return fault;
     if (this.body.breaksPromise(response)) return Reason.Rows;

@@ -169,6 +169,19 @@ const refused: Case[] = [
       };
     }),
   ),
+  ...[npy, object].map((write, i): Case => ({
+    // SGLang's decode begins with the token that prefill has generated, whatever the format.
+    name: `${i === 0 ? 'A' : 'B'}: connector sglang, one row less than the prompt has tokens`,
+    random: /"bootstrap_room":\d+/,
+    scenario: () => ({
+      name: 'sglang',
+      config: { connector: 'sglang', prefill: { bootstrap_host: 'p' } },
+      client: post('{"prompt":"x","max_tokens":3}'),
+      prefill: answering(write(PROMPT.slice(1))),
+      decode: answering(write(DECODED).replace('"completion_tokens":1', '"completion_tokens":3')),
+    }),
+    check: (result) => expectOutcome(result, 'rejected; reason=prompt'),
+  })),
   {
     // SGLang's decode begins with the token that prefill has generated.
     name: 'D: SGLang, one row less than the prompt has tokens',

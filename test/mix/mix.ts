@@ -236,16 +236,19 @@ export class Mix {
       return open.length === 0 ? true : undefined;
     };
     const settled = await waitFor('Nothing is left', quiet, this.options.stall * 1000).catch(() => false);
-    const logged = linesById(await this.#plant.log());
+    // Envoy writes the line of an exchange after its last gauge has fallen. Of an exchange of which
+    // it has seen nothing, it writes none.
+    const unlogged = async () => {
+      const logged = linesById(await this.#plant.log());
+      const late = this.#seen.filter(({ id }) => !logged.has(id));
+      return { logged, late };
+    };
+    const allLogged = async () => ((await unlogged()).late.length === 0 ? true : undefined);
+    await waitFor('Every exchange is logged', allLogged, this.options.stall * 1000).catch(() => false);
+    const { logged, late } = await unlogged();
     for (const each of this.ended) {
       each.outcome = logged.get(each.exchange.id)?.routed_experts?.split(';')[0];
     }
-    // If the client left before Envoy had its head, no line in the access log is expected.
-    const late = [...this.exchanges.values()].filter(
-      ({ id, legs, journal }) =>
-        !logged.has(id) &&
-        (legs.prefill || legs.decode || journal.some((line) => /client has [1-9]/.test(line))),
-    );
     if (late.length > 0) await this.#tell('no end in the access log', late);
     if (!settled) {
       // What is left may be the prefill call of a client that has left, because Envoy cannot cancel
@@ -263,6 +266,17 @@ export class Mix {
         .filter((line) => TRAP.test(line)),
     );
     await this.#countOutcomes();
+  }
+
+  /**
+   * The exchanges whose head has certainly reached Envoy. If a client left earlier, no line in the
+   * access log is expected.
+   */
+  get #seen(): Exchange[] {
+    return [...this.exchanges.values()].filter(
+      ({ legs, journal }) =>
+        legs.prefill || legs.decode || journal.some((line) => /client has [1-9]/.test(line)),
+    );
   }
 
   /** Checks that every request that reached Envoy has one outcome. */

@@ -3,8 +3,9 @@
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
-import { Api, Dialect, Field, RequestBody, Schema, Unfit } from './request_body';
+import { RequestBody, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
+import { Api, Dialect, Field, Schema } from './schema';
 import { Session } from './session';
 
 const ONE = new Ascii('1');

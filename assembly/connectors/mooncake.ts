@@ -4,8 +4,9 @@
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
 import { Connector } from './connector';
-import { Dialect, Field, RequestBody, Unfit } from './request_body';
+import { RequestBody, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
+import { Dialect, Field } from './schema';
 import { Session } from './session';
 
 const RANK = new Ascii('x-data-parallel-rank');

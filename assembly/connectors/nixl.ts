@@ -3,8 +3,8 @@
 
 import { Ascii } from '../bytes/ascii';
 import { Connector } from './connector';
-import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
+import { Dialect, Field } from './schema';
 import { Session } from './session';
 
 const REMOTE_DECODE = new Ascii(

@@ -2,7 +2,8 @@
 
 import { Block } from '../bytes/block';
 import { Sink } from '../bytes/rope';
-import { Field, Member, RequestBody, ownerOf } from './request_body';
+import { Member, RequestBody } from './request_body';
+import { Field, ownerOf } from './schema';
 
 const OPEN = memory.data<u8>([0x7b]);
 const CLOSE = memory.data<u8>([0x7d]);

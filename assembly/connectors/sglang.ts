@@ -6,8 +6,8 @@ import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text } from '../bytes/text';
 import { Block } from '../bytes/block';
 import { Connector } from './connector';
-import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
+import { Dialect, Field } from './schema';
 import { Session } from './session';
 
 /** The connector's own members, in the order of its constructor. */

@@ -4,8 +4,8 @@
 import { Ascii } from '../bytes/ascii';
 import { Text } from '../bytes/text';
 import { Connector, zeroCacheHitThreshold } from './connector';
-import { Dialect, Field } from './request_body';
 import { Rewrite } from './rewrite';
+import { Dialect, Field } from './schema';
 import { RANDOM_BYTES, Session } from './session';
 
 // A tag is part of every key under which LMCache stores chunks and looks for them; its value may

@@ -7,7 +7,7 @@ import { HeaderMapKind } from '../abi/types';
 import { equalsIgnoreCase, readDecimal, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { DECIMAL_BYTES } from '../bytes/text';
-import { Api } from '../connectors/request_body';
+import { Api } from '../connectors/schema';
 import { Config } from './config/config';
 import {
   ACCEPT_ENCODING,

@@ -2,8 +2,9 @@
 
 import { Ascii } from '../bytes/ascii';
 import { Connector, decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
-import { Api, RequestBody, Unfit } from '../connectors/request_body';
+import { RequestBody, Unfit } from '../connectors/request_body';
 import { Rewrite } from '../connectors/rewrite';
+import { Api } from '../connectors/schema';
 import { RANDOM_BYTES, Session } from '../connectors/session';
 import { connectorNamed } from '../connectors/table';
 import { output } from './shared';

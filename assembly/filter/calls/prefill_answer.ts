@@ -2,7 +2,8 @@
 
 import { log, logs, now } from '../../abi/host';
 import { HeaderMapKind, LogLevel } from '../../abi/types';
-import { Dialect, Field, RequestBody } from '../../connectors/request_body';
+import { RequestBody } from '../../connectors/request_body';
+import { Dialect, Field } from '../../connectors/schema';
 import { Config } from '../config/config';
 import { ResponseHead } from '../heads';
 import { countPrefillFailure, recordPrefill } from '../outcome/metrics';

@@ -3,7 +3,7 @@
 import { Ascii, hexValue } from '../../bytes/ascii';
 import { Block } from '../../bytes/block';
 import { Connector } from '../../connectors/connector';
-import { Api } from '../../connectors/request_body';
+import { Api } from '../../connectors/schema';
 import { connectorNamed } from '../../connectors/table';
 import { Model, RowCheck } from '../../routing/examination';
 import { Endpoints } from './endpoints';

@@ -4,7 +4,7 @@
 import { JSON } from 'json-as';
 import { Ascii } from '../../bytes/ascii';
 import { Block } from '../../bytes/block';
-import { Api, Dialect } from '../../connectors/request_body';
+import { Api, Dialect } from '../../connectors/schema';
 import { connectorNamed, connectorNames } from '../../connectors/table';
 import { Paths } from '../../json/paths';
 import { Event, Scanner } from '../../json/scanner';

@@ -5,7 +5,8 @@
 import { randomBytes } from '../../abi/host';
 import { HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { canSalt, localLeg } from '../../connectors/connector';
-import { Dialect, Field, RequestBody } from '../../connectors/request_body';
+import { RequestBody } from '../../connectors/request_body';
+import { Dialect, Field } from '../../connectors/schema';
 import { RANDOM_BYTES, Session } from '../../connectors/session';
 import { Alone as AloneRules, CachedRule } from '../../routing/decode_response';
 import { Reason } from '../../routing/reason';

@@ -4,7 +4,8 @@
 import { removeHeader } from '../../abi/host';
 import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Block } from '../../bytes/block';
-import { Api, Unfit } from '../../connectors/request_body';
+import { Unfit } from '../../connectors/request_body';
+import { Api } from '../../connectors/schema';
 import { Reason } from '../../routing/reason';
 import { RequestHead } from '../heads';
 import { countEndpointRefused, reportHeld } from '../outcome/metrics';

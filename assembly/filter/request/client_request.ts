@@ -4,8 +4,9 @@
 import { bufferBytes, removeHeader, replaceHeader } from '../../abi/host';
 import { BufferKind, HeaderMapKind } from '../../abi/types';
 import { Block, fits } from '../../bytes/block';
-import { RequestBody, Schema } from '../../connectors/request_body';
+import { RequestBody } from '../../connectors/request_body';
 import { Rewrite } from '../../connectors/rewrite';
+import { Schema } from '../../connectors/schema';
 import { Session } from '../../connectors/session';
 import { newRequestId } from '../calls/prefill_call';
 import { Config } from '../config/config';

@@ -2,7 +2,7 @@
 // that nothing is computed during a measurement. Every process renders the same bytes from the same
 // workload.
 
-import { npyHeader } from '../test/engine/npy.ts';
+import { npyHeader } from '../yardstick/npy.ts';
 import type { Dtype } from '../test/engine/router.ts';
 
 /**

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import { instantiateSync } from '@assemblyscript/loader';
-import { decodeNpy, encodeNpy } from '../test/engine/npy.ts';
+import { decodeNpy, encodeNpy } from '../yardstick/npy.ts';
 import { ROOT, TEST_WASM } from '../tools/paths.mjs';
 import { Problem, runMain } from '../tools/problem.mjs';
 import { render, type Bodies } from './bodies.ts';

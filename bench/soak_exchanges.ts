@@ -1,7 +1,7 @@
 // What a soak sends: exchanges of many sizes and forms, the response that an independent merge
 // expects of each, and faults.
 
-import { npyHeader } from '../test/engine/npy.ts';
+import { npyHeader } from '../yardstick/npy.ts';
 import { NUMPY_NAMES } from '../test/fuzz/dialects.ts';
 import { readRequest } from '../test/fuzz/legs.ts';
 import { readPrefill } from '../test/fuzz/prefill.ts';

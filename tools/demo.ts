@@ -14,7 +14,8 @@ import { serveEngine } from '../test/engine/server.ts';
 import { type Envoy, launchEnvoy } from '../test/envoy/launcher.ts';
 import { type Answer, askModel, complete } from './demo/ask.ts';
 import { type EngineName, type Options, parseOptions } from './demo/options.ts';
-import { differing, ranges, type Rows } from './demo/rows.ts';
+import { ranges } from '../yardstick/rows.ts';
+import { differing, type Rows } from './demo/rows.ts';
 import { ROOT } from './paths.mjs';
 import { Problem } from './problem.mjs';
 

@@ -6,7 +6,7 @@ import { FILTER_WASM } from '../../tools/paths.mjs';
 import { createEmulator, type Emulator } from '../host/index.ts';
 import type { Engine, EngineReply, Result, Scenario } from '../scenario.ts';
 import { CHAT, JSON_TYPE, PARAMS, answering, post, reply } from '../scenarios/messages.ts';
-import { npyHeader } from '../engine/npy.ts';
+import { npyHeader } from '../../yardstick/npy.ts';
 
 const MIB = 1 << 20;
 const REQUESTS = 40;

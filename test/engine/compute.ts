@@ -2,7 +2,7 @@
 // these tokens hold at the end.
 
 import { EngineDeath, saltOf, type Call, type Prompt } from './call.ts';
-import { applyFaults } from './faults.ts';
+import { applyFaults } from '../../yardstick/faults.ts';
 import { KvPool, slotOf } from './kv_pool.ts';
 import { versionOf, type EngineOptions } from './options.ts';
 import { BlockHashes } from './prefix_cache.ts';
@@ -74,6 +74,7 @@ const UNKNOWN_EXPERT = -1;
 export class ModelRunner {
   readonly #router: router.Router;
   #pool: KvPool;
+  #arrays = 0;
 
   constructor(
     readonly model: MoeModel,
@@ -235,8 +236,10 @@ export class ModelRunner {
         rows.data.fill(UNKNOWN_EXPERT, (row - start) * rowLength, (row - start + 1) * rowLength);
     }
     const remote = external !== null && ('pulled' in external || external.loaded > 0);
-    const faulty = applyFaults(rows, this.options.faults, this.model, { start, promptTokens });
-    return { rows: faulty, start, promptTokens, remote };
+    const { faults } = this.options;
+    const damaged = ++this.#arrays % (faults?.every ?? 1) === 0;
+    const sent = damaged ? applyFaults(rows, faults, this.#router, { start, promptTokens }) : rows;
+    return { rows: sent, start, promptTokens, remote };
   }
 }
 

@@ -2,8 +2,11 @@
 
 import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
 import type { Fleet, KvParams } from './fleet.ts';
-import type { NpyOptions } from './npy.ts';
+import type { NpyOptions } from '../../yardstick/npy.ts';
+import type { Faults } from '../../yardstick/faults.ts';
 import type { MoeModel } from './router.ts';
+
+export type { Faults } from '../../yardstick/faults.ts';
 
 export type Role = 'prefill' | 'decode' | 'oracle';
 /** Connectors that run one leg after the other. */
@@ -83,19 +86,6 @@ export interface CachedTokens {
   zero?: 'object' | 'null';
   /** The number that is reported for every prompt, whatever the true number is. */
   lie?: number;
-}
-
-/** What is wrong with the rows of every reply. A row is named by the position of its token. */
-export interface Faults {
-  /** Rows that are all zero. */
-  zeros?: 'all' | 'prompt' | readonly number[];
-  /** Rows that name one expert twice, in the last layer. */
-  repeats?: readonly number[];
-  /**
-   * The number of rows beyond what the token counts say; they repeat the last row. A negative
-   * number removes rows.
-   */
-  extraRows?: number;
 }
 
 /** vLLM's ExampleConnector, LMCache inside vLLM, and LMCache's multiprocess connector. */

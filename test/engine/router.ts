@@ -1,7 +1,9 @@
 // The simulated MoE router: which experts a token visits, as a function of the tokens up to and
 // including it. It knows no protocol.
 
-export type Dtype = '|u1' | '<u2' | '<i2' | '<i4';
+import { ARRAYS, type Dtype, type Rows } from '../../yardstick/rows.ts';
+
+export type { Dtype, RowData, Rows } from '../../yardstick/rows.ts';
 
 export interface MoeModel {
   /** The name under which the model is served. */
@@ -29,15 +31,6 @@ export interface MoeModel {
   vocab: number;
 }
 
-export type RowData = Uint8Array | Uint16Array | Int16Array | Int32Array;
-
-/** Rows of `layers * topK` expert ids each, in C order. */
-export interface Rows {
-  data: RowData;
-  count: number;
-}
-
-const ARRAYS = { '|u1': Uint8Array, '<u2': Uint16Array, '<i2': Int16Array, '<i4': Int32Array };
 const MAX_EXPERTS = { '|u1': 0x100, '<u2': 0x10000, '<i2': 0x8000, '<i4': 0x80000000 };
 
 /** The state of a prefix without tokens. */

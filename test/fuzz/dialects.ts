@@ -2,7 +2,7 @@
 // an array, and how the reference reads and merges it. Each form is one entry of `DIALECTS`; forms
 // of other shapes are in split.ts and raw.ts.
 
-import { npyHeader, type NpyOptions } from '../engine/npy.ts';
+import { npyHeader, type NpyOptions } from '../../yardstick/npy.ts';
 import type { Dtype } from '../engine/router.ts';
 import { all, integer, isNull, parse, type Node } from './json.ts';
 

@@ -1,5 +1,6 @@
 // Judges whether an exchange ended in a way that it may end.
 
+import { meaningOf } from '../../yardstick/meaning.ts';
 import type { Header } from '../scenario.ts';
 import type { Engines } from './deployments.ts';
 import type { Exchange, Reply } from './exchange.ts';
@@ -13,31 +14,21 @@ export interface Judged {
   wrong?: string;
 }
 
-/**
- * The members in which two right answers to one request may differ: names, times, and what engines
- * report about their caches.
- */
-const OWN = new Set([
-  ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint', 'prompt_tokens_details'],
-  ...['e2e_latency', 'cached_tokens', 'cached_tokens_details'],
-]);
-
-function essence(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(essence);
-  if (typeof value !== 'object' || value === null) return value;
-  const members = Object.entries(value).filter(([key]) => !OWN.has(key));
-  return Object.fromEntries(members.sort().map(([key, of]) => [key, essence(of)]));
-}
-
-/** A document, or the documents of an event stream, as text that can be compared. */
-function textOf(body: Buffer): string {
-  const text = body.toString();
-  if (!text.startsWith('data: ')) return JSON.stringify(essence(JSON.parse(text)));
-  const events = text.split('\n\n').filter((event) => event !== '');
-  return events
-    .map((event) => event.slice('data: '.length))
-    .map((data) => (data === '[DONE]' ? data : JSON.stringify(essence(JSON.parse(data)))))
+/** The content of an answer, as text that can be compared. */
+const textOf = (body: Buffer): string =>
+  meaningOf(body.toString())
+    .map((of) => JSON.stringify(sorted(of)))
     .join('\n');
+
+/** The same value with the members of its objects in the order of their names. */
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sorted);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .sort()
+      .map(([key, of]) => [key, sorted(of)]),
+  );
 }
 
 function isOneOfSglang({ deployment, body }: Exchange): boolean {

@@ -5,7 +5,7 @@ import { expect } from 'vitest';
 import { captureNames, loadCapture, replayEngine, type Capture } from '../engine/replay.ts';
 import type { EngineRequest, Header, Protocol, Result } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import { expectError, expectSalted } from './messages.ts';
 
 /** Captures of requests that decode serves alone. */

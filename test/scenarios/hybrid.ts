@@ -9,7 +9,8 @@ import type { Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import { answering, CHAT, COMPLETIONS, expectOutcome, GENERATE, jsonOf, PARAMS, post } from './messages.ts';
 import { inInt32, inNpy, inObject, rowsOf } from './rows.ts';
-import { meaningOf, oracleOf, usedDeployment } from './used.ts';
+import { meaningOf } from '../../yardstick/meaning.ts';
+import { oracleOf, usedDeployment } from './used.ts';
 
 type Json = Record<string, any>;
 

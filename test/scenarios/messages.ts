@@ -2,7 +2,7 @@
 // the byte.
 
 import { expect } from 'vitest';
-import { npyHeader, type NpyOptions } from '../engine/npy.ts';
+import { npyHeader, type NpyOptions } from '../../yardstick/npy.ts';
 import type { ClientRequest, Engine, EngineReply, EngineRequest, Header, Result } from '../scenario.ts';
 import { header } from './case.ts';
 

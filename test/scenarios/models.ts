@@ -4,12 +4,13 @@
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions, type Faults } from '../engine/engine.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import { Router, type MoeModel } from '../engine/router.ts';
 import type { EngineReply, Result, Scenario } from '../scenario.ts';
 import { type Case, type Suite } from './case.ts';
 import { CACHED_TEXT, CHAT, COMPLETIONS, GENERATE, NATIVE, expectError, post } from './messages.ts';
-import { meaningOf, oracleOf, usedDeployment } from './used.ts';
+import { meaningOf } from '../../yardstick/meaning.ts';
+import { oracleOf, usedDeployment } from './used.ts';
 
 type Json = Record<string, any>;
 

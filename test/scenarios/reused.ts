@@ -7,7 +7,8 @@ import type { EngineOptions } from '../engine/engine.ts';
 import type { Result, Scenario } from '../scenario.ts';
 import { type Case, type Suite } from './case.ts';
 import { CACHED_TEXT, CHAT, COMPLETIONS, GENERATE, expectError, post, saltOf } from './messages.ts';
-import { meaningOf, oracleOf, usedDeployment } from './used.ts';
+import { meaningOf } from '../../yardstick/meaning.ts';
+import { oracleOf, usedDeployment } from './used.ts';
 
 type Json = Record<string, unknown>;
 

@@ -1,6 +1,7 @@
 // Arrays whose rows are written out, in every format, for scenarios about which rows an array has
 // and what is in them.
 
+import { DTYPE_NAMES, itemBytes, type Dtype } from '../../yardstick/rows.ts';
 import { encoded, type ArraySpec } from './messages.ts';
 
 /** Rows x layers x top_k. */
@@ -25,18 +26,16 @@ export const rowsOf = (from: number, to: number, salt = 0, of = MEMBERS): Rows =
 export const changed = (rows: Rows, change: (row: number, layer: number, ids: number[]) => number[]): Rows =>
   rows.map((layers, i) => layers.map((ids, layer) => change(i, layer, ids)));
 
-const specOf = (rows: Rows, dtype: string): ArraySpec => ({
+const specOf = (rows: Rows, dtype: Dtype): ArraySpec => ({
   rows: rows.length,
   layers: rows[0]?.length ?? MEMBERS.layers,
   topK: rows[0]?.[0]?.length ?? MEMBERS.topK,
   dtype,
 });
 
-const BYTES: Record<string, number> = { '|u1': 1, '<u2': 2, '<i2': 2, '<i4': 4 };
-
 /** The bytes of the rows, little-endian. */
-export function bytesOf(rows: Rows, dtype = '|u1'): Buffer {
-  const size = BYTES[dtype]!;
+export function bytesOf(rows: Rows, dtype: Dtype = '|u1'): Buffer {
+  const size = itemBytes(dtype);
   const ids = rows.flat(2);
   const data = Buffer.alloc(ids.length * size);
   ids.forEach((id, i) =>
@@ -49,14 +48,12 @@ export function bytesOf(rows: Rows, dtype = '|u1'): Buffer {
 export type Write = (rows: Rows, start?: number) => string;
 
 export const inNpy =
-  (dtype = '|u1'): Write =>
+  (dtype: Dtype = '|u1'): Write =>
   (rows) =>
     JSON.stringify(encoded(specOf(rows, dtype), bytesOf(rows, dtype)));
 
-const NAMES: Record<string, string> = { '|u1': 'uint8', '<u2': 'uint16', '<i2': 'int16', '<i4': 'int32' };
-
 export const inObject =
-  (dtype = '|u1'): Write =>
+  (dtype: Dtype = '|u1'): Write =>
   (rows, start = 0) => {
     const { layers, topK } = specOf(rows, dtype);
     const shape = [rows.length, layers, topK];
@@ -64,7 +61,7 @@ export const inObject =
       data: bytesOf(rows, dtype).toString('base64'),
       shape,
       start,
-      dtype: NAMES[dtype],
+      dtype: DTYPE_NAMES[dtype],
     });
   };
 

@@ -3,7 +3,7 @@
 
 import { expect } from 'vitest';
 import { createEngine } from '../engine/engine.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {

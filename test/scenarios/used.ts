@@ -213,22 +213,3 @@ export function oracleOf(path: string, request: string, options: Partial<EngineO
   if (status !== 200) throw new Error(text);
   return text;
 }
-
-/**
- * Members that identify one reply, that P/D adds, or that depend on what an engine has served
- * before.
- */
-const OWN = new Set([
-  ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint'],
-  ...['prompt_tokens_details', 'cached_tokens'],
-]);
-
-/** The content of a reply, whole or in events, without these members but with its arrays. */
-export function meaningOf(text: string): unknown[] {
-  const documents = /^data:/.test(text)
-    ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))
-    : [text];
-  return documents.map((json) =>
-    JSON.parse(json, (key, value: unknown) => (OWN.has(key) ? undefined : value)),
-  );
-}

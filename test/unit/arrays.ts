@@ -1,7 +1,7 @@
 // Arrays as engines send them, and their merge independently of the filter: decoded with Buffer,
 // joined, and encoded again.
 
-import { decodeNpy, encodeNpy, npyHeader, type NpyOptions } from '../engine/npy.ts';
+import { decodeNpy, encodeNpy, npyHeader, type NpyOptions } from '../../yardstick/npy.ts';
 import type { Dtype } from '../engine/router.ts';
 import type { Random } from './random.ts';
 

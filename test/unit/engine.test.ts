@@ -14,7 +14,7 @@ import {
   type Version,
 } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
-import { decodeNpy, encodeNpy, npyHeader } from '../engine/npy.ts';
+import { decodeNpy, encodeNpy, npyHeader } from '../../yardstick/npy.ts';
 import { captureNames, loadCapture, replayEngine, toEngineRequest } from '../engine/replay.ts';
 import { EMPTY_PREFIX, Router, type Dtype } from '../engine/router.ts';
 import { serveBoth, serveEngine } from '../engine/server.ts';

@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 import { createEngine, type EngineOptions, type SequentialOptions } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
 import { KvPool } from '../engine/kv_pool.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import { BlockHashes } from '../engine/prefix_cache.ts';
 import { Router, derive, type MoeModel } from '../engine/router.ts';
 import type { EngineReply } from '../scenario.ts';

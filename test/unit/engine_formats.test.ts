@@ -6,7 +6,7 @@ import { createEngine, type EngineOptions } from '../engine/engine.ts';
 import type { Routing } from '../engine/compute.ts';
 import { Fleet } from '../engine/fleet.ts';
 import { createFormat } from '../engine/formats/index.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import type { Dtype, RowData } from '../engine/router.ts';
 import type { Header } from '../scenario.ts';
 import { NIXL_PREFILL, eventsOf, ok, post, text, withSampling, type Json } from './exchanges.ts';

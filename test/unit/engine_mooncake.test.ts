@@ -5,7 +5,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
 import { json, ok, post, text, withSampling, type Json } from './exchanges.ts';
 

@@ -4,7 +4,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { createEngine, type Awaitable, type EngineOptions, type SimulatedEngine } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import { eventsOf, json, ok, post, type Json } from './exchanges.ts';
 import { BODIES, CHAT, COMPLETIONS, NATIVE, ROW, arraysOf, bytes, int32 } from './sglang.ts';
 

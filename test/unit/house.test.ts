@@ -53,7 +53,7 @@ describe('in assembly/', () => {
 });
 
 describe('prose has at most 100 columns', () => {
-  test.each(['assembly', 'test', 'tools', 'bench'])('in the comments of %s/', (folder) => {
+  test.each(['assembly', 'test', 'tools', 'bench', 'yardstick'])('in the comments of %s/', (folder) => {
     expect(wideProse(filesOf(folder, /\.(ts|mjs)$/))).toEqual([]);
   });
 

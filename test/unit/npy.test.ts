@@ -3,7 +3,7 @@
 
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { npyHeader } from '../engine/npy.ts';
+import { npyHeader } from '../../yardstick/npy.ts';
 import { withSeeds } from './random.ts';
 import { Dtype, Reason, lend, peek, wasm } from './wasm.ts';
 

@@ -2,7 +2,7 @@
 // bytes have been sent to the client.
 
 import { describe, expect, test } from 'vitest';
-import { npyHeader } from '../engine/npy.ts';
+import { npyHeader } from '../../yardstick/npy.ts';
 import { arrayText, overlay, randomRows, replyBody, type Shape } from './arrays.ts';
 import { Random, withSeeds } from './random.ts';
 import {

@@ -1,6 +1,6 @@
 /** Routing arrays as engines return them, and how they differ. */
 
-import { decodeNpy } from '../../test/engine/npy.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 
 export interface Rows {
   dtype: string;
@@ -28,14 +28,3 @@ export function differing(rows: Rows, reference: Rows, end: number): number[] {
 }
 
 const row = ({ data, rowBytes }: Rows, i: number) => data.subarray(i * rowBytes, (i + 1) * rowBytes);
-
-/** Writes indices as ranges: `[0, 1, 2, 5]` as `0-2, 5`. */
-export function ranges(indices: number[]): string {
-  const found: [first: number, last: number][] = [];
-  for (const i of indices) {
-    const open = found.at(-1);
-    if (open && open[1] === i - 1) open[1] = i;
-    else found.push([i, i]);
-  }
-  return found.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(', ');
-}

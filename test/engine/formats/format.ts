@@ -2,7 +2,8 @@
 // share.
 
 import type { Routing } from '../compute.ts';
-import type { Dtype, MoeModel, Rows } from '../router.ts';
+import type { Rows } from '../../../yardstick/rows.ts';
+import type { MoeModel } from '../router.ts';
 
 export type Members = Record<string, unknown>;
 
@@ -30,24 +31,12 @@ export function shapeOf({ layers, topK }: MoeModel, count: number): [number, num
   return [count, layers, topK];
 }
 
-/** The bytes of the rows, little-endian; they share the rows' memory. */
-export function bytesOf({ data }: Rows): Buffer {
-  return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-}
-
 /** The part of the routing from position `first` on; it shares the memory of `routing`. */
 export function from(routing: Routing, first: number, { layers, topK }: MoeModel): Routing {
   const { data, count } = routing.rows;
   const skipped = Math.min(Math.max(first - routing.start, 0), count);
   const rows = { data: data.subarray(skipped * layers * topK), count: count - skipped };
   return { ...routing, rows, start: routing.start + skipped };
-}
-
-/** The NumPy dtype of the rows. */
-export function dtypeOf({ data }: Rows): Dtype {
-  if (data instanceof Uint8Array) return '|u1';
-  if (data instanceof Uint16Array) return '<u2';
-  return data instanceof Int16Array ? '<i2' : '<i4';
 }
 
 /**
@@ -64,10 +53,3 @@ function narrow({ data, count }: Rows): Rows {
   const Data = largest < 0x100 && !signed ? Uint8Array : largest < 0x8000 ? Int16Array : Int32Array;
   return { data: Data.from(data), count };
 }
-
-export const DTYPES: Record<Dtype, string> = {
-  '|u1': 'uint8',
-  '<u2': 'uint16',
-  '<i2': 'int16',
-  '<i4': 'int32',
-};

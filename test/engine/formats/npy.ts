@@ -1,9 +1,10 @@
 // Format A, which is vLLM's: a `.npy` file in base64.
 
-import { encodeNpy, type NpyOptions } from '../npy.ts';
+import { encodeNpy, type NpyOptions } from '../../../yardstick/npy.ts';
 import type { Routing } from '../compute.ts';
 import type { MoeModel } from '../router.ts';
-import { NOWHERE, dtypeOf, shapeOf, type Format } from './format.ts';
+import { dtypeOf } from '../../../yardstick/rows.ts';
+import { NOWHERE, shapeOf, type Format } from './format.ts';
 
 export function npyFormat(model: MoeModel, options: NpyOptions = {}): Format {
   const encode = ({ rows }: Routing) =>

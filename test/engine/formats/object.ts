@@ -4,7 +4,8 @@
 import type { Routing } from '../compute.ts';
 import type { ObjectOptions } from '../options.ts';
 import type { MoeModel } from '../router.ts';
-import { DTYPES, NOWHERE, dtypeOf, from, bytesOf, shapeOf, type Format } from './format.ts';
+import { DTYPE_NAMES, bytesOf, dtypeOf } from '../../../yardstick/rows.ts';
+import { NOWHERE, from, shapeOf, type Format } from './format.ts';
 
 const KEYS = ['data', 'shape', 'start', 'dtype'] as const;
 
@@ -22,7 +23,7 @@ export function objectFormat(model: MoeModel, options: ObjectOptions = {}): Form
       data: bytesOf(sent.rows).toString('base64'),
       shape: shapeOf(model, sent.rows.count),
       start: sent.start,
-      dtype: DTYPES[dtypeOf(sent.rows)],
+      dtype: DTYPE_NAMES[dtypeOf(sent.rows)],
     };
     return Object.fromEntries(keys.map((key) => [key, members[key]]));
   };

@@ -3,8 +3,9 @@
 
 import type { Routing } from '../compute.ts';
 import type { SplitOptions } from '../options.ts';
-import type { MoeModel, Rows } from '../router.ts';
-import { DTYPES, NOWHERE, bytesOf, dtypeOf, from, shapeOf, type Format, type Members } from './format.ts';
+import { DTYPE_NAMES, bytesOf, dtypeOf, type Rows } from '../../../yardstick/rows.ts';
+import type { MoeModel } from '../router.ts';
+import { NOWHERE, from, shapeOf, type Format, type Members } from './format.ts';
 
 export function splitFormat(model: MoeModel, options: SplitOptions = {}): Format {
   const { encoding = 'nested', place = 'top', remotePrompt = 'invalid' } = options;
@@ -42,7 +43,7 @@ function nested({ data, count }: Rows, { layers, topK }: MoeModel): number[][][]
 function inBase64(rows: Rows, model: MoeModel): object {
   return {
     encoding: 'base64',
-    dtype: DTYPES[dtypeOf(rows)],
+    dtype: DTYPE_NAMES[dtypeOf(rows)],
     shape: shapeOf(model, rows.count),
     data: bytesOf(rows).toString('base64'),
   };

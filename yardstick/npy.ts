@@ -1,6 +1,6 @@
 // The `.npy` format as `np.save` writes it. This file knows nothing of what the array means.
 
-import type { Dtype } from './router.ts';
+import type { Dtype } from './rows.ts';
 
 export interface NpyOptions {
   /** Version of the format; `np.save` writes 1 unless the header does not fit. */

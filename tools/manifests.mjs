@@ -10,6 +10,17 @@ const LOCAL = ['local: { filename: /var/lib/filter/plugin.wasm }'];
 /** Envoy's cluster of the service `prefill` in namespace `models`, as Istio names it. */
 const PREFILL_SERVICE = 'outbound|8000||prefill.models.svc.cluster.local';
 
+/** The configuration behind llm-d's endpoint picker. */
+const LLM_D = {
+  prefill: {
+    cluster: 'prefill',
+    endpoint_header: 'x-prefiller-host-port',
+    allowed_endpoints: ['10.0.0.0/8:8000'],
+  },
+  connector: 'nixl',
+  decode_rows: 'full',
+};
+
 /**
  * Every file that has the filter's typed_config, with the code and the configuration that it has
  * there.
@@ -24,18 +35,8 @@ export const MANIFESTS = {
     code: LOCAL,
     configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },
   },
-  'envoy/istio/llm-d.yaml': {
-    code: LOCAL,
-    configuration: {
-      prefill: {
-        cluster: 'prefill',
-        endpoint_header: 'x-prefiller-host-port',
-        allowed_endpoints: ['10.0.0.0/8:8000'],
-      },
-      connector: 'nixl',
-      decode_rows: 'full',
-    },
-  },
+  'envoy/istio/llm-d.yaml': { code: LOCAL, configuration: LLM_D },
+  'envoy/llm-d/envoy.yaml': { code: ['local: { filename: build/filter.wasm }'], configuration: LLM_D },
   'envoy/istio/remote.yaml': {
     code: [
       'remote:',

@@ -13,6 +13,16 @@ const FALSE = new Ascii('false');
 const ZERO = new Ascii('0');
 const QUOTE = new Ascii('"');
 
+/** In which order the legs of a handshake can be sent. */
+export const enum Order {
+  /** Decode's leg is sent when prefill has answered. */
+  Sequential,
+  /** Both legs are sent at once: neither engine answers before the other has its request. */
+  Concurrent,
+  /** Either, as the configuration says. */
+  Either,
+}
+
 /** One handshake. It has no state: what belongs to an exchange is in its session. */
 export abstract class Connector {
   readonly schema: Schema;
@@ -30,15 +40,21 @@ export abstract class Connector {
     this.schema = new Schema(dialect, members);
   }
 
-  /**
-   * Whether both legs run at once, because neither engine answers before the other has its request.
-   */
-  get concurrent(): bool {
-    return false;
+  get order(): Order {
+    return Order.Sequential;
   }
 
   /** Whether decode needs the `kv_transfer_params` of prefill's reply. */
   get needsParams(): bool {
+    return false;
+  }
+
+  /**
+   * Whether the legs name a transfer by an id that can be used once, so that each try of prefill's
+   * leg needs another. Prefill offers the transfer only if its reply has ended at its cap of one
+   * token.
+   */
+  get namesTransfer(): bool {
     return false;
   }
 

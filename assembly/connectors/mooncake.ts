@@ -1,9 +1,10 @@
-// vLLM's MooncakeConnector: both legs run at once and name one transfer. Decode's leg also names
-// prefill's bootstrap server and engine, from which decode pulls the KV.
+// vLLM's MooncakeConnector: both legs name one transfer. Decode's leg also names prefill's
+// bootstrap server and engine, from which decode pulls the KV. Prefill keeps the KV for decode, so
+// decode's leg may be sent at the same time as prefill's or when prefill has answered.
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
-import { Connector } from './connector';
+import { Connector, Order } from './connector';
 import { RequestBody, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
 import { Dialect, Field } from './schema';
@@ -26,7 +27,11 @@ export class Mooncake extends Connector {
     super('mooncake', Dialect.Vllm, []);
   }
 
-  get concurrent(): bool {
+  get order(): Order {
+    return Order.Either;
+  }
+
+  get namesTransfer(): bool {
     return true;
   }
 

@@ -5,7 +5,7 @@
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text } from '../bytes/text';
 import { Block } from '../bytes/block';
-import { Connector } from './connector';
+import { Connector, Order } from './connector';
 import { Rewrite } from './rewrite';
 import { Dialect, Field } from './schema';
 import { Session } from './session';
@@ -44,8 +44,8 @@ export class Sglang extends Connector {
     ]);
   }
 
-  get concurrent(): bool {
-    return true;
+  get order(): Order {
+    return Order.Concurrent;
   }
 
   get needsBootstrap(): bool {

@@ -12,7 +12,7 @@ import {
   REFUSED,
   REFUSED_UNFILLED,
   TAKEN,
-  TAKEN_CONCURRENT,
+  TAKEN_BOOTSTRAPPED,
   type Config,
 } from '../scenarios/configuration.ts';
 
@@ -38,6 +38,7 @@ const BEYOND = [
 
 /** Keys without a default. Each is described by a section of its own. */
 const OPTIONAL = [
+  'handshake',
   'model',
   'model.layers',
   'model.top_k',
@@ -98,7 +99,7 @@ describe('the table of configurations', () => {
     },
   );
 
-  test.each([...TAKEN, ...TAKEN_CONCURRENT])('both take %j', (config) => {
+  test.each([...TAKEN, ...TAKEN_BOOTSTRAPPED])('both take %j', (config) => {
     const full = withCluster(config);
     expect(refusal(JSON.stringify(full))).toBeUndefined();
     expect(validate(full), JSON.stringify(validate.errors)).toBe(true);

@@ -27,6 +27,8 @@ export class Fleet {
   readonly prefills = new Set<PrefillEngine>();
   /** The keys of the entries in the KV store. */
   readonly stored = new Set<string>();
+  /** The Mooncake transfers whose KV a prefill engine keeps for a decode engine. */
+  readonly kept = new Set<string>();
   readonly #meetings = new Map<string, Meeting>();
   #serial = 0;
 

@@ -176,6 +176,16 @@ export interface EngineOptions {
    */
   patience?: Patience;
   /**
+   * How long a Mooncake prefill keeps the KV of a prompt that no decode engine pulls
+   * (`VLLM_MOONCAKE_ABORT_REQUEST_TIMEOUT`). Default: `patience`.
+   */
+  keepsKv?: Patience;
+  /**
+   * vLLM's `kv_load_failure_policy`: what a Mooncake decode does with a request whose KV it cannot
+   * load. `fail`, the default, ends it with 500; `recompute` forwards the prompt itself.
+   */
+  kvLoadFailure?: 'fail' | 'recompute';
+  /**
    * An SGLang engine that gives each sample of one prompt a transfer of its own. Without this
    * option the samples share a room and wait until patience ends.
    */

@@ -25,7 +25,7 @@ const prefill = (more: Config) => ({ prefill: more });
 const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
 const MIB = 1 << 20;
 const KNOWN =
-  'prefill, connector, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
+  'prefill, connector, handshake, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
   'max_capture_bytes, max_parked_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
@@ -162,10 +162,34 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
       `prefill.bootstrap_port: expected none with connector ${connector}`,
     ],
   ]),
-  ...['sglang', 'mooncake'].map((connector): [Config, string] => [
-    { connector, prefill: BY_REQUEST, decode_rows: 'tail' },
-    `decode_rows: expected full: with connector ${connector} decode starts before prefill has answered`,
-  ]),
+  ...(
+    [
+      ['sglang', undefined, 'with connector sglang'],
+      ['mooncake', 'concurrent', 'with handshake concurrent'],
+    ] as const
+  ).flatMap(([connector, handshake, why]): [Config, string][] => {
+    const config = { connector, ...(handshake ? { handshake } : {}), prefill: BY_REQUEST };
+    return [
+      [
+        { ...config, decode_rows: 'tail' },
+        `decode_rows: expected full: ${why} decode starts before prefill has answered`,
+      ],
+      [{ ...config, headers: 'pass' }, `headers: expected hold: ${why} the response waits for prefill`],
+    ];
+  }),
+  ...['nixl', 'shared_storage', 'sglang'].flatMap((connector) =>
+    ['sequential', 'concurrent'].map((handshake): [Config, string] => [
+      { connector, handshake, ...(connector === 'sglang' ? { prefill: BY_REQUEST } : {}) },
+      connector === 'sglang'
+        ? 'handshake: expected none: connector sglang sends both legs at once'
+        : `handshake: expected none: connector ${connector} sends one leg after the other`,
+    ]),
+  ),
+  [
+    { connector: 'mooncake', handshake: 'both', prefill: BY_REQUEST },
+    'handshake: expected one of sequential, concurrent',
+  ],
+  [{ connector: 'mooncake', handshake: true, prefill: BY_REQUEST }, 'handshake: expected a string'],
   [
     { connector: 'sglang', prefill: BY_REQUEST, last_prompt_row: 'decode' },
     'last_prompt_row: expected prefill: with connector sglang decode does not forward the last token of the prompt',
@@ -186,12 +210,6 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
     { headers: 'pass', on_unmergeable: 'null' },
     'on_unmergeable: expected reject or forward: with headers pass the length has been told',
   ],
-  ...['sglang', 'mooncake'].map((connector): [Config, string] => [
-    { headers: 'pass', connector, prefill: { bootstrap_host: '10.0.0.1', bootstrap_cluster: 'b' } },
-    connector === 'sglang'
-      ? 'prefill.bootstrap_cluster: expected none with connector sglang'
-      : `headers: expected hold: with connector ${connector} the response waits for prefill`,
-  ]),
   [{ on_prefill_failure: 'retry' }, 'on_prefill_failure: expected one of decode, reject'],
   [{ on_unmergeable: 'drop' }, 'on_unmergeable: expected one of reject, null, forward'],
   [{ on_unmergeable: null }, 'on_unmergeable: expected a string'],
@@ -223,7 +241,7 @@ export const REFUSED_UNFILLED: [Config, string][] = [
  * Configurations that are accepted. They are compared with the JSON Schema only, because the plain
  * exchange with which `TAKEN` is run does not suit their connectors.
  */
-export const TAKEN_CONCURRENT: Config[] = [
+export const TAKEN_BOOTSTRAPPED: Config[] = [
   { connector: 'sglang', prefill: { bootstrap_host: 'prefill-0.models' } },
   { connector: 'sglang', prefill: { bootstrap_host: '10.0.0.1', bootstrap_port: 1 }, decode_rows: 'full' },
   { connector: 'sglang', prefill: BY_REQUEST, paths: ['/x/generate', '/v1/completions'] },
@@ -232,6 +250,9 @@ export const TAKEN_CONCURRENT: Config[] = [
     prefill: { bootstrap_host: '[::1]', bootstrap_cluster: 'b', bootstrap_port: 65_535 },
   },
   { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_cluster: 'b' } },
+  { connector: 'mooncake', handshake: 'concurrent', prefill: BY_REQUEST, last_prompt_row: 'decode' },
+  { connector: 'mooncake', handshake: 'sequential', prefill: BY_REQUEST, decode_rows: 'tail' },
+  { connector: 'mooncake', prefill: BY_REQUEST, decode_rows: 'tail', headers: 'pass' },
   { connector: 'mooncake', prefill: { ...BY_REQUEST, cluster_type: 'dynamic_forward_proxy' } },
 ];
 

@@ -1,11 +1,11 @@
-// The connectors that run both legs at once, between simulated engines that insist on their
-// handshake: rooms and transfers must be the same on both legs, or an engine waits in vain. The
-// answer must be the oracle's.
+// The connectors whose legs name prefill's bootstrap server, between simulated engines that insist
+// on their handshake: rooms and transfers must be the same on both legs, or an engine waits in vain.
+// Mooncake's legs are sent in both orders. The answer must be the oracle's.
 
 import { expect } from 'vitest';
 import { createEngine, type Address, type EngineOptions } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
-import type { EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
+import type { Engine, EngineReply, Protocol, Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
   answering,
@@ -16,10 +16,12 @@ import {
   expectSalted,
   GENERATE,
   GOOD_DECODE,
+  HANDSHAKES,
   jsonOf,
   NATIVE,
   post,
   withoutSalt,
+  type HandshakeName,
 } from './messages.ts';
 import { usedDeployment } from './used.ts';
 
@@ -35,6 +37,8 @@ interface Spec {
   protocol: Protocol;
   config?: Json;
   engine?: Partial<EngineOptions>;
+  /** For connector mooncake. */
+  handshake?: HandshakeName;
 }
 
 /**
@@ -58,15 +62,18 @@ function rest(text: string): unknown {
   return JSON.parse(text, (key, value: unknown) => (OF_AN_ENGINE.has(key) ? undefined : value));
 }
 
-const withoutArray = (key: string, value: unknown) => (key === 'routed_experts' ? undefined : value);
+const withoutArray = (key: string, value: unknown) =>
+  key === 'routed_experts' ? undefined : value;
 
 const OF_AN_ENGINE = new Set(['id', 'request_id', 'cached_tokens', 'system_fingerprint']);
 
 const bodies = (text: string, events: boolean): string[] =>
-  events ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : [])) : [text];
+  events
+    ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))
+    : [text];
 
 function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
-  const { name, path, body, protocol, config, engine } = spec;
+  const { name, path, body, protocol, config, engine, handshake } = spec;
   // The one generated token is prefill's. SGLang's decode returns no array then, and the filter
   // does not make one from prefill's rows.
   const unanswered = connector === 'sglang' && body['sampling_params']?.max_new_tokens === 1;
@@ -84,16 +91,19 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
 
   const scenario = (): Scenario => {
     const address = { host: HOST, port: ++lastPort };
-    const { engines } = usedDeployment(path, request, options(address), { decode: { chunkBytes: 101 } });
+    const { engines } = usedDeployment(path, request, options(address), {
+      decode: { chunkBytes: 101 },
+    });
     return {
       name,
       config: {
         connector,
+        ...(handshake ? { handshake } : {}),
         ...config,
         prefill: { bootstrap_host: HOST, bootstrap_port: address.port, ...config?.['prefill'] },
       },
       client: post(request, { path }),
-      ...engines,
+      ...(handshake ? ordered(engines, handshake) : engines),
       bootstrap: engines.prefill,
       downstream: protocol,
       upstream: protocol,
@@ -126,6 +136,33 @@ function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
   return { name, scenario, check, random: RANDOM, cutDecidesHead: true };
 }
 
+/**
+ * Engines that show in which order they are asked: in sequence decode refuses what comes before
+ * prefill has answered, and otherwise prefill does not answer before decode has been asked.
+ */
+export function ordered(
+  { prefill, decode }: { prefill: Engine; decode: Engine },
+  handshake: HandshakeName,
+): { prefill: Engine; decode: Engine } {
+  let answered = false;
+  let ask = (): void => undefined;
+  const asked = new Promise<void>((resolve) => (ask = resolve));
+  return {
+    prefill: async (request) => {
+      const reply = await prefill(request);
+      if (handshake === 'concurrent') await asked;
+      answered = true;
+      return reply;
+    },
+    decode: (request) => {
+      ask();
+      return handshake === 'sequential' && !answered
+        ? answering('', { status: 418 })(request)
+        : decode(request);
+    },
+  };
+}
+
 function checkMooncake({ prefillRequests, bootstrapRequests, decodeRequests }: Result): void {
   expect(bootstrapRequests.map(({ method, path, body }) => [method, path, body.length])).toEqual([
     ['GET', '/query', 0],
@@ -133,7 +170,9 @@ function checkMooncake({ prefillRequests, bootstrapRequests, decodeRequests }: R
   const [prefill, decode] = [prefillRequests[0]!, decodeRequests[0]!];
   expect(header(prefill.headers, 'x-data-parallel-rank')).toBe('0');
   expect(header(decode.headers, 'x-data-parallel-rank')).toBeUndefined();
-  const [one, two] = [prefill, decode].map((request) => jsonOf(request)['kv_transfer_params'] as Json);
+  const [one, two] = [prefill, decode].map(
+    (request) => jsonOf(request)['kv_transfer_params'] as Json,
+  );
   expect(one!['transfer_id']).toBe(two!['transfer_id']);
   expect(one!['transfer_id']).toMatch(
     /^xfer-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/,
@@ -157,11 +196,18 @@ const SGLANG: [string, string, Json][] = [
   [
     'parameters for each text',
     NATIVE,
-    routed({ text: ['The quick', 'brown'], sampling_params: [{ max_new_tokens: 4 }, { max_new_tokens: 4 }] }),
+    routed({
+      text: ['The quick', 'brown'],
+      sampling_params: [{ max_new_tokens: 4 }, { max_new_tokens: 4 }],
+    }),
   ],
   ['a completion', COMPLETIONS, routed({ prompt: 'The quick brown fox', max_tokens: 7 })],
   ['a completion of tokens', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7 })],
-  ['a chat', CHAT, routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 })],
+  [
+    'a chat',
+    CHAT,
+    routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 }),
+  ],
 ];
 
 /**
@@ -170,7 +216,11 @@ const SGLANG: [string, string, Json][] = [
  */
 const sglangSamples: Case[] = (
   [
-    ['a completion', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 })],
+    [
+      'a completion',
+      COMPLETIONS,
+      routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 }),
+    ],
     ['a native reply', NATIVE, native({ input_ids: [3, 4, 5] }, { n: 2, temperature: 0.8 })],
     [
       'a chat with meta_info',
@@ -206,7 +256,10 @@ const severalPrompts: Case = {
     const request = JSON.stringify(body);
     return {
       name: 'two prompts',
-      config: { connector: 'sglang', prefill: { bootstrap_host: HOST, bootstrap_port: address.port } },
+      config: {
+        connector: 'sglang',
+        prefill: { bootstrap_host: HOST, bootstrap_port: address.port },
+      },
       client: post(request, { path: COMPLETIONS }),
       ...usedDeployment(COMPLETIONS, request, shared).engines,
     };
@@ -234,16 +287,17 @@ const sglangCases: Case[] = SGLANG.flatMap(([name, path, body]) =>
   ),
 );
 
-const sglangStreams: Case[] = SGLANG.filter(([name]) => !/list|texts|lists|for each/.test(name)).flatMap(
-  ([name, path, body]) =>
-    PROTOCOLS.map((protocol) =>
-      caseOf('sglang', {
-        name: `sglang, ${path}: a stream, ${name}, ${protocol}`,
-        path,
-        body: { ...body, stream: true },
-        protocol,
-      }),
-    ),
+const sglangStreams: Case[] = SGLANG.filter(
+  ([name]) => !/list|texts|lists|for each/.test(name),
+).flatMap(([name, path, body]) =>
+  PROTOCOLS.map((protocol) =>
+    caseOf('sglang', {
+      name: `sglang, ${path}: a stream, ${name}, ${protocol}`,
+      path,
+      body: { ...body, stream: true },
+      protocol,
+    }),
+  ),
 );
 
 // ---- Mooncake
@@ -264,38 +318,71 @@ const MOONCAKE: [string, string, Json][] = [
   [
     'generate, a stream',
     GENERATE,
-    { token_ids: [61, 62, 63], stream: true, sampling_params: { max_tokens: 7 } },
+    // Of a prompt as short as the text, nothing in an event tells a tail from all rows.
+    {
+      token_ids: Array.from({ length: 20 }, (_, i) => 61 + i),
+      stream: true,
+      sampling_params: { max_tokens: 7 },
+    },
   ],
 ];
 
 const mooncakeCases: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
-  PROTOCOLS.flatMap((protocol) =>
-    [0, 1 << 20].map((hold_bytes) =>
-      caseOf('mooncake', {
-        name: `mooncake, ${path}: ${name}, hold_bytes ${hold_bytes}, ${protocol}`,
-        path,
-        body,
-        protocol,
-        config: { hold_bytes },
-      }),
+  HANDSHAKES.flatMap((handshake) =>
+    PROTOCOLS.flatMap((protocol) =>
+      [0, 1 << 20].map((hold_bytes) =>
+        caseOf('mooncake', {
+          name: `mooncake, ${handshake}, ${path}: ${name}, hold_bytes ${hold_bytes}, ${protocol}`,
+          path,
+          body,
+          protocol,
+          handshake,
+          config: { hold_bytes },
+        }),
+      ),
     ),
+  ),
+);
+
+/** What only decode's leg in sequence can be asked, as its engine is asked when the prompt is known. */
+const mooncakeInSequence: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
+  (
+    [
+      [{ decode_rows: 'tail' }, {}],
+      [{ decode_rows: 'tail' }, { version: '0.32' }],
+      [{ decode_rows: 'tail', last_prompt_row: 'decode' }, {}],
+      [{ headers: 'pass' }, {}],
+    ] satisfies [Json, Partial<EngineOptions>][]
+  ).map(([config, engine], i) =>
+    caseOf('mooncake', {
+      name: `mooncake, sequential, ${path}: ${name}, ${JSON.stringify([config, engine])}`,
+      path,
+      body,
+      protocol: PROTOCOLS[i % 2]!,
+      handshake: 'sequential',
+      config,
+      engine,
+    }),
   ),
 );
 
 /**
  * A model whose first token ends the text. Prefill must not stop there, or there is no transfer.
  */
-const firstIsEnd: Case[] = [COMPLETIONS, GENERATE].map((path) =>
-  caseOf('mooncake', {
-    name: `mooncake, ${path}: the first token ends the text`,
-    path,
-    body:
-      path === GENERATE
-        ? { token_ids: [61, 62, 63], sampling_params: { max_tokens: 7 } }
-        : { prompt: [3, 4, 5], max_tokens: 7 },
-    protocol: 'http1',
-    engine: { eosAfter: 1 },
-  }),
+const firstIsEnd: Case[] = [COMPLETIONS, GENERATE].flatMap((path) =>
+  HANDSHAKES.map((handshake) =>
+    caseOf('mooncake', {
+      name: `mooncake, ${handshake}, ${path}: the first token ends the text`,
+      path,
+      body:
+        path === GENERATE
+          ? { token_ids: [61, 62, 63], sampling_params: { max_tokens: 7 } }
+          : { prompt: [3, 4, 5], max_tokens: 7 },
+      protocol: 'http1',
+      handshake,
+      engine: { eosAfter: 1 },
+    }),
+  ),
 );
 
 // ---- what one transfer can't serve, and servers that fail
@@ -308,7 +395,10 @@ const alone = (name: string, body: Json, path = COMPLETIONS): Case => ({
   name: `mooncake, ${name}: decode alone`,
   scenario: () => ({
     name,
-    config: { connector: 'mooncake', prefill: { bootstrap_host: HOST, bootstrap_port: ++lastPort } },
+    config: {
+      connector: 'mooncake',
+      prefill: { bootstrap_host: HOST, bootstrap_port: ++lastPort },
+    },
     client: post(JSON.stringify({ ...body, kv_transfer_params: { evil: 1 } }), { path }),
     prefill: answering(''),
     bootstrap: answering(''),
@@ -336,7 +426,11 @@ const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
   ['answers 500', answering('{}', { status: 500 }), 'the bootstrap server does not tell its ranks'],
   ['answers 404', answering('{}', { status: 404 }), 'the bootstrap server does not tell its ranks'],
   ['answers with no rank', answering('{}'), 'the bootstrap server does not tell its ranks'],
-  ['answers with a list', answering('[{"engine_id":"a"}]'), 'the bootstrap server does not tell its ranks'],
+  [
+    'answers with a list',
+    answering('[{"engine_id":"a"}]'),
+    'the bootstrap server does not tell its ranks',
+  ],
   ['answers with no id', answering('{"0":{}}'), 'the bootstrap server does not tell its ranks'],
   [
     'answers with a number',
@@ -349,7 +443,11 @@ const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
     'the bootstrap server does not tell its ranks',
   ],
   ['answers with text', answering('ready'), 'the bootstrap server does not tell its ranks'],
-  ['answers with half', answering('{"0":{"engine_id":"a"'), 'the bootstrap server does not tell its ranks'],
+  [
+    'answers with half',
+    answering('{"0":{"engine_id":"a"'),
+    'the bootstrap server does not tell its ranks',
+  ],
   [
     'answers with more than it could have',
     answering(`{"0":{"engine_id":"a"},"x":"${'y'.repeat(70_000)}"}`),
@@ -365,21 +463,27 @@ const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
 
 const rankless: Case[] = RANKLESS.flatMap(([name, bootstrap, text, type = 'BadGatewayError']) =>
   ['decode', 'reject'].flatMap((policy) =>
-    PROTOCOLS.map((protocol): Case => ({
-      name: `mooncake, the bootstrap server ${name}: ${policy}, ${protocol}`,
+    HANDSHAKES.map((handshake, i): Case => ({
+      name: `mooncake, ${handshake}, the bootstrap server ${name}: ${policy}`,
       scenario: () => ({
         name,
         config: {
           connector: 'mooncake',
+          handshake,
           on_prefill_failure: policy,
-          prefill: { bootstrap_host: HOST, bootstrap_port: ++lastPort, timeout_ms: 300, retries: 0 },
+          prefill: {
+            bootstrap_host: HOST,
+            bootstrap_port: ++lastPort,
+            timeout_ms: 300,
+            retries: 0,
+          },
         },
         client: post('{"prompt":"a"}'),
         prefill: answering(''),
         bootstrap,
         decode: answering(GOOD_DECODE),
-        downstream: protocol,
-        upstream: protocol,
+        downstream: PROTOCOLS[i]!,
+        upstream: PROTOCOLS[i]!,
       }),
       check(result) {
         expect(result.prefillRequests).toEqual([]);
@@ -400,12 +504,13 @@ const rankless: Case[] = RANKLESS.flatMap(([name, bootstrap, text, type = 'BadGa
 /**
  * If the request names the prefill endpoint, the bootstrap server is on the host of that endpoint.
  */
-const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
-  ['original_dst', 'dynamic_forward_proxy'].map((cluster_type): Case => {
+const byRequest: Case[] = PROTOCOLS.flatMap((protocol, i) =>
+  ['original_dst', 'dynamic_forward_proxy'].map((cluster_type, j): Case => {
+    const handshake = HANDSHAKES[(i + j) % 2]!;
     const address = { host: HOST, port: 0 };
     const request = { prompt: 'The quick brown fox', max_tokens: 4 };
     return {
-      name: `mooncake, the endpoint in the request, ${cluster_type}, ${protocol}`,
+      name: `mooncake, ${handshake}, the endpoint in the request, ${cluster_type}, ${protocol}`,
       random: RANDOM,
       scenario: () => {
         const shared = {
@@ -419,6 +524,7 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
           name: 'endpoint',
           config: {
             connector: 'mooncake',
+            handshake,
             prefill: {
               endpoint_header: 'x-prefiller-host-port',
               allowed_endpoints: ['{prefill:1}'],
@@ -428,11 +534,15 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
           },
           client: {
             ...post(JSON.stringify(request)),
-            headers: [...post(JSON.stringify(request)).headers, ['x-prefiller-host-port', '{prefill:1}']],
+            headers: [
+              ...post(JSON.stringify(request)).headers,
+              ['x-prefiller-host-port', '{prefill:1}'],
+            ],
           },
           prefill: [answering('', { status: 418 }), prefill],
           bootstrap: (query) => {
-            const to = header(query.headers, 'x-envoy-original-dst-host') ?? header(query.headers, 'host');
+            const to =
+              header(query.headers, 'x-envoy-original-dst-host') ?? header(query.headers, 'host');
             address.port = portOf(to);
             return prefill(query);
           },
@@ -463,16 +573,18 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol) =>
   }),
 );
 
-const portOf = (address: string | undefined): number => Number(/:(\d+)$/.exec(address ?? '')?.[1] ?? 0);
+const portOf = (address: string | undefined): number =>
+  Number(/:(\d+)$/.exec(address ?? '')?.[1] ?? 0);
 
 export const connectors: Suite = {
-  name: 'connectors of both legs at once',
+  name: 'connectors with a bootstrap server',
   cases: [
     ...sglangCases,
     ...sglangSamples,
     severalPrompts,
     ...sglangStreams,
     ...mooncakeCases,
+    ...mooncakeInSequence,
     ...firstIsEnd,
     ...samples,
     ...rankless,

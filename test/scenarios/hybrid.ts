@@ -7,7 +7,17 @@ import type { EngineOptions } from '../engine/engine.ts';
 import { hybridCaptureNames, loadCapture, replayEngine } from '../engine/replay.ts';
 import type { Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
-import { answering, CHAT, COMPLETIONS, expectOutcome, GENERATE, jsonOf, PARAMS, post } from './messages.ts';
+import {
+  answering,
+  CHAT,
+  COMPLETIONS,
+  expectOutcome,
+  GENERATE,
+  HANDSHAKES,
+  jsonOf,
+  PARAMS,
+  post,
+} from './messages.ts';
 import { inInt32, inNpy, inObject, rowsOf } from './rows.ts';
 import { meaningOf } from '../../yardstick/meaning.ts';
 import { oracleOf, usedDeployment } from './used.ts';
@@ -129,11 +139,20 @@ function promptTokens(result: Result): number {
 }
 
 const CONFIGS: Json[] = [{}, { last_prompt_row: 'decode' }, { decode_rows: 'tail' }];
+/** Mooncake's legs are sent in both orders, of which only one lets decode be asked for a tail. */
+const CONFIGS_OF: Record<'nixl' | 'mooncake', Json[]> = {
+  nixl: CONFIGS,
+  mooncake: HANDSHAKES.flatMap((handshake) =>
+    CONFIGS.filter((config) => handshake === 'sequential' || config['decode_rows'] === undefined).map(
+      (config) => ({ handshake, ...config }),
+    ),
+  ),
+};
 
 const simulated: Case[] = (['A', 'B'] as const).flatMap((format) =>
   (['nixl', 'mooncake'] as const).flatMap((connector) =>
     Object.entries(ASKS).flatMap(([name, ask]) =>
-      CONFIGS.filter((config) => connector === 'nixl' || config['decode_rows'] === undefined)
+      CONFIGS_OF[connector]
         .filter(() => connector === 'nixl' || !ask.several)
         .map((config) => simulatedCase(name, ask, format, connector, config)),
     ),

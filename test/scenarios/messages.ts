@@ -191,6 +191,15 @@ export const quoted = (text: string) => `"${text}"`;
 export const GOOD_PREFILL = prefillBody(quoted(encoded(PROMPT)));
 export const GOOD_DECODE = decodeBody([quoted(encoded(FULL))]);
 export const GOOD_MERGED = decodeBody([quoted(merged(PROMPT, FULL))]);
+/** `GOOD_PREFILL` as vLLM's MooncakeConnector answers: it hands out no parameters. */
+export const MOONCAKE_PREFILL = GOOD_PREFILL.replace(
+  '"text":"x"',
+  '"text":"x","finish_reason":"length"',
+).replace(PARAMS, 'null');
+/** Both orders of the legs that connector mooncake can send. */
+export const HANDSHAKES = ['sequential', 'concurrent'] as const;
+export type HandshakeName = (typeof HANDSHAKES)[number];
+
 /** `GOOD_DECODE` from an engine that reports how many tokens of the prompt came from a cache. */
 export const cachedDecode = (cachedTokens: number): string =>
   decodeBody([quoted(encoded(FULL))], { cachedTokens });

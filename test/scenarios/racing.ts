@@ -1008,6 +1008,7 @@ export const smallLimits: Suite = {
         name: 'over',
         config: {
           connector: 'mooncake',
+          handshake: 'concurrent',
           prefill: { bootstrap_host: '127.0.0.1', bootstrap_port: ++bootstraps },
         },
         client: post(`{"prompt":"${'x'.repeat(2000)}"}`),

@@ -7,7 +7,8 @@ import { header } from './case.ts';
 import {
   GOOD_DECODE,
   GOOD_MERGED,
-  GOOD_PREFILL,
+  HANDSHAKES,
+  MOONCAKE_PREFILL,
   REQUEST,
   answering,
   jsonOf,
@@ -44,7 +45,7 @@ function told({ prefillRequests, decodeRequests, bootstrapRequests }: Result): L
 }
 
 export function runRanks(start: Start): void {
-  describe('ranks of a bootstrap server', () => {
+  describe.each(HANDSHAKES)('ranks of a bootstrap server, %s', (handshake) => {
     let host: TestHost;
     let sent = 0;
     let port = 20_000;
@@ -63,11 +64,12 @@ export function runRanks(start: Start): void {
             name: 'ranks',
             config: {
               connector: 'mooncake',
+              handshake,
               ...config,
               prefill: { bootstrap_host: HOST, bootstrap_port, timeout_ms: 400, retries: 0 },
             },
             client: post(REQUEST),
-            prefill: answering(GOOD_PREFILL),
+            prefill: answering(MOONCAKE_PREFILL),
             bootstrap: (request) => ranks(current)(request),
             decode: answering(GOOD_DECODE),
             ...more,
@@ -137,7 +139,7 @@ export function runRanks(start: Start): void {
 
     const status = (code: number): Engine => answering('{"error":{}}', { status: code });
     const fault = (of: EngineReply['fault']): Engine =>
-      answering(GOOD_PREFILL, { fault: of, pieces: [Buffer.from(GOOD_PREFILL).subarray(0, 99)] });
+      answering(MOONCAKE_PREFILL, { fault: of, pieces: [Buffer.from(MOONCAKE_PREFILL).subarray(0, 99)] });
 
     test.each<[string, Partial<Scenario>]>([
       ['prefill answers 500', { prefill: status(500) }],

@@ -66,7 +66,8 @@ export function usedDeployment(
       // SGLang's decode never forwards a prompt, so its slots are filled with generated tokens.
       await atOnce(prefill, decode, NATIVE, [3], options, before.length, slots - 1);
     }
-    for (const [i, prompt] of before.entries()) await atOnce(prefill, decode, path, prompt, options, i);
+    const run = connector === 'sglang' ? atOnce : oneTransfer;
+    for (const [i, prompt] of before.entries()) await run(prefill, decode, path, prompt, options, i);
   })();
   const after =
     (engine: Engine): Engine =>
@@ -158,50 +159,62 @@ function inTurn(
   const id: Header[] = [['x-request-id', `before-${ordinal}`]];
   const first = post(engines.prefill, path, nixl ? { ...leg, kv_transfer_params: TO_DECODE } : leg, id);
   const params = nixl ? { kv_transfer_params: JSON.parse(member(first, PARAMS)) as Json } : {};
-  const promptTokens = Number(member(first, /"prompt_tokens":(\d+)/));
-  const tail = version === '0.32' ? { routed_experts_prompt_start: promptTokens } : {};
+  const tail = tailOf(first, version);
   const second = post(engines.decode, path, { ...withSampling(path, body, tail), ...params }, id);
   member(second, /("choices")/);
 }
 
 const PARAMS = /"kv_transfer_params":(\{[^}]*\})/;
 
-/** Runs both legs on engines that wait for each other. */
+/** What decode of vLLM 0.32 must be asked after this reply of prefill's. */
+function tailOf(prefilled: EngineReply, version: EngineOptions['version']): Json {
+  const tokens = Number(member(prefilled, /"prompt_tokens":(\d+)/));
+  return version === '0.32' ? { routed_experts_prompt_start: tokens } : {};
+}
+
+/** Runs P/D over a Mooncake transfer. */
+async function oneTransfer(
+  prefill: SimulatedEngine<Awaitable>,
+  decode: SimulatedEngine<Awaitable>,
+  path: string,
+  prompt: Prompt,
+  { bootstrap, version }: Partial<EngineOptions>,
+  ordinal: number,
+): Promise<void> {
+  const ranks = await prefill({ method: 'GET', path: '/query', headers: [], body: Buffer.alloc(0) });
+  const engineId = member(ranks, /"0":\{"engine_id":"([^"]*)"/);
+  const transfer_id = `before-${ordinal}`;
+  const sent = { do_remote_decode: true, do_remote_prefill: false, transfer_id };
+  const taken = {
+    ...{ do_remote_decode: false, do_remote_prefill: true, transfer_id },
+    remote_bootstrap_addr: `http://${bootstrap!.host}:${bootstrap!.port}`,
+    remote_engine_id: engineId,
+  };
+  const body = bodyOf(path, prompt);
+  const leg = withSampling(path, body, { max_tokens: 1, min_tokens: 1 });
+  const rank: Header[] = [['x-data-parallel-rank', '0']];
+  const first = await post(prefill, path, { ...leg, kv_transfer_params: sent }, rank);
+  const asked = withSampling(path, body, tailOf(first, version));
+  member(await post(decode, path, { ...asked, kv_transfer_params: taken }), /("choices")/);
+}
+
+/** Runs both legs on SGLang's engines, which wait for each other. */
 async function atOnce(
   prefill: SimulatedEngine<Awaitable>,
   decode: SimulatedEngine<Awaitable>,
   path: string,
   prompt: Prompt,
-  { connector, bootstrap }: Partial<EngineOptions>,
+  { bootstrap }: Partial<EngineOptions>,
   ordinal: number,
   tokens?: number,
 ): Promise<void> {
   const body = bodyOf(path, prompt, tokens);
   const { host, port } = bootstrap!;
-  let legs: [EngineReply, EngineReply];
-  if (connector === 'sglang') {
-    const room = { bootstrap_host: host, bootstrap_port: port, bootstrap_room: ordinal + 1 };
-    legs = await Promise.all([
-      post(prefill, path, { ...body, ...room }),
-      post(decode, path, { ...body, ...room }),
-    ]);
-  } else {
-    const ranks = await prefill({ method: 'GET', path: '/query', headers: [], body: Buffer.alloc(0) });
-    const engineId = member(ranks, /"0":\{"engine_id":"([^"]*)"/);
-    const transfer_id = `before-${ordinal}`;
-    const rank: Header[] = [['x-data-parallel-rank', '0']];
-    const sent = { do_remote_decode: true, do_remote_prefill: false, transfer_id };
-    const taken = {
-      ...{ do_remote_decode: false, do_remote_prefill: true, transfer_id },
-      remote_bootstrap_addr: `http://${host}:${port}`,
-      remote_engine_id: engineId,
-    };
-    const leg = withSampling(path, body, { max_tokens: 1, min_tokens: 1 });
-    legs = await Promise.all([
-      post(prefill, path, { ...leg, kv_transfer_params: sent }, rank),
-      post(decode, path, { ...body, kv_transfer_params: taken }),
-    ]);
-  }
+  const room = { bootstrap_host: host, bootstrap_port: port, bootstrap_room: ordinal + 1 };
+  const legs = await Promise.all([
+    post(prefill, path, { ...body, ...room }),
+    post(decode, path, { ...body, ...room }),
+  ]);
   for (const reply of legs) member(reply, /("prompt_tokens")/);
 }
 

@@ -174,6 +174,43 @@ describe('one transfer', () => {
     expect((await decode(await decodeLeg(prefill))).status).toBe(500);
   });
 
+  test('waits for a decode that comes later, and is given up after a time', async () => {
+    let giveUp!: () => void;
+    const over = new Promise<void>((resolve) => (giveUp = resolve));
+    const { prefill, decode, lose } = deploy({ keepsKv: () => over });
+    ok(await prefill(prefillLeg()));
+    await turns();
+    expect([...prefill.fleet.kept]).toHaveLength(1);
+    ok(await decode(await decodeLeg(prefill)));
+    await turns();
+    expect([...prefill.fleet.kept]).toEqual([]);
+    ok(await prefill(prefillLeg({ transfer: 'xfer-2' })));
+    giveUp();
+    await turns();
+    expect([...prefill.fleet.kept]).toEqual([]);
+    lose();
+    expect((await decode(await decodeLeg(prefill, { transfer: 'xfer-2' }))).status).toBe(500);
+  });
+
+  test('that cannot be loaded is computed by decode itself, under recompute', async () => {
+    const { prefill, decode, oracle } = deploy({ kvLoadFailure: 'recompute', promptRows: 'stale' });
+    ok(await prefill(prefillLeg()));
+    const params = { remote_engine_id: 'of an engine that was there before' };
+    const reply = ok(await decode(await decodeLeg(prefill, { params })));
+    expect(reply['choices']).toEqual(ok(oracle(post(PATH, BODY)))['choices']);
+    await turns();
+    // Nobody tells prefill, which keeps its blocks.
+    expect([...prefill.fleet.kept]).toHaveLength(1);
+  });
+
+  test('is forgotten with the engine that offered it', async () => {
+    const { prefill } = deploy();
+    ok(await prefill(prefillLeg()));
+    expect([...prefill.fleet.kept]).toHaveLength(1);
+    prefill.restart();
+    expect([...prefill.fleet.kept]).toEqual([]);
+  });
+
   test('holds one prompt', async () => {
     const { prefill, decode } = deploy();
     ok(await prefill(prefillLeg()));

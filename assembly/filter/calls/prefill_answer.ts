@@ -10,7 +10,7 @@ import { countPrefillFailure, recordPrefill } from '../outcome/metrics';
 import { Brought } from '../rows/brought';
 import { Capture, capture } from '../rows/capture';
 import { Room } from '../rows/room';
-import { isRetriedByEnvoy } from './prefill_call';
+import { isRetriedSeen, isUnavailable } from './prefill_call';
 
 /** Why the prefill leg failed. */
 export const enum Failure {
@@ -22,7 +22,7 @@ export const enum Failure {
   Timeout,
   /**
    * The status is 502 or 503. Envoy answers so itself when a connection fails, and by then it has
-   * retried the leg as often as it may.
+   * retried what it may retry.
    */
   Unavailable,
   /** The status is another one that is neither 2xx nor 4xx. */
@@ -81,7 +81,7 @@ export class SentCall {
   takeReply(head: ResponseHead | null, size: u32, brought: Brought): Failure {
     if (head === null) return this.failure;
     if (head.status == 504) return Failure.Timeout;
-    if (isRetriedByEnvoy(head.status)) return Failure.Unavailable;
+    if (isUnavailable(head.status)) return Failure.Unavailable;
     if (!head.good) return Failure.Status;
     if (head.encoded) return Failure.Unreadable;
     const connector = this.config.connector;
@@ -101,7 +101,8 @@ export class SentCall {
  * Whether the filter sends a leg again that failed in this way. These are failures that Envoy does
  * not retry and that a second try may avoid. A leg that ran out of time is not sent again.
  */
-export function isWorthARepeat(failure: Failure): bool {
+export function isWorthARepeat(failure: Failure, config: Config): bool {
+  if (failure == Failure.Unavailable) return !isRetriedSeen(config);
   return failure == Failure.Reset || failure == Failure.Status || failure == Failure.Unreadable;
 }
 

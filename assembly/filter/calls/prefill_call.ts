@@ -29,14 +29,22 @@ import {
  */
 export const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-error');
 /**
- * The same where decode's leg already waits for this one: only failures at which the engine has not
+ * The same where the leg must not reach an engine twice: only failures at which the engine has not
  * seen the leg.
  */
 const RETRIED_UNSEEN = new Ascii('connect-failure,refused-stream');
 
-/** Whether Envoy retries a call that ended with this status, if it may retry the call at all. */
-export function isRetriedByEnvoy(status: i32): bool {
+/** Whether a status says that no engine has answered. Envoy retries it as a gateway error. */
+export function isUnavailable(status: i32): bool {
   return status >= 502 && status <= 504;
+}
+
+/**
+ * Whether Envoy retries a leg that an engine may have seen. It sends the same bytes again, which is
+ * no use where decode's leg already waits for the first ones, or where the bytes name a transfer.
+ */
+export function isRetriedSeen(config: Config): bool {
+  return !config.concurrent && !config.connector.namesTransfer;
 }
 
 /**
@@ -75,7 +83,7 @@ export function startPrefill(
   }
   const number = new Text(DECIMAL_BYTES).decimal(retries).end();
   if (retries > 0) {
-    writer.addText(RETRY_ON, config.connector.concurrent ? RETRIED_UNSEEN : RETRIED);
+    writer.addText(RETRY_ON, isRetriedSeen(config) ? RETRIED : RETRIED_UNSEEN);
     writer.add(MAX_RETRIES.ptr, MAX_RETRIES.len, number.ptr, number.len);
   }
   const pairs = writer.build();

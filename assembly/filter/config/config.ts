@@ -42,6 +42,8 @@ export class Config {
   timeoutMs: u32 = 600000;
   retries: i32 = 1;
   connector: Connector = connectorNamed('nixl')!;
+  /** Whether both legs are sent at once. Otherwise decode's is sent when prefill has answered. */
+  concurrent: bool = false;
   /**
    * The cluster in which prefill's bootstrap server is asked for ranks; null when it is `cluster`.
    */

@@ -4,6 +4,7 @@
 import { JSON } from 'json-as';
 import { Ascii } from '../../bytes/ascii';
 import { Block } from '../../bytes/block';
+import { Order } from '../../connectors/connector';
 import { Api, Dialect } from '../../connectors/schema';
 import { connectorNamed, connectorNames } from '../../connectors/table';
 import { Paths } from '../../json/paths';
@@ -43,6 +44,7 @@ export function readConfig(text: Block, config: Config): string {
   members.only([
     'prefill',
     'connector',
+    'handshake',
     'decode_rows',
     'last_prompt_row',
     'local_prefix_cache',
@@ -63,6 +65,7 @@ export function readConfig(text: Block, config: Config): string {
   const connector = connectorNamed(members.text('connector', 'nixl'));
   if (connector === null) members.wrong('connector', 'one of ' + connectorNames());
   else config.connector = connector;
+  readHandshake(members, config);
   readBootstrap(prefill, config);
   readRows(members, config);
   readPaths(members, config);
@@ -71,13 +74,29 @@ export function readConfig(text: Block, config: Config): string {
   return problem.text;
 }
 
+/** Reads in which order the legs are sent. */
+function readHandshake(members: Members, config: Config): void {
+  const order = config.connector.order;
+  const concurrent = members.choice('handshake', ['sequential', 'concurrent']) == 1;
+  config.concurrent = order == Order.Either ? concurrent : order == Order.Concurrent;
+  if (order == Order.Either || !members.has('handshake')) return;
+  const how = config.concurrent ? ' sends both legs at once' : ' sends one leg after the other';
+  members.wrong('handshake', 'none: connector ' + config.connector.name + how);
+}
+
+/** The setting by which both legs are sent at once, for messages. */
+function whyConcurrent(config: Config): string {
+  const fixed = config.connector.order == Order.Concurrent;
+  return fixed ? 'with connector ' + config.connector.name : 'with handshake concurrent';
+}
+
 /** Reads which rows come from which leg, and how rows are checked. */
 function readRows(members: Members, config: Config): void {
   config.tail = members.choice('decode_rows', ['full', 'tail']) == 1;
   const connector = config.connector;
-  if (config.tail && connector.concurrent) {
+  if (config.tail && config.concurrent) {
     const why = ' decode starts before prefill has answered';
-    members.wrong('decode_rows', 'full: with connector ' + connector.name + why);
+    members.wrong('decode_rows', 'full: ' + whyConcurrent(config) + why);
   }
   config.lastRowOfDecode = members.choice('last_prompt_row', ['prefill', 'decode']) == 1;
   if (config.lastRowOfDecode && !connector.decodeForwardsLast) {
@@ -104,9 +123,8 @@ function readPolicies(members: Members, config: Config): void {
   if (config.passHeads && config.onUnmergeable == OnUnmergeable.Null) {
     members.wrong('on_unmergeable', 'reject or forward: with headers pass the length has been told');
   }
-  if (config.passHeads && config.connector.concurrent) {
-    const why = ' the response waits for prefill';
-    members.wrong('headers', 'hold: with connector ' + config.connector.name + why);
+  if (config.passHeads && config.concurrent) {
+    members.wrong('headers', 'hold: ' + whyConcurrent(config) + ' the response waits for prefill');
   }
 }
 

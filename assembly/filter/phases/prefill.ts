@@ -86,19 +86,24 @@ export class Prefill extends Phase {
     const config = course.config;
     const session = this.session;
     this.request.ensureId();
-    randomBytes(session.randomPtr, RANDOM_BYTES);
     this.request.locateBootstrap(session);
     if (config.connector.needsRanks) {
       const bootstrap = new Bootstrap(config, session);
       course.bootstrap = bootstrap;
       if (!bootstrap.chooseRank(session)) {
-        if (bootstrap.ask(session) == Status.Ok) this.expect(Call.Ranks);
-        else this.failed(Failure.NoHost, Waits.InCallback);
+        if (!this.askRanks(bootstrap)) this.failed(Failure.NoHost, Waits.InCallback);
         return;
       }
     }
     if (!this.send(body) && !this.lookUp()) return this.failed(Failure.NoHost, Waits.InCallback);
-    if (this.inFlight == Call.Leg && config.connector.concurrent) this.race();
+    if (this.inFlight == Call.Leg && config.concurrent) this.race();
+  }
+
+  /** Asks the bootstrap server. Returns false when Envoy cannot start the call. */
+  private askRanks(bootstrap: Bootstrap): bool {
+    if (bootstrap.ask(this.session) != Status.Ok) return false;
+    this.expect(Call.Ranks);
+    return true;
   }
 
   /** Has the answer to the call that was just started delivered to this exchange. */
@@ -116,6 +121,8 @@ export class Prefill extends Phase {
     const config = this.course.config;
     const session = this.session;
     const request = this.request;
+    // Each try has ids of its own: an engine may have seen those of the last one.
+    randomBytes(session.randomPtr, RANDOM_BYTES);
     const leg = prefillLeg(this.asked, config.connector, session).toBlock(body.ptr, body.len);
     // One limit holds for the tries of the filter and the retries of Envoy: with each try, Envoy
     // may retry once less.
@@ -139,11 +146,21 @@ export class Prefill extends Phase {
     if (body === null) return false;
     const sent = this.send(body);
     body.free();
-    if (sent && this.course.config.connector.concurrent) {
+    if (sent && this.course.config.concurrent) {
       this.race();
       this.resume();
     }
     return sent;
+  }
+
+  /**
+   * Sends the leg once more. What the bootstrap server has said is forgotten by now, so it is asked
+   * first. Returns false when Envoy cannot start the call.
+   */
+  private sendAgain(): bool {
+    const bootstrap = this.course.bootstrap;
+    if (bootstrap === null || bootstrap.chooseRank(this.session)) return this.sendLate();
+    return this.askRanks(bootstrap);
   }
 
   /**
@@ -205,6 +222,8 @@ export class Prefill extends Phase {
       // whole request.
       return this.goAlone(Waits.InEnvoy);
     }
+    // Decode would wait for a transfer that prefill does not offer.
+    if (config.connector.namesTransfer && !brought.captured.capped) return this.goAlone(Waits.InEnvoy);
     if (config.tail && brought.captured.prompt.tokens < 0) {
       return this.failed(Failure.NoLength, Waits.InEnvoy);
     }
@@ -253,8 +272,8 @@ export class Prefill extends Phase {
     reportFailure(failure, this.tries);
     this.brought.forgetRows();
     course.forgetRanks();
-    const again = waits == Waits.InEnvoy && this.inFlight == Call.Leg && isWorthARepeat(failure);
-    if (again && this.tries <= config.retries && this.sendLate()) return;
+    const again = waits == Waits.InEnvoy && this.inFlight == Call.Leg && isWorthARepeat(failure, config);
+    if (again && this.tries <= config.retries && this.sendAgain()) return;
     if (config.onPrefillFailure == OnPrefillFailure.Decode) return this.goAlone(waits);
     course.answer(failureStatus(failure), failureMessage(failure), Reason.None);
   }

@@ -5,7 +5,7 @@ import { ApiError, EngineError, type Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
 import { sameTokens, type Fleet, type KvParams, type PrefillEngine } from '../fleet.ts';
 import { header } from '../http.ts';
-import { never, within } from '../meeting.ts';
+import { never, within, type Meeting } from '../meeting.ts';
 import { DEFAULT_BOOTSTRAP, type Address, type EngineOptions, type Patience } from '../options.ts';
 import type { EngineRequest } from '../../scenario.ts';
 import { ALONE, kvError, type Agreement, type Handshake } from './handshake.ts';
@@ -31,6 +31,9 @@ export class Mooncake implements Handshake, PrefillEngine {
   }
 
   restart(): void {
+    for (const key of this.fleet.kept) {
+      if (this.engineIds.some((id) => key.startsWith(keyOf(id, '')))) this.fleet.kept.delete(key);
+    }
     this.engineIds = this.#newIds();
   }
 
@@ -60,21 +63,27 @@ export class Mooncake implements Handshake, PrefillEngine {
     if (call.prompts.length > 1 || call.n > 1) throw kvError('one transfer_id for several requests');
     if (call.maxTokens !== 1) throw kvError('the prefill leg must be capped to one token');
     const rank = this.#rankOf(request);
-    const meeting = this.fleet.meeting(`transfer ${this.engineIds[rank]} ${transfer_id}`);
+    const key = keyOf(this.engineIds[rank]!, transfer_id);
+    const meeting = this.fleet.meeting(key);
     return {
       ...ALONE,
       end: (choices: readonly Choice[]) => {
-        // Prefill keeps the blocks only if the request ended at its cap, and only until patience
-        // ends.
+        // Prefill keeps the blocks only if the request ended at its cap.
         if (choices[0]!.finish !== 'length') meeting.prefill.leave();
         else if (!meeting.prefill.arrive(call.prompts[0]!.tokens)) {
           throw kvError(`transfer_id ${transfer_id} was used before`);
-        } else {
-          void within(meeting.decode.here, this.#patience).then((met) => met || meeting.prefill.leave());
-        }
+        } else void this.#keep(key, meeting);
         return null;
       },
     };
+  }
+
+  /** Keeps the blocks until a decode engine has pulled them, or for as long as they are kept. */
+  async #keep(key: string, meeting: Meeting): Promise<void> {
+    this.fleet.kept.add(key);
+    const met = await within(meeting.decode.here, this.options.keepsKv ?? this.#patience);
+    if (!met) meeting.prefill.leave();
+    this.fleet.kept.delete(key);
   }
 
   #rankOf(request: EngineRequest): number {
@@ -93,16 +102,22 @@ export class Mooncake implements Handshake, PrefillEngine {
     if (call.prompts.length > 1) throw kvError('one transfer_id for several requests');
     const host = address[1]!.replace(/^\[(.*)\]$/, '$1');
     const prefill = this.fleet.prefillAt(host, Number(address[2]));
-    if (!prefill?.engineIds.includes(remote_engine_id)) throw loadFailure();
+    if (!prefill?.engineIds.includes(remote_engine_id)) return this.#loadFailure();
     const { tokens } = call.prompts[0]!;
-    const meeting = this.fleet.meeting(`transfer ${remote_engine_id} ${transfer_id}`);
+    const meeting = this.fleet.meeting(keyOf(remote_engine_id, transfer_id));
     const first = meeting.decode.arrive(tokens);
     const met = await within(first ? meeting.prefill.here : never(), this.#patience);
     if (!met || !sameTokens(met, tokens)) {
       meeting.decode.leave();
-      throw loadFailure();
+      return this.#loadFailure();
     }
     return { external: () => ({ pulled: met }) };
+  }
+
+  /** What becomes of a request whose KV cannot be loaded. vLLM writes the reason to its log only. */
+  #loadFailure(): Agreement {
+    if (this.options.kvLoadFailure === 'recompute') return ALONE;
+    throw new EngineError('Internal server error');
   }
 
   get #patience(): Patience {
@@ -110,10 +125,8 @@ export class Mooncake implements Handshake, PrefillEngine {
   }
 }
 
-/** The error of a request whose KV could not be loaded; vLLM writes the reason to its log only. */
-function loadFailure(): EngineError {
-  return new EngineError('Internal server error');
-}
+/** The name of a transfer within a fleet. */
+const keyOf = (engineId: string, transfer: string) => `transfer ${engineId} ${transfer}`;
 
 /**
  * Reads the members `names`, which must be non-empty strings. The parameters must also have the

@@ -4,7 +4,7 @@
 
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 import type { Random } from '../unit/random.ts';
-import { modelOf, shapeOf, writerOf } from './by_hand.ts';
+import { handshakeOf, modelOf, shapeOf, writerOf } from './by_hand.ts';
 import { EVENTS_TYPE, JSON_TYPE, Style, type Messages } from './messages.ts';
 
 /** A path that the filter does not serve. */
@@ -32,7 +32,10 @@ export function aloneByHand(random: Random): Messages {
     }[why as string] ?? random.pick([COMPLETIONS, CHAT, GENERATE]);
   const within = path === GENERATE;
   const connector =
-    why === 'stops' ? 'nixl' : random.pick(['nixl', 'nixl', 'shared_storage', 'mooncake'] as const);
+    why === 'stops'
+      ? random.pick(['nixl', 'mooncake'] as const)
+      : random.pick(['nixl', 'nixl', 'shared_storage', 'mooncake'] as const);
+  const handshake = handshakeOf(random, connector);
   const failing = why === 'fails' || why === 'stops';
   const n = failing && connector === 'mooncake' ? 1 : random.pick([1, 1, 1, 2, 3]);
   const stream = why === 'prompt logprobs' || random.chance(0.15);
@@ -121,6 +124,7 @@ export function aloneByHand(random: Random): Messages {
       : { headers: JSON_TYPE, body: style.write(document) },
     config: {
       connector,
+      ...handshake,
       ...(shared ? { local_prefix_cache: 'shared' } : {}),
       ...(failing ? { on_prefill_failure: 'decode' } : {}),
     },
@@ -130,9 +134,8 @@ export function aloneByHand(random: Random): Messages {
       writer.notes.length === 0 &&
       shape.extra === 0 &&
       !(apart && (start > 0 || prompts.length > 1)) &&
-      // With mooncake, both legs run at the same time, so decode has already answered as a decode
-      // leg.
-      !(failing && connector === 'mooncake'),
+      // Where both legs run at the same time, decode has already answered as a decode leg.
+      !(failing && handshake['handshake'] === 'concurrent'),
     model: modelOf(shape),
     ...(why === 'fails' ? { fails: true } : {}),
     note: ['by hand', `alone, ${why}`, writer.note, ...writer.notes].join(', '),

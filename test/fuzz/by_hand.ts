@@ -161,6 +161,17 @@ function bareWriter(random: Random): Writer {
   return { note: 'no routing', choice: () => value, root: () => ({}), streams: true, notes: [] };
 }
 
+/** The order of a connector's legs, where the configuration may choose it. */
+export function handshakeOf(random: Random, connector: string): Record<string, unknown> {
+  if (connector !== 'mooncake') return {};
+  return random.pick([
+    {},
+    { handshake: 'sequential' },
+    { handshake: 'concurrent' },
+    { handshake: 'concurrent' },
+  ]);
+}
+
 export function choicesByHand(random: Random): Messages {
   const style = new Style(random);
   const path = random.pick([COMPLETIONS, CHAT, GENERATE]);
@@ -168,7 +179,8 @@ export function choicesByHand(random: Random): Messages {
   const prompt = random.chance(0.12) ? random.between(50, 400) : random.between(1, 12);
   const n = random.chance(0.6) ? 1 : random.between(2, 4);
   const connector = random.pick(['nixl', 'nixl', 'nixl', 'shared_storage', 'mooncake'] as const);
-  const tail = connector !== 'mooncake' && random.chance(0.5);
+  const handshake = handshakeOf(random, connector);
+  const tail = handshake['handshake'] !== 'concurrent' && random.chance(0.5);
   const last = random.chance(0.25);
   const shape = shapeOf(random, prompt, ['prefill', 'decode']);
   // In the remaining cases the engine ignores `routed_experts_prompt_start` and returns all rows.
@@ -254,7 +266,7 @@ export function choicesByHand(random: Random): Messages {
     ...writer.root('prefill'),
     ...(withUsage || random.chance(0.8) ? { usage: usage(1) } : {}),
     // A prefill engine that runs another connector hands out no parameters.
-    kv_transfer_params: handless ? random.pick([null, {}]) : params,
+    kv_transfer_params: connector === 'mooncake' ? null : handless ? random.pick([null, {}]) : params,
   });
   const events = () => [
     ...lengths.flatMap((tokens, index) =>
@@ -285,6 +297,7 @@ export function choicesByHand(random: Random): Messages {
       : { headers: JSON_TYPE, body: style.write(whole()) },
     config: {
       connector,
+      ...handshake,
       decode_rows: tail ? 'tail' : 'full',
       ...(last ? { last_prompt_row: 'decode' } : {}),
     },

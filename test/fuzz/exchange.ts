@@ -50,7 +50,7 @@ export function broughtOf(of: FuzzCase, tries: number): Brought | null {
  * failed.
  */
 export const broughtAtLeast = (of: FuzzCase, tries: number): Brought | null =>
-  broughtOf(of, tries) ?? (isConcurrent(connectorOf(of)) ? NOTHING : null);
+  broughtOf(of, tries) ?? (isConcurrent(of.config) ? NOTHING : null);
 
 /**
  * Whether prefill's engine runs another connector than the configuration names: it stopped at its
@@ -65,8 +65,11 @@ export const lacksHandshake = (of: FuzzCase, brought: Brought | null): boolean =
  */
 export function servesAlone(of: FuzzCase, brought: Brought | null): boolean {
   if (!brought) return true;
-  const nixl = connectorOf(of) === 'nixl';
-  return (nixl && brought.params === null) || (isTail(of) && brought.promptTokens === -1);
+  const connector = connectorOf(of);
+  if (connector === 'nixl' && brought.params === null) return true;
+  // Prefill offers a Mooncake transfer only if it has ended at its cap.
+  if (connector === 'mooncake' && !brought.capped) return true;
+  return isTail(of) && brought.promptTokens === -1;
 }
 
 /**
@@ -84,7 +87,7 @@ export const tooLarge = ({ config, prefill }: FuzzCase): boolean =>
 export function servedBy(of: FuzzCase, { prefillRequests }: Result): 'decode' | 'both' | 'unsure' {
   const asked = askedOf(of);
   if (!asked?.fit || prefillRequests.length === 0) return 'decode';
-  if (isConcurrent(connectorOf(of))) return 'both';
+  if (isConcurrent(of.config)) return 'both';
   const brought = broughtOf(of, prefillRequests.length);
   if (servesAlone(of, brought)) return 'decode';
   // Here only the array tells the prompt's length, and the array is damaged; the filter may refuse

@@ -12,6 +12,7 @@ import type { FuzzCase, Reply } from './case.ts';
 import { choicesByHand } from './by_hand.ts';
 import {
   decodeLeg,
+  isBootstrapped,
   isConcurrent,
   prefillLeg,
   readRequest,
@@ -242,13 +243,13 @@ export function caseOf(seed: number): FuzzCase {
     (messages.fails || (prefill[0] as Reply).fault === undefined);
   const hold_bytes = random.pick([0, 0, 1, 64, 300, 1000, 1 << 20]);
   // With `headers: pass` the head is not held, so a response that cannot be merged is reset.
-  const pass = !isConcurrent(connector) && random.chance(0.15);
+  const pass = !isConcurrent(messages.config) && random.chance(0.15);
   const prefillConfig = {
     retries: random.below(2),
     timeout_ms: 1000,
     // The filter remembers what a bootstrap server answered, so each case gets an address of its
     // own.
-    ...(isConcurrent(connector)
+    ...(isBootstrapped(connector)
       ? { bootstrap_host: `p${seed}`, bootstrap_port: random.between(1, 65_535) }
       : {}),
   };

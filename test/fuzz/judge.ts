@@ -10,7 +10,6 @@ import {
   askedOf,
   broughtAtLeast,
   broughtOf,
-  connectorOf,
   encoded,
   events,
   good,
@@ -200,7 +199,7 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   const answers = tried > 0 && reply && reply !== 'down' && !reply.fault;
   const refused = answers && reply.status >= 400 && reply.status < 500;
   // If both legs run at the same time, decode's error may have come first.
-  const first = isConcurrent(connectorOf(of)) && decode !== 'down' && !good(decode);
+  const first = isConcurrent(of.config) && decode !== 'down' && !good(decode);
   if (refused && result.status === reply.status && body === reply.body) return null;
   if (refused && !first) return "prefill's answer was changed";
   if (faulty || decode === 'down') return null;

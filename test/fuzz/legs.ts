@@ -12,7 +12,12 @@ export const isObject = (value: unknown): value is Json =>
 const plain = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
 const absent = (value: unknown) => value === undefined || value === null;
 
-export const isConcurrent = (connector: ConnectorName): boolean =>
+/** Whether both legs are sent at once. */
+export const isConcurrent = ({ connector, handshake }: Json): boolean =>
+  connector === 'sglang' || (connector === 'mooncake' && handshake === 'concurrent');
+
+/** Whether the legs name prefill's bootstrap server. */
+export const isBootstrapped = (connector: ConnectorName): boolean =>
   connector === 'mooncake' || connector === 'sglang';
 
 export const REMOTE_DECODE = {

@@ -24,6 +24,7 @@ import {
   BOOTSTRAP,
   REMOTE_DECODE,
   decodeLeg,
+  isBootstrapped,
   isConcurrent,
   isServed,
   localLeg,
@@ -56,8 +57,8 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
     if (!readable) return 'prefill was sent what is no JSON object';
     if (asked) {
       if (!asked.fit) return 'P/D served what it must not';
-      const leg = prefillLeg(asked, own.prefill);
-      for (const request of prefilled) {
+      for (const [i, request] of prefilled.entries()) {
+        const leg = prefillLeg(asked, own.prefill[i]!);
         if (!isPrefillLeg(jsonOf(request), leg, of.path))
           return `prefill was sent ${request.body.toString('latin1')}`;
       }
@@ -76,7 +77,7 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   if (!readable || !asked) return request.body.equals(body) ? null : 'a body that is no request was changed';
   if (value(request.headers, 'accept-encoding') !== undefined) return 'decode may compress its response';
   const sent = ownIn(request.body, of.path, connector);
-  if (isConcurrent(connector) && prefilled.length > 0) {
+  if (isConcurrent(of.config) && prefilled.length > 0) {
     if (sent.length !== Object.keys(own.decode).length) return `decode was sent ${sent.join()}`;
     if (isDeepStrictEqual(jsonOf(request), decodeLeg(asked, own.decode, null))) return null;
     return `decode was sent ${request.body.toString('latin1')}`;
@@ -91,11 +92,15 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   }
   if (by === 'unsure' && alone === null) return null;
   if (!brought) return 'decode was asked after a prefill that failed';
-  if (connector === 'nixl' ? sent.length !== 1 || sent[0] !== brought.params : sent.length > 0)
+  if (
+    connector === 'nixl'
+      ? sent.length !== 1 || sent[0] !== brought.params
+      : sent.length !== Object.keys(own.decode).length
+  )
     return `decode was sent ${sent.join()}`;
   // The seam does not fit into a JavaScript number, so the reference does not know it.
   if (isTail(of) && !Number.isSafeInteger(brought.seam + 1)) return null;
-  const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : {};
+  const params = connector === 'nixl' ? { kv_transfer_params: read(brought.params ?? 'null') } : own.decode;
   const leg = decodeLeg(asked, params, isTail(of) ? seamOf(of, brought) : null);
   return isDeepStrictEqual(jsonOf(request), leg)
     ? null
@@ -171,18 +176,19 @@ const paramsOf = (request: EngineRequest | undefined): Json | undefined =>
   request && ((jsonOf(request) as Json | undefined)?.['kv_transfer_params'] as Json | undefined);
 
 /**
- * The members that only the connector sets, which follow from what prefill was sent. A string says
- * what is wrong with them.
+ * The members that only the connector sets, which follow from what prefill was sent: of each
+ * request to prefill, and of decode's. A string says what is wrong with them.
  */
 function ownOf(
   of: FuzzCase,
   prefilled: EngineRequest[],
   decoded: EngineRequest[],
-): { prefill: Json; decode: Json } | string {
+): { prefill: Json[]; decode: Json } | string {
   const connector = connectorOf(of);
   const first = prefilled[0];
-  if (connector === 'nixl') return { prefill: { kv_transfer_params: REMOTE_DECODE }, decode: {} };
-  if (!isConcurrent(connector) || !first) return { prefill: {}, decode: {} };
+  const each = (own: Json) => prefilled.map(() => own);
+  if (connector === 'nixl') return { prefill: each({ kv_transfer_params: REMOTE_DECODE }), decode: {} };
+  if (!isBootstrapped(connector) || !first) return { prefill: each({}), decode: {} };
   const { bootstrap_host: host, bootstrap_port: port } = of.config['prefill'] as Json;
   const sent = jsonOf(first) as Json;
   if (connector === 'sglang') {
@@ -193,23 +199,28 @@ function ownOf(
     const right = form.test(rooms) && texts.every((room) => BigInt(room) < 1n << 62n);
     if (!right || texts.length !== Math.max(batch, 1) || new Set(texts).size !== texts.length)
       return `rooms ${rooms}`;
-    const each = (value: unknown) => (batch > 0 ? texts.map(() => value) : value);
+    const one = (value: unknown) => (batch > 0 ? texts.map(() => value) : value);
     const own = {
-      bootstrap_host: each(host),
-      bootstrap_port: each(port),
+      bootstrap_host: one(host),
+      bootstrap_port: one(port),
       bootstrap_room: sent['bootstrap_room'],
     };
-    return { prefill: own, decode: own };
+    return { prefill: each(own), decode: own };
   }
-  const { transfer_id } = paramsOf(first)!;
-  if (!/^xfer-[0-9a-f-]{36}$/.test(String(transfer_id))) return `transfer ${String(transfer_id)}`;
-  const rank = value(first.headers, 'x-data-parallel-rank') ?? '';
+  const transfers = prefilled.map((request) => String(paramsOf(request)?.['transfer_id']));
+  // A transfer is offered once, so a further try of the leg must name another.
+  const right = transfers.every((id) => /^xfer-[0-9a-f-]{36}$/.test(id));
+  if (!right || new Set(transfers).size !== transfers.length) return `transfers ${transfers.join()}`;
+  const transfer_id = transfers.at(-1);
+  const rank = value(prefilled.at(-1)!.headers, 'x-data-parallel-rank') ?? '';
   // If the bootstrap server names a rank twice, either id is right.
   const told = all(parse(of.bootstrap!.body)!, rank).map(
     (node) => (build(of.bootstrap!.body, node) as Json)?.['engine_id'],
   );
   const asked = paramsOf(decoded[0])?.['remote_engine_id'];
-  const prefill = { do_remote_decode: true, do_remote_prefill: false, transfer_id };
+  const prefill = transfers.map((id) => ({
+    kv_transfer_params: { do_remote_decode: true, do_remote_prefill: false, transfer_id: id },
+  }));
   const decode = {
     do_remote_prefill: true,
     do_remote_decode: false,
@@ -217,7 +228,7 @@ function ownOf(
     remote_bootstrap_addr: `http://${String(host)}:${String(port)}`,
     remote_engine_id: told.includes(asked) ? asked : told[0],
   };
-  return { prefill: { kv_transfer_params: prefill }, decode: { kv_transfer_params: decode } };
+  return { prefill, decode: { kv_transfer_params: decode } };
 }
 
 /**

@@ -12,6 +12,7 @@ export interface Deployment {
   name: string;
   /** The plugin's configuration. */
   config: Record<string, unknown>;
+  /** Deployments with the same object share their engines. */
   engine: Partial<EngineOptions>;
   /** The paths that requests go to. */
   paths: string[];
@@ -35,6 +36,9 @@ const PATIENCE_MS = 15_000;
 const prefill = { timeout_ms: PREFILL_TIMEOUT_MS, retries: 1 };
 const bootstrapped = { prefill: { ...prefill, bootstrap_host: '127.0.0.1' } };
 const VLLM = [COMPLETIONS, CHAT, GENERATE];
+
+/** The engines of both Mooncake deployments, which have one bootstrap server. */
+const MOONCAKE: Partial<EngineOptions> = { connector: 'mooncake', patience: PATIENCE_MS };
 
 export const DEPLOYMENTS: Deployment[] = [
   {
@@ -77,9 +81,16 @@ export const DEPLOYMENTS: Deployment[] = [
     choices: 1,
   },
   {
-    name: 'mooncake',
+    name: 'mooncake, sequential',
     config: { connector: 'mooncake', ...bootstrapped },
-    engine: { connector: 'mooncake', patience: PATIENCE_MS },
+    engine: MOONCAKE,
+    paths: VLLM,
+    choices: 1,
+  },
+  {
+    name: 'mooncake, concurrent',
+    config: { connector: 'mooncake', handshake: 'concurrent', ...bootstrapped },
+    engine: MOONCAKE,
     paths: VLLM,
     choices: 1,
   },

@@ -15,7 +15,7 @@ import { createPlant, type Plant } from '../envoy/plant.ts';
 import { waitFor } from '../envoy/wait.ts';
 import type { ClientRequest, Engine, EngineRequest } from '../scenario.ts';
 import { Random } from '../unit/random.ts';
-import { DEPLOYMENTS, enginesOf, type Engines } from './deployments.ts';
+import { DEPLOYMENTS, enginesOf, type Deployment, type Engines } from './deployments.ts';
 import { Exchange, type HangUp, type Leg, type Rates, type Reply } from './exchange.ts';
 import { judge, type Judged } from './judge.ts';
 
@@ -69,9 +69,15 @@ export class Mix {
   constructor(readonly options: Options) {
     this.#random = new Random(options.seed);
     this.#evidence = join(ROOT, 'build', 'mix', String(options.seed));
-    this.#engines = DEPLOYMENTS.map((deployment) =>
-      enginesOf(deployment, (leg) => (_ordinal, request) => this.#of(request)?.asked(leg as Leg)),
-    );
+    const made = new Map<Deployment['engine'], Engines>();
+    this.#engines = DEPLOYMENTS.map((deployment) => {
+      const { engine } = deployment;
+      const engines =
+        made.get(engine) ??
+        enginesOf(deployment, (leg) => (_ordinal, request) => this.#of(request)?.asked(leg as Leg));
+      made.set(engine, engines);
+      return engines;
+    });
   }
 
   get wrong(): Ended[] {

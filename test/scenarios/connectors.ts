@@ -1,6 +1,6 @@
 // The connectors whose legs name prefill's bootstrap server, between simulated engines that insist
-// on their handshake: rooms and transfers must be the same on both legs, or an engine waits in vain.
-// Mooncake's legs are sent in both orders. The answer must be the oracle's.
+// on their handshake: rooms and transfers must be the same on both legs, or an engine waits in
+// vain. Mooncake's legs are sent in both orders. The answer must be the oracle's.
 
 import { expect } from 'vitest';
 import { createEngine, type Address, type EngineOptions } from '../engine/engine.ts';
@@ -62,15 +62,12 @@ function rest(text: string): unknown {
   return JSON.parse(text, (key, value: unknown) => (OF_AN_ENGINE.has(key) ? undefined : value));
 }
 
-const withoutArray = (key: string, value: unknown) =>
-  key === 'routed_experts' ? undefined : value;
+const withoutArray = (key: string, value: unknown) => (key === 'routed_experts' ? undefined : value);
 
 const OF_AN_ENGINE = new Set(['id', 'request_id', 'cached_tokens', 'system_fingerprint']);
 
 const bodies = (text: string, events: boolean): string[] =>
-  events
-    ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : []))
-    : [text];
+  events ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : [])) : [text];
 
 function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
   const { name, path, body, protocol, config, engine, handshake } = spec;
@@ -170,9 +167,7 @@ function checkMooncake({ prefillRequests, bootstrapRequests, decodeRequests }: R
   const [prefill, decode] = [prefillRequests[0]!, decodeRequests[0]!];
   expect(header(prefill.headers, 'x-data-parallel-rank')).toBe('0');
   expect(header(decode.headers, 'x-data-parallel-rank')).toBeUndefined();
-  const [one, two] = [prefill, decode].map(
-    (request) => jsonOf(request)['kv_transfer_params'] as Json,
-  );
+  const [one, two] = [prefill, decode].map((request) => jsonOf(request)['kv_transfer_params'] as Json);
   expect(one!['transfer_id']).toBe(two!['transfer_id']);
   expect(one!['transfer_id']).toMatch(
     /^xfer-[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/,
@@ -203,11 +198,7 @@ const SGLANG: [string, string, Json][] = [
   ],
   ['a completion', COMPLETIONS, routed({ prompt: 'The quick brown fox', max_tokens: 7 })],
   ['a completion of tokens', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7 })],
-  [
-    'a chat',
-    CHAT,
-    routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 }),
-  ],
+  ['a chat', CHAT, routed({ messages: [{ role: 'user', content: 'The quick "fox"' }], max_tokens: 7 })],
 ];
 
 /**
@@ -216,11 +207,7 @@ const SGLANG: [string, string, Json][] = [
  */
 const sglangSamples: Case[] = (
   [
-    [
-      'a completion',
-      COMPLETIONS,
-      routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 }),
-    ],
+    ['a completion', COMPLETIONS, routed({ prompt: [3, 4, 5], max_tokens: 7, n: 2, temperature: 0.8 })],
     ['a native reply', NATIVE, native({ input_ids: [3, 4, 5] }, { n: 2, temperature: 0.8 })],
     [
       'a chat with meta_info',
@@ -287,17 +274,16 @@ const sglangCases: Case[] = SGLANG.flatMap(([name, path, body]) =>
   ),
 );
 
-const sglangStreams: Case[] = SGLANG.filter(
-  ([name]) => !/list|texts|lists|for each/.test(name),
-).flatMap(([name, path, body]) =>
-  PROTOCOLS.map((protocol) =>
-    caseOf('sglang', {
-      name: `sglang, ${path}: a stream, ${name}, ${protocol}`,
-      path,
-      body: { ...body, stream: true },
-      protocol,
-    }),
-  ),
+const sglangStreams: Case[] = SGLANG.filter(([name]) => !/list|texts|lists|for each/.test(name)).flatMap(
+  ([name, path, body]) =>
+    PROTOCOLS.map((protocol) =>
+      caseOf('sglang', {
+        name: `sglang, ${path}: a stream, ${name}, ${protocol}`,
+        path,
+        body: { ...body, stream: true },
+        protocol,
+      }),
+    ),
 );
 
 // ---- Mooncake
@@ -344,7 +330,7 @@ const mooncakeCases: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
   ),
 );
 
-/** What only decode's leg in sequence can be asked, as its engine is asked when the prompt is known. */
+/** What decode can be asked only in sequence, when the length of the prompt is known. */
 const mooncakeInSequence: Case[] = MOONCAKE.flatMap(([name, path, body]) =>
   (
     [
@@ -426,11 +412,7 @@ const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
   ['answers 500', answering('{}', { status: 500 }), 'the bootstrap server does not tell its ranks'],
   ['answers 404', answering('{}', { status: 404 }), 'the bootstrap server does not tell its ranks'],
   ['answers with no rank', answering('{}'), 'the bootstrap server does not tell its ranks'],
-  [
-    'answers with a list',
-    answering('[{"engine_id":"a"}]'),
-    'the bootstrap server does not tell its ranks',
-  ],
+  ['answers with a list', answering('[{"engine_id":"a"}]'), 'the bootstrap server does not tell its ranks'],
   ['answers with no id', answering('{"0":{}}'), 'the bootstrap server does not tell its ranks'],
   [
     'answers with a number',
@@ -443,11 +425,7 @@ const RANKLESS: [string, Scenario['bootstrap'], string, string?][] = [
     'the bootstrap server does not tell its ranks',
   ],
   ['answers with text', answering('ready'), 'the bootstrap server does not tell its ranks'],
-  [
-    'answers with half',
-    answering('{"0":{"engine_id":"a"'),
-    'the bootstrap server does not tell its ranks',
-  ],
+  ['answers with half', answering('{"0":{"engine_id":"a"'), 'the bootstrap server does not tell its ranks'],
   [
     'answers with more than it could have',
     answering(`{"0":{"engine_id":"a"},"x":"${'y'.repeat(70_000)}"}`),
@@ -534,15 +512,11 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol, i) =>
           },
           client: {
             ...post(JSON.stringify(request)),
-            headers: [
-              ...post(JSON.stringify(request)).headers,
-              ['x-prefiller-host-port', '{prefill:1}'],
-            ],
+            headers: [...post(JSON.stringify(request)).headers, ['x-prefiller-host-port', '{prefill:1}']],
           },
           prefill: [answering('', { status: 418 }), prefill],
           bootstrap: (query) => {
-            const to =
-              header(query.headers, 'x-envoy-original-dst-host') ?? header(query.headers, 'host');
+            const to = header(query.headers, 'x-envoy-original-dst-host') ?? header(query.headers, 'host');
             address.port = portOf(to);
             return prefill(query);
           },
@@ -573,8 +547,7 @@ const byRequest: Case[] = PROTOCOLS.flatMap((protocol, i) =>
   }),
 );
 
-const portOf = (address: string | undefined): number =>
-  Number(/:(\d+)$/.exec(address ?? '')?.[1] ?? 0);
+const portOf = (address: string | undefined): number => Number(/:(\d+)$/.exec(address ?? '')?.[1] ?? 0);
 
 export const connectors: Suite = {
   name: 'connectors with a bootstrap server',

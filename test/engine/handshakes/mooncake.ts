@@ -114,7 +114,7 @@ export class Mooncake implements Handshake, PrefillEngine {
     return { external: () => ({ pulled: met }) };
   }
 
-  /** What becomes of a request whose KV cannot be loaded. vLLM writes the reason to its log only. */
+  /** What becomes of a request whose KV cannot be loaded; vLLM writes the reason to its log. */
   #loadFailure(): Agreement {
     if (this.options.kvLoadFailure === 'recompute') return ALONE;
     throw new EngineError('Internal server error');

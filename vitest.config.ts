@@ -11,6 +11,7 @@ export default defineConfig({
       suite('emulator', ['test/emulator/**/*.test.ts'], 30_000),
       suite('package', ['test/package/**/*.test.ts'], 120_000),
       suite('fuzz', ['test/fuzz/**/*.test.ts'], 30_000),
+      suite('yardstick', ['test/yardstick/**/*.test.ts'], 120_000),
       suite('envoy', ['test/envoy/**/*.test.ts'], 120_000),
     ],
   },

@@ -15,6 +15,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import * as esbuild from 'esbuild';
 import { build } from './build.mjs';
 import { writeImage } from './package/image.mjs';
 import { typesOf } from './package/types.mjs';
@@ -43,7 +44,34 @@ export async function makePackage() {
   stamp(manifests, sha256);
   const schema = JSON.parse(readFileSync(join(ROOT, 'envoy', 'config.schema.json'), 'utf8'));
   writeFileSync(join(DIST, 'config.d.ts'), typesOf(schema));
+  await bundleVerify();
   return { sha256, archive: await npmPack(project) };
+}
+
+/** `verify` as one file that runs with Node alone; the libraries that it uses are inside. */
+async function bundleVerify() {
+  await esbuild.build({
+    entryPoints: [join(ROOT, 'yardstick', 'verify', 'main.ts')],
+    outfile: join(DIST, 'verify.mjs'),
+    bundle: true,
+    platform: 'node',
+    target: 'node20',
+    format: 'esm',
+    legalComments: 'inline',
+    // The paths of sources, of which some are comments of the bundle, are relative to this folder.
+    absWorkingDir: ROOT,
+    // Packages keep the paths that they have in this folder, wherever node_modules leads to.
+    preserveSymlinks: true,
+    banner: {
+      js: [
+        '#!/usr/bin/env node',
+        // Some of the libraries are CommonJS and call `require` for Node's own modules.
+        "import { createRequire } from 'node:module';",
+        'const require = createRequire(import.meta.url);',
+      ].join('\n'),
+    },
+    logLevel: 'error',
+  });
 }
 
 /**
@@ -58,7 +86,8 @@ async function npmPack({ name, version }) {
       cpSync(join(ROOT, document), join(folder, document));
     cpSync(DIST, join(folder, 'dist'), { recursive: true });
     for (const path of readdirSync(folder, { recursive: true, encoding: 'utf8' }))
-      if (statSync(join(folder, path)).isFile()) chmodSync(join(folder, path), 0o644);
+      if (statSync(join(folder, path)).isFile())
+        chmodSync(join(folder, path), path.endsWith('verify.mjs') ? 0o755 : 0o644);
     const args = ['pack', '--ignore-scripts', '--silent', '--pack-destination', DIST, folder];
     const npm = await run('npm', args);
     const archive = `${name}-${version}.tgz`;
@@ -88,5 +117,6 @@ await runMain(import.meta.url, async () => {
   console.log(`dist/filter.wasm  sha256 ${sha256}`);
   console.log('dist/image        OCI image layout with /plugin.wasm');
   console.log('dist/envoy        configurations and manifests, with this sha256');
+  console.log('dist/verify.mjs   checks a live deployment');
   console.log(`dist/${archive}`);
 });

@@ -73,6 +73,8 @@ class Core {
   readonly #api: Api;
   readonly #handshake: Handshake;
   #posts = 0;
+  /** The number of requests that were computed. */
+  #served = 0;
 
   constructor(options: EngineOptions) {
     this.#options = options;
@@ -143,11 +145,19 @@ class Core {
     const own = this.#handshake.get?.(path);
     if (own) return this.#json(200, own);
     if (path === '/health') return this.#reply(200, null, []);
+    if (path === '/metrics') return this.#reply(200, 'text/plain', [Buffer.from(this.#metrics())]);
     if (path !== '/v1/models') return this.#detail(404);
     const created = Math.floor(this.#now() / 1000);
     const { name } = this.runner.model;
     const card = { id: name, object: 'model', created, owned_by: this.#api.owner, root: name, parent: null };
     return this.#json(200, { object: 'list', data: [{ ...card, max_model_len: this.runner.maxModelLen }] });
+  }
+
+  /** The counter of requests, as vLLM and SGLang name it. */
+  #metrics(): string {
+    const { owner } = this.#api;
+    const name = owner === 'sglang' ? 'sglang:num_requests_total' : 'vllm:request_success_total';
+    return `# TYPE ${name} counter\n${name}{model_name="${this.runner.model.name}"} ${this.#served}.0\n`;
   }
 
   #post(request: EngineRequest): Awaitable {
@@ -184,6 +194,7 @@ class Core {
   #serve(asked: Call, agreed: Agreement, request: EngineRequest): EngineReply {
     const call = agreed.prefillOnly ? firstToken(asked) : asked;
     const choices = this.runner.run(call, (p) => agreed.external(p));
+    this.#served++;
     const id = this.#api.newId(call, header(request, 'x-request-id'));
     const created = Math.floor(this.#now() / 1000);
     const kv = agreed.end?.(choices, id) ?? null;

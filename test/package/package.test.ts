@@ -1,7 +1,7 @@
 // What `npm run package` writes. The test builds the package in two folders of its own, so that
 // nothing in this folder can get into it.
 
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import {
@@ -25,6 +25,7 @@ const SOURCES = [
   'assembly',
   'envoy',
   'tools',
+  'yardstick',
   'asconfig.json',
   'package.json',
   'README.md',
@@ -180,11 +181,26 @@ print(json.dumps({m.name: base64.b64encode(t.extractfile(m).read()).decode() for
     const content = unpacked();
     const names = Object.keys(content).sort();
     const manifests = files(join(ROOT, 'envoy')).map((path) => join('dist', relative(ROOT, path)));
-    const built = ['dist/config.d.ts', 'dist/filter.wasm', 'dist/filter.wasm.sha256'];
+    const built = ['dist/config.d.ts', 'dist/filter.wasm', 'dist/filter.wasm.sha256', 'dist/verify.mjs'];
     const documents = ['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json'];
     expect(names).toEqual([...manifests, ...built, ...documents].sort());
     for (const name of built)
       expect(content[name]!.equals(readFileSync(join(dist, relative('dist', name))))).toBe(true);
+  });
+
+  test('its program runs where no package is installed', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'bin-'));
+    folders.push(folder);
+    const { bin } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
+      bin: Record<string, string>;
+    };
+    expect(bin).toEqual({ 'routed-experts-verify': 'dist/verify.mjs' });
+    cpSync(join(dist, 'verify.mjs'), join(folder, 'verify.mjs'));
+    const run = (...args: string[]) =>
+      spawnSync(process.execPath, [join(folder, 'verify.mjs'), ...args], { encoding: 'utf8' });
+    expect(run('--help')).toMatchObject({ status: 0, stdout: expect.stringContaining('--oracle <url>') });
+    const unreachable = run('--through', 'http://127.0.0.1:1');
+    expect(unreachable).toMatchObject({ status: 2, stdout: expect.stringContaining('does not answer') });
   });
 
   test('every export is a file of it', () => {

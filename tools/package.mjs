@@ -17,7 +17,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as esbuild from 'esbuild';
 import { build } from './build.mjs';
-import { writeImage } from './package/image.mjs';
+import { refer, writeImage } from './package/image.mjs';
+import { provenanceOf } from './package/provenance.mjs';
+import { writeBom } from './package/sbom.mjs';
 import { typesOf } from './package/types.mjs';
 import { DIST, FILTER_WASM, ROOT } from './paths.mjs';
 import { Problem, runMain } from './problem.mjs';
@@ -28,6 +30,8 @@ import { lastError, run } from './run.mjs';
  * module is built.
  */
 const ANY_SHA256 = '0'.repeat(64);
+const BOM = 'sbom.cdx.json';
+const PROVENANCE = 'provenance.intoto.json';
 
 export async function makePackage() {
   const project = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
@@ -38,19 +42,40 @@ export async function makePackage() {
   const sha256 = createHash('sha256').update(wasm).digest('hex');
   writeFileSync(join(DIST, 'filter.wasm'), wasm);
   writeFileSync(join(DIST, 'filter.wasm.sha256'), `${sha256}  filter.wasm\n`);
-  writeImage(join(DIST, 'image'), wasm, project);
+  const bom = writeBom(project, sha256, await bundleVerify());
+  writeFileSync(join(DIST, BOM), bom);
+  const image = writeImage(join(DIST, 'image'), wasm, project);
   const manifests = join(DIST, 'envoy');
   cpSync(join(ROOT, 'envoy'), manifests, { recursive: true });
   stamp(manifests, sha256);
   const schema = JSON.parse(readFileSync(join(ROOT, 'envoy', 'config.schema.json'), 'utf8'));
   writeFileSync(join(DIST, 'config.d.ts'), typesOf(schema));
-  await bundleVerify();
-  return { sha256, archive: await npmPack(project) };
+  const archive = await npmPack(project);
+  const provenance = provenanceOf(project, [
+    { name: 'filter.wasm', sha256 },
+    {
+      name: archive,
+      sha256: createHash('sha256')
+        .update(readFileSync(join(DIST, archive)))
+        .digest('hex'),
+    },
+    { name: 'image', sha256: image.digest.slice('sha256:'.length) },
+  ]);
+  writeFileSync(join(DIST, PROVENANCE), provenance);
+  const about = (/** @type {string} */ mediaType, /** @type {string} */ title, /** @type {Buffer} */ data) =>
+    refer(join(DIST, 'image'), image, { mediaType, title, data });
+  about('application/vnd.cyclonedx+json', BOM, bom);
+  about('application/vnd.in-toto+json', PROVENANCE, provenance);
+  return { sha256, archive };
 }
 
-/** `verify` as one file that runs with Node alone; the libraries that it uses are inside. */
+/**
+ * `verify` as one file that runs with Node alone; the libraries that it uses are inside.
+ * @returns {Promise<string[]>} their paths in package-lock.json
+ */
 async function bundleVerify() {
-  await esbuild.build({
+  const { metafile } = await esbuild.build({
+    metafile: true,
     entryPoints: [join(ROOT, 'yardstick', 'verify', 'main.ts')],
     outfile: join(DIST, 'verify.mjs'),
     bundle: true,
@@ -72,6 +97,8 @@ async function bundleVerify() {
     },
     logLevel: 'error',
   });
+  const inputs = Object.keys(metafile.inputs).filter((path) => path.includes('node_modules/'));
+  return [...new Set(inputs.map((path) => /^.*node_modules\/(@[^/]+\/)?[^/]+/.exec(path)?.[0] ?? path))];
 }
 
 /**
@@ -115,7 +142,9 @@ function stamp(folder, sha256) {
 await runMain(import.meta.url, async () => {
   const { sha256, archive } = await makePackage();
   console.log(`dist/filter.wasm  sha256 ${sha256}`);
-  console.log('dist/image        OCI image layout with /plugin.wasm');
+  console.log('dist/image        OCI image layout with /plugin.wasm; the next two are its referrers');
+  console.log(`dist/${BOM}`);
+  console.log(`dist/${PROVENANCE}`);
   console.log('dist/envoy        configurations and manifests, with this sha256');
   console.log('dist/verify.mjs   checks a live deployment');
   console.log(`dist/${archive}`);

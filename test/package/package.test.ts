@@ -16,8 +16,11 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
+import { publint } from 'publint';
+import { formatMessage } from 'publint/utils';
 import ts from 'typescript';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { COMPILED_IN } from '../../tools/package/sbom.mjs';
 import { ROOT } from '../../tools/paths.mjs';
 import { TAKEN } from '../scenarios/configuration.ts';
 
@@ -28,6 +31,7 @@ const SOURCES = [
   'yardstick',
   'asconfig.json',
   'package.json',
+  'package-lock.json',
   'README.md',
   'CHANGELOG.md',
   'LICENSE',
@@ -88,6 +92,7 @@ interface Descriptor {
   mediaType: string;
   digest: string;
   size: number;
+  artifactType?: string;
   annotations?: Record<string, string>;
 }
 
@@ -102,15 +107,19 @@ describe('the image', () => {
   };
 
   test('every descriptor has the digest and the size of its blob, and no other blob is there', () => {
-    const { index, manifest } = image();
-    const descriptors: Descriptor[] = [...index.manifests, manifest.config, ...manifest.layers];
+    const { index } = image();
+    const manifests = index.manifests as Descriptor[];
+    const descriptors: Descriptor[] = [
+      ...manifests,
+      ...manifests.flatMap((each) => [jsonOf(each).config, ...jsonOf(each).layers]),
+    ];
     for (const descriptor of descriptors) {
       const data = read(blobOf(descriptor));
       expect(`sha256:${sha256(data)}`).toBe(descriptor.digest);
       expect(data.length).toBe(descriptor.size);
     }
     expect(readdirSync(join(dist, 'image', 'blobs', 'sha256')).sort()).toEqual(
-      descriptors.map(({ digest }) => digest.slice('sha256:'.length)).sort(),
+      [...new Set(descriptors.map(({ digest }) => digest.slice('sha256:'.length)))].sort(),
     );
   });
 
@@ -121,14 +130,13 @@ describe('the image', () => {
     expect(index).toMatchObject({
       schemaVersion: 2,
       mediaType: 'application/vnd.oci.image.index.v1+json',
-      manifests: [
-        {
-          mediaType: 'application/vnd.oci.image.manifest.v1+json',
-          annotations: { 'org.opencontainers.image.ref.name': version },
-        },
-      ],
     });
-    expect(index.manifests).toHaveLength(1);
+    expect(index.manifests[0]).toMatchObject({
+      mediaType: 'application/vnd.oci.image.manifest.v1+json',
+      annotations: { 'org.opencontainers.image.ref.name': version },
+    });
+    const tagged = index.manifests.filter(({ annotations }: Descriptor) => annotations);
+    expect(tagged).toEqual([index.manifests[0]]);
     expect(manifest).toMatchObject({
       schemaVersion: 2,
       mediaType: 'application/vnd.oci.image.manifest.v1+json',
@@ -161,7 +169,101 @@ print(json.dumps([hashlib.sha256(data).hexdigest(), entries]))`;
   });
 });
 
+describe('what says of what the artefacts are made', () => {
+  const read = (name: string) => readFileSync(join(dist, name));
+  const bom = () => JSON.parse(read('sbom.cdx.json').toString());
+
+  test('the bill of materials names the module, and every package of the lock file with its hash', () => {
+    const { bomFormat, metadata, components } = bom();
+    expect(bomFormat).toBe('CycloneDX');
+    expect(metadata.component).toMatchObject({
+      name: 'routed-experts-filter',
+      hashes: [{ alg: 'SHA-256', content: sha256(read('filter.wasm')) }],
+    });
+    const lock = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8')) as {
+      packages: Record<string, { version: string; integrity?: string }>;
+    };
+    const locked = Object.entries(lock.packages).filter(([path]) => path !== '');
+    const name = (path: string) => path.slice(path.lastIndexOf('node_modules/') + 'node_modules/'.length);
+    expect(components.map((each: { 'bom-ref': string }) => each['bom-ref'])).toEqual(
+      [...new Set(locked.map(([path, { version }]) => `${name(path)}@${version}`))].sort(),
+    );
+    const hash = (integrity: string) => Buffer.from(integrity.split('-')[1]!, 'base64').toString('hex');
+    for (const [path, { version, integrity }] of locked) {
+      const found = components.find((each: object) => {
+        return (each as { 'bom-ref': string })['bom-ref'] === `${name(path)}@${version}`;
+      });
+      expect(found.hashes[0].content, path).toBe(hash(integrity!));
+    }
+  });
+
+  test('what is in the module or in verify is required, and everything else is excluded', () => {
+    const components = bom().components as { name: string; scope: string }[];
+    const required = components.filter(({ scope }) => scope === 'required').map(({ name }) => name);
+    const bundled = [
+      ...read('verify.mjs')
+        .toString()
+        .matchAll(/^\/\/ node_modules\/((?:@[^/]+\/)?[^/]+)/gm),
+    ];
+    expect(bundled.length).toBeGreaterThan(0);
+    expect(required.sort()).toEqual(
+      [...new Set([...COMPILED_IN, ...bundled.map((found) => found[1]!)])].sort(),
+    );
+    const imported = files(join(ROOT, 'assembly')).flatMap((path) =>
+      [...readFileSync(path, 'utf8').matchAll(/from '(@[^/']+\/[^/']+|[^.@/'][^/']*)/g)].map(
+        (found) => found[1]!,
+      ),
+    );
+    expect(new Set(imported).size).toBeGreaterThan(1);
+    for (const each of imported) expect(COMPILED_IN).toContain(each);
+  });
+
+  test('the provenance names the artefacts by their sha256, and what they were made of', () => {
+    const statement = JSON.parse(read('provenance.intoto.json').toString());
+    expect(statement).toMatchObject({
+      _type: 'https://in-toto.io/Statement/v1',
+      predicateType: 'https://slsa.dev/provenance/v1',
+    });
+    const archive = readdirSync(dist).find((name) => name.endsWith('.tgz'))!;
+    const image = JSON.parse(read('image/index.json').toString()).manifests[0];
+    expect(statement.subject).toEqual([
+      { name: 'filter.wasm', digest: { sha256: sha256(read('filter.wasm')) } },
+      { name: archive, digest: { sha256: sha256(read(archive)) } },
+      { name: 'image', digest: { sha256: image.digest.slice('sha256:'.length) } },
+    ]);
+    expect(statement.predicate.buildDefinition.resolvedDependencies).toEqual([
+      {
+        name: 'package-lock.json',
+        digest: { sha256: sha256(readFileSync(join(ROOT, 'package-lock.json'))) },
+      },
+    ]);
+  });
+
+  test('both are referrers of the image', () => {
+    const [image, ...referrers] = JSON.parse(read('image/index.json').toString()).manifests as Descriptor[];
+    const blob = ({ digest }: Descriptor) => read(`image/blobs/${digest.replace(':', '/')}`);
+    const said = referrers.map((descriptor) => {
+      const { subject, artifactType, layers } = JSON.parse(blob(descriptor).toString());
+      expect(subject).toEqual({ mediaType: image!.mediaType, digest: image!.digest, size: image!.size });
+      expect(descriptor.artifactType).toBe(artifactType);
+      const title = layers[0].annotations['org.opencontainers.image.title'];
+      expect(blob(layers[0]).equals(read(title))).toBe(true);
+      return [artifactType, title];
+    });
+    expect(said).toEqual([
+      ['application/vnd.cyclonedx+json', 'sbom.cdx.json'],
+      ['application/vnd.in-toto+json', 'provenance.intoto.json'],
+    ]);
+  });
+});
+
 describe('the npm package', () => {
+  test('publint has nothing to say of it', async () => {
+    const archive = readdirSync(dist).find((name) => name.endsWith('.tgz'))!;
+    const { messages, pkg } = await publint({ pack: { tarball: readFileSync(join(dist, archive)).buffer } });
+    expect(messages.map((message) => formatMessage(message, pkg))).toEqual([]);
+  });
+
   const unpacked = () => {
     const archive = readdirSync(dist).find((name) => name.endsWith('.tgz'))!;
     const script = `
@@ -181,7 +283,13 @@ print(json.dumps({m.name: base64.b64encode(t.extractfile(m).read()).decode() for
     const content = unpacked();
     const names = Object.keys(content).sort();
     const manifests = files(join(ROOT, 'envoy')).map((path) => join('dist', relative(ROOT, path)));
-    const built = ['dist/config.d.ts', 'dist/filter.wasm', 'dist/filter.wasm.sha256', 'dist/verify.mjs'];
+    const built = [
+      'dist/config.d.ts',
+      'dist/filter.wasm',
+      'dist/filter.wasm.sha256',
+      'dist/sbom.cdx.json',
+      'dist/verify.mjs',
+    ];
     const documents = ['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json'];
     expect(names).toEqual([...manifests, ...built, ...documents].sort());
     for (const name of built)

@@ -210,9 +210,11 @@ describe('what says of what the artefacts are made', () => {
       [...new Set([...COMPILED_IN, ...bundled.map((found) => found[1]!)])].sort(),
     );
     const imported = files(join(ROOT, 'assembly')).flatMap((path) =>
-      [...readFileSync(path, 'utf8').matchAll(/from '(@[^/']+\/[^/']+|[^.@/'][^/']*)/g)].map(
-        (found) => found[1]!,
-      ),
+      [
+        ...readFileSync(path, 'utf8').matchAll(
+          /^(?:import|export|\}).* from '(@[^/']+\/[^/']+|[^.@/'][^/']*)/gm,
+        ),
+      ].map((found) => found[1]!),
     );
     expect(new Set(imported).size).toBeGreaterThan(1);
     for (const each of imported) expect(COMPILED_IN).toContain(each);

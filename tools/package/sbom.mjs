@@ -38,9 +38,11 @@ export function writeBom({ name }, sha256, bundled) {
   Object.assign(component, { name, hashes: [{ alg: 'SHA-256', content: sha256 }] });
   // A tool may bring another version of the same package.
   const { packages } = JSON.parse(readFileSync(join(ROOT, 'package-lock.json'), 'utf8'));
-  const compiledIn = COMPILED_IN.map((of) => `${of}@${packages[`node_modules/${of}`].version}`);
-  for (const each of bom.components)
-    each.scope = compiledIn.includes(each['bom-ref']) ? 'required' : 'excluded';
+  const inside = [...COMPILED_IN.map((of) => `node_modules/${of}`), ...bundled].map((path) => {
+    const of = path.slice(path.lastIndexOf('node_modules/') + 'node_modules/'.length);
+    return `${of}@${packages[path].version}`;
+  });
+  for (const each of bom.components) each.scope = inside.includes(each['bom-ref']) ? 'required' : 'excluded';
   bom.components.sort((a, b) => (a['bom-ref'] < b['bom-ref'] ? -1 : 1));
   bom.serialNumber = '';
   bom.serialNumber = `urn:uuid:${uuidOf(JSON.stringify(bom))}`;

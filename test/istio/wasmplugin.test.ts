@@ -23,7 +23,7 @@ beforeAll(async () => {
   // Istio's agent would fetch the image and give Envoy its module as a file. There is no agent
   // here.
   const image = {
-    'oci://registry.example/routed-experts-filter:0.1.0': `file://${join(DIST, 'filter.wasm')}`,
+    'oci://registry.example/routed-experts-filter:0.2.0': `file://${join(DIST, 'filter.wasm')}`,
   };
   gateway = await deploy(gatewayProxy(manifest('istio/gateway-pod.yaml')), port, [
     routes!,

@@ -120,9 +120,35 @@ export function prefillLeg(body: RequestBody, connector: Connector, session: Ses
     rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
     capToOne(rewrite, body, Field.MinTokens);
     capToOne(rewrite, body, Field.N);
+    askForRows(rewrite, body, session);
   }
   connector.prefill(rewrite, session);
   return rewrite;
+}
+
+/** Asks vLLM's prefill for the rows from `prefillStart` on. */
+function askForRows(rewrite: Rewrite, body: RequestBody, session: Session): void {
+  const start = prefillStart(body);
+  if (start == body.rowStart) return;
+  if (start == 0) return rewrite.remove(Field.PromptStart);
+  const number = session.keep(new Text(DECIMAL_BYTES).decimal(start).end());
+  rewrite.set(Field.PromptStart, number.ptr, number.len);
+}
+
+/**
+ * The first token whose row prefill is asked for: the client's, or of vLLM an earlier one.
+ *
+ * From token 1 on, an array that lacks the first row has as many rows as one that lacks the last,
+ * as hybrid models' do, so all rows are asked for. And prefill is not asked to begin behind the
+ * prompt where its length is known: with hybrid models vLLM 0.30 drops the last token after it has
+ * checked this member, and dies of one that is equal to the length (`prompt_start <=
+ * request.num_prompt_tokens` in vllm/v1/core/sched/scheduler.py; 0.32 takes the lesser of both).
+ */
+export function prefillStart(body: RequestBody): i64 {
+  const start = max<i64>(body.rowStart, 0);
+  if (body.schema.dialect == Dialect.Sglang) return start;
+  const asked = start == body.promptTokens ? start - 1 : start;
+  return asked <= 1 ? 0 : asked;
 }
 
 /** Makes a field 1 where the request has a greater value, or one that is no plain integer. */

@@ -30,8 +30,8 @@ export const enum Unfit {
   /** The request asks for no tokens: `max_tokens` is 0. */
   NoOutput,
   /**
-   * The client has chosen the rows that it wants: of vLLM in any way, of SGLang by a value that is
-   * no plain integer.
+   * The client has chosen the rows that it wants by a value that is no plain integer. An engine
+   * takes 5.0 and "5" for 5, so which rows it returns would not be known.
    */
   PromptStart,
   /** The body has `sampling_params` twice. */
@@ -90,6 +90,8 @@ export class RequestBody {
   readonly members: Member[] = [];
   /** How many prompts the request has in a list; -1 where its one prompt is in no list. */
   batch: i32 = -1;
+  /** Tokens of its one prompt, where the request has them as numbers; -1: not known. */
+  promptTokens: i32 = -1;
 
   /** Reads the `len` bytes at `ptr` (borrowed for the call). */
   constructor(
@@ -144,6 +146,20 @@ export class RequestBody {
   /** How many choices the request asks for, of all prompts together. */
   get choices(): i32 {
     return this.samples * max(this.batch, 1);
+  }
+
+  /**
+   * The first token whose row the client asks for; 0 unless it has chosen one, and -1 where its
+   * choice is no plain integer.
+   */
+  get rowStart(): i64 {
+    const field = this.rowStartField;
+    return this.present(field) ? this.integer(field) : 0;
+  }
+
+  /** The member by which a client of this dialect chooses its rows. */
+  private get rowStartField(): Field {
+    return this.schema.dialect == Dialect.Sglang ? Field.StartLen : Field.PromptStart;
   }
 
   /**
@@ -204,9 +220,9 @@ export class RequestBody {
   private judge(ptr: usize, len: usize): Unfit {
     if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
     this.batch = max(this.batchOf(Field.Prompt, ptr, len), this.batchOf(Field.PromptIds, ptr, len));
+    this.promptTokens = max(this.tokensOf(Field.Prompt, ptr, len), this.tokensOf(Field.PromptIds, ptr, len));
+    if (this.spelled(this.rowStartField)) return Unfit.PromptStart;
     if (this.schema.dialect == Dialect.Sglang) {
-      // An engine takes 5.0 for 5, so which rows it returns would not be known.
-      if (this.spelled(Field.StartLen)) return Unfit.PromptStart;
       return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
     }
     if (this.batch > 1 || this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
@@ -217,16 +233,26 @@ export class RequestBody {
     if (this.isZero(Field.MaxTokens, ptr) || this.isZero(Field.MaxCompletionTokens, ptr)) {
       return Unfit.NoOutput;
     }
-    if (this.present(Field.PromptStart) && this.integer(Field.PromptStart) != 0) return Unfit.PromptStart;
     return Unfit.No;
   }
 
   /** How many prompts a field has, when it is a list of texts or of lists of tokens; else -1. */
   private batchOf(field: Field, ptr: usize, len: usize): i32 {
-    const prompt = this.last(field);
-    if (prompt === null || prompt.first != 0x5b) return -1;
-    const first = load<u8>(ptr + spaceEnd(ptr, len, <usize>prompt.valueStart + 1));
-    return first == 0x22 || first == 0x5b ? prompt.count : -1;
+    const first = this.firstListed(field, ptr, len);
+    return first == 0x22 || first == 0x5b ? this.last(field)!.count : -1;
+  }
+
+  /** How many tokens a field has, when it is a list of numbers; else -1. */
+  private tokensOf(field: Field, ptr: usize, len: usize): i32 {
+    const first = this.firstListed(field, ptr, len);
+    return first - 0x30 < 10 ? this.last(field)!.count : -1;
+  }
+
+  /** The first byte of the first element of a field, when it is a list that is not empty; else 0. */
+  private firstListed(field: Field, ptr: usize, len: usize): u8 {
+    const list = this.last(field);
+    if (list === null || list.first != 0x5b || list.count == 0) return 0;
+    return load<u8>(ptr + spaceEnd(ptr, len, <usize>list.valueStart + 1));
   }
 
   /** How often the body has a field, in the objects that count and in those that do not. */

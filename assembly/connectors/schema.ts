@@ -47,7 +47,10 @@ export const enum Field {
   Echo,
   PromptStart,
   CacheHitThreshold,
-  /** The prompt as tokens, where that is another member than the text (SGLang's `input_ids`). */
+  /**
+   * The prompt as tokens, where that is another member than the text: `token_ids` of vLLM's
+   * generate, `input_ids` of SGLang's.
+   */
   PromptIds,
   /** SGLang's `routed_experts_start_len`: the token whose row comes first. */
   StartLen,
@@ -151,6 +154,7 @@ function fixedPaths(api: Api): Paths {
   }
   if (api == Api.Generate) {
     return paths
+      .add('token_ids', Field.PromptIds)
       .add('sampling_params', Field.SamplingParams)
       .add('sampling_params.extra_args', Field.ExtraArgs)
       .add('sampling_params.extra_args.kv_transfer_params', Field.ExtraKvTransferParams)

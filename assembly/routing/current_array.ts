@@ -2,7 +2,7 @@
 // time. It says which bytes of the body must stay until more has come, and which need not be read
 // because prefill's rows replace them.
 
-import { DecodeArray, Form, Progress, Site } from './formats/format';
+import { DecodeArray, Progress, Site } from './formats/format';
 import { NpyDecode } from './formats/npy_string';
 import { ObjectDecode } from './formats/raw_object';
 import { RawDecode } from './formats/raw_string';

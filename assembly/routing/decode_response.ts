@@ -19,7 +19,7 @@ import { ArrayMatch } from './array_match';
 import { CurrentArray } from './current_array';
 import { DecodeLists } from './decode_lists';
 import { Examination, Leg, RowCheck } from './examination';
-import { Form, Progress, Site } from './formats/format';
+import { Progress, Site } from './formats/format';
 import { Place, alonePaths, replyPaths } from './places';
 import { PrefillValues } from './prefill_values';
 import { Format, Kind, Prompt } from './prompt';
@@ -27,9 +27,10 @@ import { Reason } from './reason';
 import { Notice, ReplyReader } from './reply_reader';
 import { ResponseCounts } from './response_counts';
 import { RowCounter } from './row_counter';
+import { Form } from './row_plan';
 import { ValueSwap } from './value_swap';
 
-export { Form } from './formats/format';
+export { Form } from './row_plan';
 
 /** What becomes of the arrays. */
 export const enum Treatment {
@@ -80,7 +81,7 @@ export class Expected {
   alone: Alone | null = null;
   /** Judges the rows of both legs together (borrowed). */
   examination: Examination = new Examination(RowCheck.Off, null);
-  /** Whether decode was asked for the generated rows only. */
+  /** Whether decode was asked for no rows that are prefill's. */
   tail: bool = false;
   /** Prompts in the request, and choices that it asks for of each prompt. */
   prompts: i32 = 1;
@@ -168,7 +169,8 @@ export class DecodeResponse extends Site {
       expected.examination,
       expected.choices,
       expected.maxTokens,
-      expected.tail ? form : Form.Full,
+      expected.tail,
+      expected.tail || prompt.start > 0 ? form : Form.Full,
     );
     this.reader = reader;
     this.isAlone = alone !== null;

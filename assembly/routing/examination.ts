@@ -115,6 +115,8 @@ export class Examination {
   /** Where the fault is: the leg, the row's token, and the layer (from 0 on; -1: all layers). */
   leg: Leg = Leg.Prefill;
   row: i64 = -1;
+  /** The token whose row was examined as prefill's row 0, where that was not known before. */
+  prefillStart: i64 = 0;
   layer: i64 = -1;
 
   /** A fault that no other row can excuse. */
@@ -226,7 +228,8 @@ export class Examination {
   describe(): string {
     const leg = this.leg == Leg.Prefill ? 'prefill' : 'decode';
     const layer = this.layer < 0 ? 'all layers' : 'layer ' + this.layer.toString();
-    return leg + ' row ' + this.row.toString() + ', ' + layer;
+    const row = this.leg == Leg.Prefill ? this.row + this.prefillStart : this.row;
+    return leg + ' row ' + row.toString() + ', ' + layer;
   }
 
   free(): void {

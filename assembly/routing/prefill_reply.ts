@@ -78,7 +78,7 @@ export class PrefillReply {
   constructor(
     private size: u64,
     /** The first token whose row was asked for: some formats do not say where their rows begin. */
-    private start: u64,
+    readonly start: u64,
     /** Judges the rows (borrowed). */
     private examination: Examination,
   ) {
@@ -142,9 +142,10 @@ export class PrefillReply {
     if (this.reader.counts.differ) this.refuse(Reason.Prompt);
     if (this.span(Kind.PromptExperts) !== null) this.givePromptExperts(prompt);
     else if (this.format == Format.Prompt) this.refuse(Reason.Format);
-    else if (this.arrays.length == 0 && this.isBehindPrompt) {
+    else if (this.arrays.length == 0 && !prompt.decodeForwardsLast && this.isBehindPrompt) {
       prompt.format = Format.Raw;
-      prompt.plans.push(new RowPlan(PromptRows.none(this.start), this.promptTokens, prompt.lastRowOfDecode));
+      const none = PromptRows.none(this.start);
+      prompt.plans.push(new RowPlan(none, this.promptTokens, prompt.start, prompt.lastRowOfDecode));
     } else if (this.arrays.length > 0 && this.reason == Reason.None) {
       prompt.format = this.format;
       if (this.list && this.arrays.length != this.reader.element + 1) this.refuse(Reason.Missing);
@@ -171,7 +172,7 @@ export class PrefillReply {
 
   /**
    * Whether rows were asked for from a token behind the prompt on. SGLang's OpenAI endpoints then
-   * leave prefill's array out, as it would be empty.
+   * leave prefill's array out, as it would be empty; vLLM's arrays may have no rows.
    */
   private get isBehindPrompt(): bool {
     const tokens = this.promptTokens;
@@ -184,9 +185,15 @@ export class PrefillReply {
     const tokens = this.list ? entry.promptTokens : this.promptTokens;
     const completion = this.list ? entry.completionTokens : this.reader.counts.completion;
     const choices = this.list ? 1 : this.reader.choices;
+    // vLLM's member chooses no rows of SGLang's format, which does not tell where its rows begin.
+    const foreign = this.format == Format.Raw && prompt.decodeForwardsLast;
+    if (foreign && prompt.start > 0) return this.refuse(Reason.Ambiguous);
     const rows = entry.array.giveRows(tokens, completion, choices, prompt.decodeForwardsLast);
     if (rows === null) return this.refuse(entry.array.reason);
-    prompt.plans.push(new RowPlan(rows, tokens < 0 ? rows.end : tokens, prompt.lastRowOfDecode));
+    const end = tokens < 0 ? rows.end : <u64>tokens;
+    const plan = new RowPlan(rows, end, prompt.start, prompt.lastRowOfDecode);
+    prompt.plans.push(plan);
+    if (!plan.isCovered) return this.refuse(Reason.Prompt);
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
   }
 
@@ -278,8 +285,8 @@ export class PrefillReply {
       return;
     }
     if (reader.choices > 1) return this.refuse(Reason.Choices);
-    if (format == Format.Npy) this.begin(new NpyPrefill(this.size, this.examination));
-    else if (format == Format.Object) this.begin(new ObjectPrefill(this.examination));
+    if (format == Format.Npy) this.begin(new NpyPrefill(this.size, this.start, this.examination));
+    else if (format == Format.Object) this.begin(new ObjectPrefill(this.start, this.examination));
     else this.refuse(Reason.Format);
   }
 

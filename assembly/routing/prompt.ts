@@ -56,6 +56,8 @@ export class Prompt {
    * choice of decode's. Empty for `Format.Prompt`.
    */
   plans: RowPlan[] = [];
+  /** The first token whose row the client asks for. */
+  start: u64 = 0;
   /** Whether the row of the last prompt token is decode's. */
   lastRowOfDecode: bool = false;
   /**
@@ -69,6 +71,8 @@ export class Prompt {
   /** The shape of the rows of `Format.Prompt`, whose text is a value of `Kind.PromptExperts`. */
   layers: u64 = 0;
   topK: u64 = 0;
+  /** How many rows that value has. */
+  valueRows: u64 = 0;
 
   /** The plan (borrowed) for an element of decode's response; null when there is none for it. */
   planOf(element: i32): RowPlan | null {
@@ -85,7 +89,7 @@ export class Prompt {
 
   /** How many rows are taken from prefill, of all prompts together. */
   get rowCount(): u64 {
-    if (this.format == Format.Prompt) return <u64>max<i64>(this.tokens, 0);
+    if (this.format == Format.Prompt) return this.valueRows;
     let sum: u64 = 0;
     for (let i = 0; i < this.plans.length; i++) sum += this.plans[i].taken;
     return sum;
@@ -102,7 +106,8 @@ export class Prompt {
   /** The first row that decode is asked for if it is asked for its own only; -1: not known. */
   get seam(): i64 {
     if (this.plans.length == 1) return <i64>this.plans[0].seam;
-    return this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
+    const seam = this.tokens > 0 && this.lastRowOfDecode ? this.tokens - 1 : this.tokens;
+    return seam < 0 ? seam : max<i64>(seam, this.start);
   }
 
   /** Whether prefill's reply had no routing; it may have had other values. */

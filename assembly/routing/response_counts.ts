@@ -1,13 +1,14 @@
 // Whether the arrays of decode's response have the rows that its counts of tokens ask for: those of
 // a choice, of an element of a list, and of the whole document.
 
-import { Deferred, Form, Site } from './formats/format';
+import { Deferred, Site } from './formats/format';
 import { readRaw } from './formats/raw_string';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
 import { ReplyReader } from './reply_reader';
 import { RowCounter } from './row_counter';
+import { Form } from './row_plan';
 
 
 @final
@@ -37,9 +38,10 @@ export class ResponseCounts {
   /** A member of the choice has ended: its `token_ids`, or its `index`. */
   take(site: Site, place: Place): void {
     const scanner = site.scanner;
-    if (place == Place.TokenIds)
-      site.tokens = this.counter.tokens = scanner.first == 0x5b ? scanner.count : -1;
-    else if (place == Place.ChoiceIndex) this.counter.index = scanner.integer;
+    if (place == Place.TokenIds) {
+      this.counter.tokens = scanner.first == 0x5b ? scanner.count : -1;
+      site.tokens = this.counter.tokensSoFar;
+    } else if (place == Place.ChoiceIndex) this.counter.index = scanner.integer;
   }
 
   /** The choice has ended. False when its array does not have the rows of its tokens. */
@@ -152,7 +154,8 @@ export class ResponseCounts {
     const arrays = <u64>site.undecided;
     const held = site.undecidedRows + arrays;
     const generated = <u64>site.counts.completion;
-    if (held == generated + arrays * (plan.promptEnd - plan.seam)) return Form.Tail;
+    // Where decode was asked from behind the prompt on, the difference is negative, and wraps.
+    if (held == generated + arrays * (plan.promptEnd - plan.asked(site.tail))) return Form.Asked;
     return held == generated + arrays * plan.promptEnd ? Form.Full : Form.Unknown;
   }
 

@@ -46,7 +46,8 @@ export class RowCounter {
 
   /** The choice has ended. Returns false when its array does not have the rows of its tokens. */
   endChoice(): bool {
-    const tokens = this.events ? this.tokensSoFar() : this.tokens;
+    const tokens = this.tokensSoFar;
+    if (this.events) this.keep(tokens);
     if (this.end < 0 || this.prompt < 0 || tokens < 1) return true;
     return this.end == this.prompt + tokens - 1;
   }
@@ -70,18 +71,34 @@ export class RowCounter {
     return rows == tokens || rows + this.arrays * max<i64>(start, 0) == tokens;
   }
 
-  /** Adds the event's tokens to those of its choice. Returns the sum; -1: not known. */
-  private tokensSoFar(): i64 {
-    const at = this.index >= 0 ? this.index : this.choices == 1 ? 0 : -1;
-    if (at < 0 || at >= this.choices) return -1;
+  /**
+   * Tokens of the choice that is being read, in a stream with those of its earlier events; -1: not
+   * known.
+   */
+  get tokensSoFar(): i64 {
+    if (!this.events) return this.tokens;
+    const at = this.place;
+    if (at < 0) return -1;
+    const generated = this.generated;
+    const before: i64 = generated === null ? 0 : generated[at];
+    return before < 0 || this.tokens < 0 ? -1 : before + this.tokens;
+  }
+
+  /** The event has ended for its choice, which has `tokens` tokens so far. */
+  private keep(tokens: i64): void {
+    const at = this.place;
+    if (at < 0) return;
     let generated = this.generated;
     if (generated === null) {
       generated = new StaticArray<i64>(this.choices);
       this.generated = generated;
     }
-    const before = generated[<i32>at];
-    const sum = before < 0 || this.tokens < 0 ? -1 : before + this.tokens;
-    generated[<i32>at] = sum;
-    return sum;
+    generated[at] = tokens;
+  }
+
+  /** The place of the choice that is being read among all; -1: not known. */
+  private get place(): i32 {
+    const at = this.index >= 0 ? this.index : this.choices == 1 ? 0 : -1;
+    return at < this.choices ? <i32>at : -1;
   }
 }

@@ -4,39 +4,46 @@
 //
 // Rows are numbered by the position of their token. N is the number of tokens, of the prompt and
 // generated; the last of them has no row, because no engine has forwarded it. A leg's array covers
-// a range of positions of its own, [start, start + rows).
+// a range of positions of its own, [first row, first row + rows). Prefill's must begin at `start`
+// or before it, decode's at `seam` or before it and end with N - 1. Rows outside of the plan are
+// dropped.
 
 import { Dtype, itemSize } from './npy';
-import { PromptRows } from './rows';
+import { PromptRows, RowChars } from './rows';
+
+/** Which rows decode's arrays have. */
+export const enum Form {
+  Unknown,
+  /** All rows from token 0 on: the engine does not know that it can be asked for fewer. */
+  Full,
+  /** The rows that decode was asked for, from `RowPlan.asked` on. */
+  Asked,
+}
 
 
 @final
 export class RowPlan {
-  /** The first row that is taken from decode. */
+  /** The first row that is taken from decode; `start`, where that lies behind prefill's rows. */
   readonly seam: u64;
 
   /**
-   * `rows` are prefill's (taken over), and `promptEnd` is the number of tokens of the prompt.
-   * `lastRowOfDecode`: the row of the last prompt token, which both legs forward, is taken from
-   * decode.
+   * `rows` are prefill's (taken over), `promptEnd` is the number of tokens of the prompt, and
+   * `start` the first row of the merged array. `lastRowOfDecode`: the row of the last prompt token,
+   * which both legs forward, is taken from decode.
    */
   constructor(
     readonly rows: PromptRows,
     readonly promptEnd: u64,
+    readonly start: u64,
     lastRowOfDecode: bool,
   ) {
     const seam = lastRowOfDecode && promptEnd > 0 ? promptEnd - 1 : promptEnd;
-    this.seam = max(min(seam, rows.end), rows.start);
+    this.seam = max(min(seam, rows.end), start);
   }
 
-  /** The first row of the merged array. */
-  get start(): u64 {
-    return this.rows.start;
-  }
-
-  /** How many rows are taken from prefill: its first ones. */
+  /** How many rows are taken from prefill. */
   get taken(): u64 {
-    return this.seam - this.rows.start;
+    return this.seam - this.start;
   }
 
   /** Bytes of these rows, in the dtype in which prefill sent them. */
@@ -44,14 +51,27 @@ export class RowPlan {
     return this.taken * this.rows.rowBytes;
   }
 
+  /** Whether prefill has the rows that are taken from it. */
+  get isCovered(): bool {
+    return this.taken == 0 || this.rows.start <= this.start;
+  }
+
+  /**
+   * The rows that are taken from prefill, and any behind them, in `dtype`: the first of them begins
+   * `lead` bits into the first character. Borrowed; null when memory is short, or pieces are lost.
+   */
+  chars(dtype: Dtype, lead: i32): RowChars | null {
+    return this.rows.from(this.start - this.rows.start, dtype, lead);
+  }
+
   /** Bytes of a row in another dtype. The format must tell the shape. */
   rowBytesIn(dtype: Dtype): u64 {
     return this.rows.layers * this.rows.topK * itemSize(dtype);
   }
 
-  /** How many rows from the seam on a choice with `tokens` generated tokens (at least one) has. */
-  generated(tokens: u64): u64 {
-    return this.end(tokens) - this.seam;
+  /** The first row that decode is asked for. `tail`: for none that is prefill's. */
+  asked(tail: bool): u64 {
+    return tail ? this.seam : this.start;
   }
 
   /** N - 1, the position behind the last row, with `tokens` generated tokens (at least one). */

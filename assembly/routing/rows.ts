@@ -152,6 +152,13 @@ export class SliceChars extends RowChars {
     return false;
   }
 
+  /** Looks at the first character. False when it is lost. */
+  begin(): bool {
+    if (this.fetch(0, 1) == 0) return false;
+    this.first = load<u8>(this.ptr);
+    return true;
+  }
+
   protected keep(piece: Block): bool {
     return false;
   }
@@ -266,11 +273,23 @@ export class PromptRows {
     return new PromptRows(new HeldChars(1), 0, start, 0, Dtype.I4, 0, 0, 0);
   }
 
-  /** Takes over the characters of an array with this header, from `firstCarrier(header)` on. */
-  static ofNpy(header: NpyHeader, chars: RowChars): PromptRows {
+  /**
+   * Takes over the characters of an array with this header, from `firstCarrier(header)` on. `start`
+   * is the first token that has a row.
+   */
+  static ofNpy(header: NpyHeader, chars: RowChars, start: u64): PromptRows {
     const lead = leadOf(header.size);
     const rowBytes = header.rowBytes;
-    return new PromptRows(chars, lead, 0, header.rows, header.dtype, header.layers, header.topK, rowBytes);
+    return new PromptRows(
+      chars,
+      lead,
+      start,
+      header.rows,
+      header.dtype,
+      header.layers,
+      header.topK,
+      rowBytes,
+    );
   }
 
   /** Bytes of all rows. */
@@ -328,6 +347,23 @@ export class PromptRows {
     chars.first = load<u8>(chars.ptr);
     wide.push(chars);
     return chars;
+  }
+
+  /**
+   * The rows behind the first `skipped`, in `dtype`, so that they begin `lead` bits into the first
+   * character (borrowed). The format must tell the shape if rows are skipped.
+   */
+  from(skipped: u64, dtype: Dtype, lead: i32): RowChars | null {
+    if (skipped == 0) return this.inDtype(dtype, lead);
+    const bits = skipped * this.layers * this.topK * itemSize(dtype) * 8;
+    // Of the positions at which all rows can be had, this is the one where the first row that is
+    // not skipped begins at the position asked for.
+    const whole = <i32>((<u64>lead + 6 - (bits % 6)) % 6);
+    const chars = this.inDtype(dtype, whole);
+    if (chars === null) return null;
+    const at = (<u64>whole + bits) / 6;
+    const rest = new SliceChars(chars, at, chars.length - at);
+    return rest.begin() ? rest : null;
   }
 
   /** Has a `RowReader` read the rows. Returns what is wrong with them. */

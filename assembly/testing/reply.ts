@@ -19,10 +19,19 @@ export function keepLastRow(decodes: bool): void {
   exchange.prompt.lastRowOfDecode = decodes;
 }
 
-/** Begins a reply of `size` bytes; prefill was asked for rows from token `start` on. */
-export function replyStart(size: f64, start: f64): void {
+/** Sets whether decode forwards the last prompt token, whose row prefill may then lack. */
+export function keepForwarded(forwards: bool): void {
+  exchange.prompt.decodeForwardsLast = forwards;
+}
+
+/**
+ * Begins a reply of `size` bytes; prefill was asked for rows from token `asked` on, and the client
+ * asks for those from `start` on.
+ */
+export function replyStart(size: f64, asked: f64, start: f64): void {
   replyFree();
-  reply = new PrefillReply(<u64>size, <u64>start, exchange.examination);
+  reply = new PrefillReply(<u64>size, <u64>asked, exchange.examination);
+  exchange.prompt.start = <u64>start;
 }
 
 /** Reads the next window; false when the reply is no JSON that a reply can be. */
@@ -174,9 +183,8 @@ export function replyGive(body: usize): Reason {
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
     const check = new PromptCheck(exchange.examination);
-    const reason = check.check(text, prompt.tokens);
-    prompt.layers = check.layers;
-    prompt.topK = check.topK;
+    const reason = check.check(text, prompt.tokens, reply!.start);
+    check.tell(prompt);
     if (reason == Reason.None) continue;
     prompt.refuse(reason);
     prompt.values.pop();

@@ -229,6 +229,9 @@ export class ModelRunner {
     }
     // A hybrid model's prefill drops the last token of a prompt that it computes for decode.
     const drops = this.options.hybrid === true && call.kvTransferParams?.['do_remote_decode'] === true;
+    // vLLM 0.30 asserts that rows do not begin behind the prompt, which it has shortened by then
+    // (vllm/v1/core/sched/scheduler.py).
+    if (drops && start > forwarded - 1) throw new EngineDeath('rows from behind the shortened prompt');
     const rows = this.#pool.read(blocks, start, drops ? forwarded - 1 : forwarded);
     const { rowLength } = this.#router;
     for (const row of this.options.unknownRows ?? []) {

@@ -43,7 +43,7 @@ export function aloneByHand(random: Random): Messages {
     random.between(2, random.pick([12, 12, 200])),
   );
   const shape = shapeOf(random, prompts[0]!, ['alone']);
-  const start = why === 'start' ? random.between(1, prompts[0]! - 1) : 0;
+  const start = why === 'start' || random.chance(0.75) ? 0 : random.between(1, Math.min(...prompts) - 1);
   shape.from = start;
   const writer = writerOf(random, shape);
   const samples = prompts.flatMap((prompt) =>
@@ -58,6 +58,8 @@ export function aloneByHand(random: Random): Messages {
     ...(n > 1 ? { n } : {}),
     ...(why === 'prompt logprobs' ? { prompt_logprobs: 1 } : {}),
     ...(start > 0 ? { routed_experts_prompt_start: start } : {}),
+    // An engine takes this for 0, but P/D does not serve a request that does not say so plainly.
+    ...(why === 'start' ? { routed_experts_prompt_start: '0' } : {}),
   });
   const ids = (length: number) => Array.from({ length }, (_, i) => i);
   const request = style.order({

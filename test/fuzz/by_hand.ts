@@ -20,6 +20,8 @@ export interface Shape {
    * array.
    */
   from: number;
+  /** The same for prefill's. */
+  given: number;
   /** Prefill drops the last token of the prompt, as vLLM's does with hybrid models. */
   hybrid: boolean;
   routers: Routers;
@@ -63,7 +65,7 @@ function arrayWriter(random: Random, shape: Shape): Writer {
     root: () => ({}),
     choice(leg, tokens, prompt = shape.prompt) {
       const dtype = leg === 'prefill' ? shape.dtype : shape.decodeDtype;
-      const start = leg === 'prefill' ? 0 : shape.from;
+      const start = leg === 'prefill' ? shape.given : shape.from;
       const more = leg === 'prefill' ? -Number(shape.hybrid) : shape.extra;
       const total = prompt + tokens - 1 + more;
       // Decode forwards the last prompt token itself, so its rows are valid from that token on.
@@ -107,7 +109,7 @@ function splitWriter(random: Random, shape: Shape): Writer {
   const apart = random.chance(0.5);
   const value = (leg: Leg, tokens = prompt): object => {
     if (leg !== 'decode') {
-      const rows = routers.rows(tokens, dtype);
+      const rows = routers.rows(tokens - (leg === 'prefill' ? shape.given : 0), dtype);
       const spoiled = leg === 'prefill' || apart ? spoil(shape, leg, rows, notes) : rows;
       return { prompt_routed_experts: rowsOf(spoiled) };
     }
@@ -141,6 +143,7 @@ export function shapeOf(random: Random, prompt: number, spoilable: Leg[]): Shape
     decodeDtype: random.chance(0.2) ? random.pick(DTYPES) : dtype,
     prompt,
     from: 0,
+    given: 0,
     hybrid: false,
     routers: new Routers(random, size, dtype),
     slots: random.pick(['zeros', 'earlier', 'garbage'] as const),
@@ -183,9 +186,14 @@ export function choicesByHand(random: Random): Messages {
   const tail = handshake['handshake'] !== 'concurrent' && random.chance(0.5);
   const last = random.chance(0.25);
   const shape = shapeOf(random, prompt, ['prefill', 'decode']);
-  // In the remaining cases the engine ignores `routed_experts_prompt_start` and returns all rows.
   shape.hybrid = prompt > 1 && random.chance(0.15);
-  if (tail && random.chance(0.8)) shape.from = last || shape.hybrid ? prompt - 1 : prompt;
+  const seam = last || shape.hybrid ? prompt - 1 : prompt;
+  const start = random.chance(0.7) ? 0 : random.between(1, prompt);
+  // In the remaining cases the engine ignores `routed_experts_prompt_start` and returns all rows.
+  if (random.chance(0.8)) shape.from = tail ? Math.max(seam, start) : start;
+  // A prompt that is sent as numbers is one whose length the filter knows.
+  const asked = start === prompt && path === GENERATE ? start - 1 : start;
+  if (asked > 1 && random.chance(0.8)) shape.given = Math.min(asked, prompt - Number(shape.hybrid));
   const bare = connector !== 'mooncake' && random.chance(0.04);
   const writer = bare ? bareWriter(random) : writerOf(random, shape);
   const lengths = Array.from({ length: n }, () => random.between(1, 6));
@@ -197,6 +205,7 @@ export function choicesByHand(random: Random): Messages {
     ...(n > 1 || random.chance(0.2) ? { n } : {}),
     ...(random.chance(0.2) ? { min_tokens: random.between(0, 3) } : {}),
     ...(random.chance(0.1) ? { prompt_logprobs: null } : {}),
+    ...(start > 0 || random.chance(0.05) ? { routed_experts_prompt_start: start } : {}),
   });
   const common = {
     ...(random.chance(0.2) ? { kv_transfer_params: { do_remote_prefill: true, remote_host: 'evil' } } : {}),
@@ -244,7 +253,7 @@ export function choicesByHand(random: Random): Messages {
     });
   // Without `usage` nothing tells the prompt's length, and the prompt rows of the split form cannot
   // be checked.
-  const withUsage = random.chance(0.8) || writer.note === 'split' || bare || shape.hybrid;
+  const withUsage = random.chance(0.8) || writer.note === 'split' || bare || shape.hybrid || start > 0;
   const withIds = random.chance(0.4) || path === GENERATE;
   const long = 'word '.repeat(bare ? random.between(50, 1000) : 0);
   const choice = (leg: Leg, index: number, tokens: number) =>
@@ -309,14 +318,15 @@ export function choicesByHand(random: Random): Messages {
       // A Mooncake transfer can be taken only once, so P/D does not serve several choices.
       (connector !== 'mooncake' || n === 1) &&
       // The prompt rows of the split form are a value of their own, into which no row of decode can
-      // go.
-      !(last && writer.note === 'split'),
+      // go, and which must have some row.
+      !(writer.note === 'split' && (last || shape.given === prompt)),
     ...(bare ? { ends: 'absent' as const } : {}),
     model: modelOf(shape),
     note: [
       'by hand',
       writer.note,
       ...(shape.hybrid ? ['hybrid'] : []),
+      ...(start > 0 ? [`from ${start}`] : []),
       ...(handless ? ['no handshake'] : []),
       ...writer.notes,
     ].join(', '),

@@ -52,11 +52,11 @@ export interface Dialect {
    */
   overwritten(text: string, at: number, prefill: Rows): [from: number, to: number] | null;
   /**
-   * The text of the decode array with other data, whose first row is that of token `start`. `tail`
-   * means that there are more rows than before. If `dtype` is not the array's own, `prefill` shows
+   * The text of the decode array with other data, whose first row is that of token `start`. `moved`
+   * means that it began with another row before. If `dtype` is not the array's own, `prefill` shows
    * how prefill writes dtypes.
    */
-  merged(like: Rows, data: Buffer, tail: boolean, start: number, dtype: string, prefill: Rows): string;
+  merged(like: Rows, data: Buffer, moved: boolean, start: number, dtype: string, prefill: Rows): string;
 }
 
 export const DTYPES: readonly Dtype[] = ['|u1', '<u2', '<i2', '<i4'];
@@ -137,9 +137,9 @@ const npy: Dialect = {
     const end = size + rows * layers * topK * itemBytes(dictionary.descr);
     return [at + 1 + head, at + 1 + Math.floor((end * 8) / 6)];
   },
-  merged(like, data, tail, _start, dtype) {
+  merged(like, data, moved, _start, dtype) {
     const rows = data.length / (like.layers * like.topK * itemBytes(dtype));
-    const written = tail || dtype !== like.dtype;
+    const written = moved || dtype !== like.dtype;
     const head = written ? npyHeader(dtype, [rows, like.layers, like.topK]) : like.head;
     return `"${Buffer.concat([head, data]).toString('base64')}"`;
   },
@@ -200,20 +200,23 @@ const object: Dialect = {
     return { dtype: code, rows, layers, topK, data: bytes, start: first, head: Buffer.alloc(0), text };
   },
   overwritten: () => null,
-  merged({ text, layers, topK, dtype: was }, data, tail, start, dtype, prefill) {
+  merged({ text, layers, topK, dtype: was }, data, moved, start, dtype, prefill) {
     const root = parse(text)!;
     const edits: [Node, string][] = [[all(root, 'data')[0]!, `"${data.toString('base64')}"`]];
     const rows = data.length / (layers * topK * itemBytes(dtype));
-    if (tail) edits.push([all(root, 'shape')[0]!.items[0]!, String(rows)]);
+    if (moved) edits.push([all(root, 'shape')[0]!.items[0]!, String(rows)]);
     const first = all(root, 'start')[0];
-    if (tail && first && !isNull(text, first)) edits.push([first, String(start)]);
+    // Members that the object does not have become its last ones.
+    let last = moved && !first ? `,"start":${start}` : '';
+    if (moved && first) edits.push([first, String(start)]);
     if (dtype !== was) {
       const name = dtypeText(text) ?? dtypeText(prefill.text)!;
       const member = all(root, 'dtype')[0];
       const written = JSON.stringify(name.includes('int') ? NUMPY_NAMES[dtype] : dtype);
-      const end = { ...root, start: root.end - 1, end: root.end - 1 };
-      edits.push(member ? [member, written] : [end, `,"dtype":${written}`]);
+      if (member) edits.push([member, written]);
+      else last += `,"dtype":${written}`;
     }
+    edits.push([{ ...root, start: root.end - 1, end: root.end - 1 }, last]);
     edits.sort(([a], [b]) => b.start - a.start);
     return edits.reduce((out, [node, by]) => out.slice(0, node.start) + by + out.slice(node.end), text);
   },

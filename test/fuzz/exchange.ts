@@ -39,9 +39,17 @@ export function broughtOf(of: FuzzCase, tries: number): Brought | null {
   const reply = of.prefill[Math.min(tries, of.prefill.length) - 1];
   if (!reply || reply === 'down' || reply.fault || !good(reply) || encoded(reply)) return null;
   const lists = connectorOf(of) !== 'nixl' && connectorOf(of) !== 'mooncake';
-  const start = askedOf(of)?.start ?? 0;
+  const asked = askedOf(of);
   const mayLackLast = connectorOf(of) !== 'sglang';
-  const reading = { rules: rulesOf(of), lists, start, last: lastIsDecodes(of), mayLackLast };
+  const reading = {
+    rules: rulesOf(of),
+    lists,
+    start: asked?.prefillStart ?? 0,
+    want: Math.max(asked?.start ?? 0, 0),
+    tail: isTail(of),
+    last: lastIsDecodes(of),
+    mayLackLast,
+  };
   return readPrefill(Buffer.from(reply.body, 'latin1'), reading);
 }
 
@@ -106,7 +114,7 @@ export function aloneOf(of: FuzzCase): Alone {
   const connector = connectorOf(of);
   const common = {
     counted: true,
-    start: asked.aloneStart,
+    start: asked.start,
     prompts: Math.max(asked.batch, 1),
     n: asked.n,
     rules,

@@ -2,7 +2,7 @@
 // requests P/D may serve, and which requests the engines get.
 
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
-import { integer, last as lastOf, parse, read } from './json.ts';
+import { integer, isNull, last as lastOf, parse, read } from './json.ts';
 
 export type Json = Record<string, unknown>;
 export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
@@ -33,6 +33,9 @@ export const REMOTE_DECODE = {
 export const BOOTSTRAP = ['bootstrap_host', 'bootstrap_port', 'bootstrap_room'] as const;
 const SGLANG_OWN = [...BOOTSTRAP, 'bootstrap_pair_key', 'disagg_prefill_dp_rank'];
 
+const PROMPT_START = 'routed_experts_prompt_start';
+const START_LEN = 'routed_experts_start_len';
+
 const VLLM_PATHS = [COMPLETIONS, CHAT, GENERATE];
 const SGLANG_PATHS = [COMPLETIONS, CHAT, NATIVE];
 
@@ -53,13 +56,13 @@ export interface Asked {
   n: number;
   /** The cap on generated tokens; -1 if it is not known. */
   maxTokens: number;
-  /** The position of the first token whose row the client asks for through SGLang's member. */
-  start: number;
   /**
-   * The same for a request that decode serves alone, through any engine's member; -1 if the request
-   * has neither.
+   * The position of the first token whose row the client asks for; -1 if it says so by a value that
+   * is no plain number.
    */
-  aloneStart: number;
+  start: number;
+  /** The position of the first token whose row prefill is asked for. */
+  prefillStart: number;
 }
 
 /** Whether the filter serves requests to this path. */
@@ -84,23 +87,20 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   const batch = path === GENERATE ? 0 : Math.max(...prompts.map(listed));
   const samples = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
   const root = parse(text)!;
-  // An engine reads 5.0 as 5, but the filter does not count it as a plain number.
-  const start = integer(text, lastOf(root, 'routed_experts_start_len'));
   const owner = path === GENERATE ? lastOf(root, 'sampling_params') : root;
-  const promptStart = path === NATIVE ? -1 : integer(text, lastOf(owner, 'routed_experts_prompt_start'));
+  const chosen = lastOf(owner, sglang ? START_LEN : PROMPT_START);
+  // An engine reads 5.0 as 5, but the filter does not count it as a plain number.
+  const start = isNull(text, chosen) ? 0 : integer(text, chosen);
   const asked = {
     path,
     value,
     connector,
     batch,
     n: samples * Math.max(batch, 1),
-    start: Math.max(start, 0),
-    aloneStart: Math.max(start, promptStart),
+    start,
+    prefillStart: sglang ? start : prefillStartOf(start, tokensIn(value, path)),
   };
-  if (sglang) {
-    const fit = absent(value['routed_experts_start_len']) || start >= 0;
-    return { ...asked, fit, maxTokens: -1 };
-  }
+  if (sglang) return { ...asked, fit: start >= 0, maxTokens: -1 };
   const echo = within ? undefined : value['echo'];
   // `/v1/completions` has no `max_completion_tokens`.
   const caps = [sampling['max_tokens'], ...(path === CHAT ? [value['max_completion_tokens']] : [])];
@@ -111,13 +111,29 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
     (!absent(sampling['prompt_logprobs']) && ![undefined, null, false].includes(value['stream'] as never)) ||
     !(absent(echo) || echo === false) ||
     caps.some(isZero) ||
-    (!absent(sampling['routed_experts_prompt_start']) && sampling['routed_experts_prompt_start'] !== 0) ||
+    start < 0 ||
     // A Mooncake transfer can be taken only once, so there may be only one choice.
     (connector === 'mooncake' && !absent(sampling['n']) && !(plain(sampling['n']) && samples === 1))
   );
   const known = caps.filter((cap) => !absent(cap));
   const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;
   return { ...asked, fit, maxTokens };
+}
+
+/** The number of tokens of a prompt that is a list of numbers; -1 if it is none. */
+function tokensIn(value: Json, path: string): number {
+  const lists = [value['prompt'], ...(path === GENERATE ? [value['token_ids']] : [])];
+  const digits = (first: unknown) => typeof first === 'number' && (first > 0 || Object.is(first, 0));
+  return Math.max(...lists.map((list) => (Array.isArray(list) && digits(list[0]) ? list.length : -1)));
+}
+
+/**
+ * Prefill is not asked to leave out only the first row, nor to begin behind a prompt whose length
+ * is known.
+ */
+function prefillStartOf(start: number, tokens: number): number {
+  const asked = start === tokens ? start - 1 : start;
+  return asked <= 1 ? 0 : asked;
 }
 
 function withoutParams({ path, value, connector }: Asked): Json {
@@ -155,6 +171,9 @@ export function prefillLeg(asked: Asked, own: Json): Json {
     // `JSON.parse` does not tell `1.0` from `1`.
     if (!absent(had) && !(plain(had) && (had as number) <= 1)) holder[key] = 1;
   }
+  const { start, prefillStart } = asked;
+  if (prefillStart !== start && prefillStart === 0) delete holder[PROMPT_START];
+  else if (prefillStart !== start) holder[PROMPT_START] = prefillStart;
   // Mooncake's prefill must end at its cap of one token, so it must not stop earlier.
   if (connector === 'mooncake') holder['min_tokens'] = 1;
   if (generate) out['sampling_params'] = holder;

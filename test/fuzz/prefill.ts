@@ -18,12 +18,19 @@ export interface Plan {
   seam: number;
   /** The number of tokens of the prompt. */
   end: number;
+  /** The first row that decode is asked for. */
+  asked: number;
 }
 
-/** `last` means that the row of the last prompt token is decode's. */
-export function planOf(start: number, rows: number, end: number, last: boolean): Plan {
-  const seam = last && end > 0 ? end - 1 : end;
-  return { start, seam: Math.max(Math.min(seam, start + rows), start), end };
+/**
+ * The plan for prefill's rows that end before row `rowsEnd`, of a prompt of `end` tokens; null if
+ * they begin, with row `rowsStart`, behind the first row that is needed.
+ */
+function planOf(rowsStart: number, rowsEnd: number, end: number, reading: Reading): Plan | null {
+  const { last, want = 0, tail } = reading;
+  const seam = Math.max(Math.min(last && end > 0 ? end - 1 : end, rowsEnd), want);
+  if (seam > want && rowsStart > want) return null;
+  return { start: want, seam, end, asked: tail ? seam : want };
 }
 
 export interface Brought {
@@ -75,8 +82,12 @@ export interface Reading {
   rules: Rules;
   /** The reply may be a list of elements. */
   lists?: boolean;
-  /** The position of the first token whose row was asked for. */
+  /** The position of the first token whose row prefill was asked for. */
   start?: number;
+  /** The same for the client. */
+  want?: number;
+  /** Decode is asked for no rows that are prefill's. */
+  tail?: boolean;
   /** The row of the last prompt token is decode's. */
   last?: boolean;
   /** Decode forwards the last prompt token, so prefill's rows may lack that of this token. */
@@ -85,7 +96,7 @@ export interface Reading {
 
 /** The number of prefill's rows in each merge, summed over all prompts; 0 if none can be used. */
 export function rowCount({ split, plans }: Brought): number {
-  return split?.tokens ?? plans.reduce((sum, { start, seam }) => sum + seam - start, 0);
+  return split?.set.rows.length ?? plans.reduce((sum, { start, seam }) => sum + seam - start, 0);
 }
 
 export const dialectOf = (text: string, { key, node }: Place): Dialect | null =>
@@ -97,14 +108,15 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   const root = parse(text);
   if (root?.kind === 'array') return reading.lists && isList(root) ? readList(text, root, reading) : null;
   if (root?.kind !== 'object') return null;
-  const { rules, start = 0, last: lastOfDecode = false } = reading;
+  const { rules, start = 0, want = 0, last: lastOfDecode = false, mayLackLast = false } = reading;
   const kv = last(root, 'kv_transfer_params');
   const params = kv?.kind === 'object' && kv.members.length > 0 ? text.slice(kv.start, kv.end) : null;
   const usage = countOf(text, root, 'prompt_tokens') ?? -1;
   // Prefill was asked for one choice, so the prompt rows in any further choice belong to nobody.
   const nobodys = ({ key, choice }: Place) => key === 'prompt_routed_experts' && choice > 0;
   const found = places(text, root).filter((place) => !nobodys(place));
-  const asked = (tokens: number) => (lastOfDecode && tokens > 0 ? tokens - 1 : tokens);
+  const asked = (tokens: number) =>
+    tokens < 0 ? tokens : Math.max(lastOfDecode && tokens > 0 ? tokens - 1 : tokens, want);
   const common = {
     ...NOTHING,
     params,
@@ -114,18 +126,28 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
     seam: asked(usage),
     values: hasValues(text, root),
   };
-  const behind = found.length === 0 && start > 0 && usage >= 0 && start >= usage;
+  const behind = found.length === 0 && start > 0 && usage >= 0 && start >= usage && !mayLackLast;
   const raw = behind
     ? [{ start, end: usage, width: 0, rows: 0, data: Buffer.alloc(0) }]
-    : found.length > 0
+    : // vLLM's member chooses no rows of SGLang's.
+      found.length > 0 && !(mayLackLast && want > 0)
       ? readRaw(text, root, found, start, rules)
       : null;
-  if (raw) return withRaw(common, raw, lastOfDecode);
-  const split = readSplit(text, root, found, rules);
+  if (raw) return withRaw(common, raw, reading);
+  const split = readSplit(text, root, found, rules, start);
   if (split) return { ...common, split, sets: [split.set] };
   const [place] = found;
   const dialect = place ? dialectOf(text, place) : null;
   const value = place && dialect ? dialect.read(text.slice(place.node.start, place.node.end)) : null;
+  const ends = (from: number, rows: number) =>
+    usage < 0 || [usage, ...(mayLackLast ? [usage - 1] : [])].includes(from + rows);
+  if (value && !dialect!.tellsStart && start > 0) {
+    // Without a count nothing tells whether the engine has left out rows.
+    if (usage < 0) return { ...common, dialect };
+    if (ends(start, value.rows)) value.start = start;
+  }
+  const tokens = usage >= 0 ? usage : value ? value.start + value.rows : -1;
+  const plan = value && planOf(value.start, value.start + value.rows, tokens, reading);
   const right =
     value !== null &&
     found.length === 1 &&
@@ -133,16 +155,12 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
     place!.choice === 0 &&
     all(root, 'choices').length === 1 &&
     all(choicesOf(root)[0], dialect!.key).length === 1 &&
-    value.rows > 0 &&
+    (value.rows > 0 || (start > 0 && value.start > 0)) &&
     countOf(text, root, 'prompt_tokens') !== null &&
-    (usage < 0 ||
-      usage === value.start + value.rows ||
-      (reading.mayLackLast === true && usage === value.start + value.rows + 1)) &&
+    ends(value.start, value.rows) &&
     !(value.dtype.startsWith('<i') && hasSentinel(value.data, value.data.length / value.rows)) &&
     misfit(rules, value.layers, value.topK) === null;
-  if (!right) return { ...common, dialect };
-  const tokens = usage >= 0 ? usage : value.start + value.rows;
-  const plan = planOf(value.start, value.rows, tokens, lastOfDecode);
+  if (!right || !plan) return { ...common, dialect };
   return {
     ...common,
     rows: value,
@@ -160,8 +178,8 @@ export function setOf({ data, dtype, layers, topK }: Rows, from = 0): RowSet {
   return { rows: rowsOf(data.subarray(from * width), dtype, width), layers, topK };
 }
 
-function withRaw(common: Brought, raw: RawRows[], last: boolean): Brought {
-  const plans = raw.map(({ start, end, rows }) => planOf(start, rows, end, last));
+function withRaw(common: Brought, raw: RawRows[], reading: Reading): Brought {
+  const plans = raw.map(({ start, end, rows }) => planOf(start, start + rows, end, reading)!);
   const sets = raw.map(({ data, width }) => ({ rows: rowsOf(data, '<i4', width), layers: 0, topK: 0 }));
   return { ...common, raw, plans, sets, seam: plans.length === 1 ? plans[0]!.seam : common.seam };
 }
@@ -181,12 +199,14 @@ export const prefillFault = (rules: Rules, { sets }: Brought): string | null =>
 /** Whether a list has elements as SGLang writes them, which have no `choices`. */
 export const isList = ({ items }: Node): boolean => items.every((item) => all(item, 'choices').length === 0);
 
-function readList(text: string, root: Node, { rules, start = 0, last = false }: Reading): Brought {
+function readList(text: string, root: Node, reading: Reading): Brought {
+  const { rules, start = 0, want = 0, mayLackLast = false } = reading;
   const found = places(text, root);
-  const raw = found.length > 0 ? readRaw(text, root, found, start, rules) : null;
+  const raw =
+    found.length > 0 && !(mayLackLast && want > 0) ? readRaw(text, root, found, start, rules) : null;
   const tokens = root.items.map((item) => countOf(text, item, 'prompt_tokens', true) ?? -1).at(-1) ?? -1;
   const common = { ...NOTHING, usage: tokens, promptTokens: tokens, seam: tokens };
-  return raw ? withRaw(common, raw, last) : common;
+  return raw ? withRaw(common, raw, reading) : common;
 }
 
 /** The members besides routing whose value in prefill's reply replaces decode's. */

@@ -56,10 +56,19 @@ export const refused = (why: string, nulled: string | null = null): Verdict => (
  * array is damaged, nothing tells that it is one; so the result has one copy in which everything
  * that looks like an array is filled, and one copy for each of them alone.
  */
-export function filled(text: string, { rows, dialect, plans }: Brought): string[] {
-  if (!rows || !dialect) return [];
-  const taken = { ...rows, rows: plans[0]!.seam - plans[0]!.start };
-  if (taken.rows === 0) return [];
+export function filled(text: string, brought: Brought): string[] {
+  if (!brought.rows || !brought.dialect) return [];
+  const { start, seam } = brought.plans[0]!;
+  // An array may begin with the first row of the merged one, or with that of token 0.
+  return [...new Set([seam - start, seam])].flatMap((rows) =>
+    rows > 0 ? filledIn(text, brought, rows) : [],
+  );
+}
+
+/** The same for arrays whose first `count` rows are not read. */
+function filledIn(text: string, brought: Brought, count: number): string[] {
+  const dialect = brought.dialect!;
+  const taken = { ...brought.rows!, rows: count };
   const key = new RegExp(`"${escapable(dialect.key)}"\\s*:\\s*`, 'g');
   const ranges: [from: number, to: number][] = [];
   for (let found = key.exec(text); found; found = key.exec(text)) {
@@ -175,8 +184,8 @@ function verdictOfText(text: string, expected: Expected): Verdict {
 }
 
 /** The position of the first row of an array. */
-const firstRow = ({ dialect, value }: Array_, form: Form, plan: Plan): number =>
-  dialect.tellsStart ? value.start : form === 'tail' ? plan.seam : plan.start;
+const firstRow = ({ dialect, value }: Pick<Array_, 'dialect' | 'value'>, form: Form, plan: Plan): number =>
+  dialect.tellsStart ? value.start : form === 'tail' ? plan.asked : 0;
 
 export const endsOf = (arrays: Array_[], form: Form, plan: Plan): Ends[] =>
   arrays.map((array) => ({
@@ -302,6 +311,7 @@ function mergesOf(place: Place, was: string, { rows, dialect, raw, split, plans 
     : [];
 }
 
+/** An array has all rows, or those that decode was asked for. */
 export type Form = 'full' | 'tail';
 
 /**
@@ -309,17 +319,18 @@ export type Form = 'full' | 'tail';
  * is not known.
  */
 export function formsOf(arrays: Array_[], tokens: number[], completion: number, expected: Expected): Form[] {
-  const { start, seam, end } = expected.brought.plans[0]!;
+  const { seam, end, asked } = expected.brought.plans[0]!;
+  const least = Math.max(end, seam);
   if (arrays[0]?.dialect.tellsStart) {
-    const fits = ({ value }: Array_) =>
-      value.start >= start && value.start <= seam && value.start + value.rows >= end;
+    const fits = ({ value }: Array_) => value.start <= seam && value.start + value.rows >= least;
     return arrays.every(fits) ? ['full'] : [];
   }
   const counts = arrays.map(({ value }) => value.rows);
-  const full = counts.every((rows) => rows >= end);
-  if (!expected.tail) return full ? ['full'] : [];
-  // The number of decode's own rows before the first generated row.
-  const more = end - seam;
+  const full = counts.every((rows) => rows >= least);
+  if (asked === 0) return full ? ['full'] : [];
+  const tail = counts.every((rows) => asked + rows >= least);
+  // The number of rows before the first generated row that decode was asked for.
+  const more = end - asked;
   const sum = counts.reduce((a, b) => a + b, 0) + counts.length;
   const says = { full: false, tail: false };
   if (completion >= 1) {
@@ -340,7 +351,7 @@ export function formsOf(arrays: Array_[], tokens: number[], completion: number, 
   const unclear = says.full === says.tail;
   return [
     ...(full && (says.full || unclear) ? (['full'] as const) : []),
-    ...(says.tail || unclear ? (['tail'] as const) : []),
+    ...(tail && (says.tail || unclear) ? (['tail'] as const) : []),
   ];
 }
 
@@ -349,22 +360,21 @@ export function edit({ place, dialect, value }: Array_, rows: Rows, plan: Plan, 
 }
 
 function mergeOf(dialect: Dialect, value: Rows, rows: Rows, plan: Plan, form: Form): string {
-  // If the merge needs no rows of prefill, the array stays decode's.
-  if (plan.seam === plan.start) return value.text;
+  const { start, seam } = plan;
+  const first = firstRow({ dialect, value }, form, plan);
+  // An array that begins with the first row, and has no rows of prefill's, stays as it is.
+  if (seam === start && first === start) return value.text;
   const ids = rows.layers * rows.topK;
-  const dtype = promoted(rows.dtype as Dtype, value.dtype as Dtype);
-  const tail = dialect.tellsStart ? value.start === plan.seam : form === 'tail';
-  // The rows of both legs. If the decode array has some prompt rows, the merge begins with the
-  // array's first token.
-  const from = tail ? plan.start : Math.max(value.start, plan.start);
-  const kept = tail ? value.data : value.data.subarray((plan.seam - from) * ids * itemBytes(value.dtype));
-  const taken = rows.data.subarray(
-    (from - plan.start) * ids * itemBytes(rows.dtype),
-    (plan.seam - plan.start) * ids * itemBytes(rows.dtype),
-  );
+  const dtype = seam === start ? (value.dtype as Dtype) : promoted(rows.dtype as Dtype, value.dtype as Dtype);
+  const kept = value.data.subarray((seam - first) * ids * itemBytes(value.dtype));
+  const width = ids * itemBytes(rows.dtype);
+  const taken =
+    seam === start
+      ? Buffer.alloc(0)
+      : rows.data.subarray((start - rows.start) * width, (seam - rows.start) * width);
   const data = Buffer.concat([
     widened(taken, rows.dtype as Dtype, dtype),
     widened(kept, value.dtype as Dtype, dtype),
   ]);
-  return dialect.merged(value, data, tail, from, dtype, rows);
+  return dialect.merged(value, data, first !== start, start, dtype, rows);
 }

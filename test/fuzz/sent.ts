@@ -114,7 +114,8 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
 function seamOf(of: FuzzCase, brought: Brought): number {
   const { seam, usage } = brought;
   if (usage < 0 || prefillFault(rulesOf(of), brought) === null) return seam;
-  return lastIsDecodes(of) && usage > 0 ? usage - 1 : usage;
+  const start = askedOf(of)?.start ?? 0;
+  return Math.max(lastIsDecodes(of) && usage > 0 ? usage - 1 : usage, start);
 }
 
 /** The salts of all cases in this process; each must be unique. */

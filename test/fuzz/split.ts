@@ -19,8 +19,17 @@ export interface Split {
   set: RowSet;
 }
 
-/** Reads prefill's value of the prompt rows; null if it cannot be used. */
-export function readSplit(text: string, root: Node, found: Place[], rules: Rules): Split | null {
+/**
+ * Reads prefill's value of the prompt rows; null if it cannot be used. `start` is the first token
+ * whose row prefill was asked for: an engine may send the rows from there on, or all of them.
+ */
+export function readSplit(
+  text: string,
+  root: Node,
+  found: Place[],
+  rules: Rules,
+  start: number,
+): Split | null {
   const [value, ...others] = found.filter(({ key }) => key === KEY);
   const tokens = countOf(text, root, 'prompt_tokens');
   if (!value || others.length > 0 || value.choice > 0 || tokens === null) return null;
@@ -32,7 +41,8 @@ export function readSplit(text: string, root: Node, found: Place[], rules: Rules
     return null;
   const own = text.slice(value.node.start, value.node.end);
   const set = own.startsWith('[') ? prefillLists(text, value.node) : prefillObject(own);
-  if (!set || set.rows.length !== tokens || tokens < 1 || misfit(rules, set.layers, set.topK)) return null;
+  if (!set || set.rows.length < 1 || misfit(rules, set.layers, set.topK)) return null;
+  if (![tokens, tokens - start].includes(set.rows.length)) return null;
   // An event is on one line, so the text must have no line breaks.
   return {
     text: own.replace(/[\r\n]/g, ' '),

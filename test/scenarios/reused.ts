@@ -63,6 +63,7 @@ const ASKS: Ask[] = [
     name: 'a start of a completion',
     path: COMPLETIONS,
     body: { prompt: PROMPT, max_tokens: 5, routed_experts_prompt_start: 100 },
+    served: true,
   },
   {
     name: 'a start of a chat',
@@ -71,11 +72,13 @@ const ASKS: Ask[] = [
       messages: [{ role: 'user', content: CONTENT }],
       ...{ max_tokens: 5, routed_experts_prompt_start: 20 },
     },
+    served: true,
   },
   {
     name: 'a start of a generate',
     path: GENERATE,
     body: { token_ids: PROMPT, sampling_params: { max_tokens: 5, routed_experts_prompt_start: 100 } },
+    served: true,
   },
 ];
 

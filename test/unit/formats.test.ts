@@ -31,10 +31,11 @@ const cuts = (random: Random): ResponseOptions => ({
   hold: random.pick([Infinity, 0, 50]),
 });
 
-function keep(body: string, random: Random, reason = Reason.None): void {
+function keep(body: string, random: Random, start = 0): void {
   const windows = random.pick([[1e9], [1], [random.between(2, 60)], [16, 1e9]]);
   const park = random.pick([undefined, 3 * random.between(1, 9)]);
-  expect(readReply(Buffer.from(body), { windows, park }), body).toMatchObject({ json: true, reason });
+  const reply = readReply(Buffer.from(body), { windows, park, start });
+  expect(reply, body).toMatchObject({ json: true, reason: Reason.None });
 }
 
 function expectMerged(body: string, expected: string, options: ResponseOptions, choices: number): void {
@@ -94,6 +95,13 @@ const response = (values: readonly string[], prompt?: number) =>
   `${prompt === undefined ? '' : `,"usage":{"prompt_tokens":${prompt}}`}}`;
 
 describe('B, an object', () => {
+  /** The tokens whose rows come first: those that the client asks for, prefill's and decode's. */
+  const starts = (random: Random, prompt: number) => {
+    const start = random.chance(0.5) ? 0 : random.between(0, prompt);
+    const prefill = random.chance(0.5) ? 0 : random.between(0, Math.min(start, prompt - 1));
+    return { start, prefill, decode: () => random.between(0, prompt) };
+  };
+
   test('has rows matched by token, whatever its keys, its start and the pieces it comes in', () => {
     withSeeds(600, (random) => {
       const shape = randomShape(random);
@@ -101,20 +109,26 @@ describe('B, an object', () => {
       const prompt = random.between(1, 20);
       const total = prompt + random.between(0, 20);
       const truth = randomRows(random, shape, total);
-      const first = random.chance(0.7) ? 0 : random.below(prompt);
-      const prefill = { shape, start: first, data: truth.subarray(first * size, prompt * size) };
-      keep(reply(object(prefill, order(random, prefill)), prompt), random);
+      const first = starts(random, prompt);
+      const prefill = {
+        shape,
+        start: first.prefill,
+        data: truth.subarray(first.prefill * size, prompt * size),
+      };
+      keep(reply(object(prefill, order(random, prefill)), prompt), random, first.start);
       const choices = random.between(1, 3);
       const [values, expected]: string[][] = [[], []];
       for (let i = 0; i < choices; i++) {
-        const start = random.between(first, prompt);
+        const start = first.decode();
         const sent = Buffer.from(truth.subarray(start * size, total * size));
         random.bytes(sent.length).copy(sent, 0, 0, (prompt - start) * size);
         const decode = { shape, start, data: sent };
         const keys = order(random, decode);
         values!.push(object(decode, keys));
-        const from = start === prompt ? first : start;
-        expected!.push(object({ shape, start: from, data: truth.subarray(from * size) }, keys));
+        // Without `start` an object begins with token 0; the merged one may begin behind it.
+        const all = keys.includes('start') || first.start === 0 ? keys : [...keys, 'start'];
+        const merged = { shape, start: first.start, data: truth.subarray(first.start * size) };
+        expected!.push(object(merged, all));
       }
       const usage = random.pick([undefined, prompt]);
       const options = { choices, ...cuts(random) };
@@ -127,32 +141,35 @@ describe('B, an object', () => {
     withSeeds(900, (random) => {
       const shape = randomShape(random);
       const prompt = random.between(1, random.chance(0.1) ? 300 : 20);
-      const first = random.chance(0.7) ? 0 : random.below(prompt);
-      const given = randomRows(random, shape, prompt - first);
+      const first = starts(random, prompt);
+      const given = randomRows(random, shape, prompt - first.prefill);
       const coded = random.chance(0.3);
-      const prefill = { shape, start: first, data: given };
-      keep(reply(object(prefill, order(random, prefill), coded), prompt), random);
+      const prefill = { shape, start: first.prefill, data: given };
+      keep(reply(object(prefill, order(random, prefill), coded), prompt), random, first.start);
       const choices = random.between(1, 3);
       const [values, expected]: string[][] = [[], []];
       for (let i = 0; i < choices; i++) {
         const own = { ...shape, dtype: random.pick(DTYPES) };
-        const start = random.chance(0.4) ? prompt : random.between(first, prompt);
+        const start = random.chance(0.4) ? prompt : first.decode();
         const rows = prompt - start + random.pick([0, 0, 1, 2, 9, 30]);
         const decode = { shape: own, start, data: randomRows(random, own, rows) };
         const keys = order(random, decode);
         const style = random.chance(0.3);
         values!.push(object(decode, keys, style));
-        const to = { ...shape, dtype: promoted(shape.dtype, own.dtype) };
-        const from = start === prompt ? first : start;
+        // Where no row is prefill's, its dtype does not matter.
+        const none = first.start === prompt;
+        const to = { ...shape, dtype: none ? own.dtype : promoted(shape.dtype, own.dtype) };
         const data = Buffer.concat([
-          widened(given.subarray((from - first) * rowBytes(shape)), shape.dtype, to.dtype),
+          widened(given.subarray((first.start - first.prefill) * rowBytes(shape)), shape.dtype, to.dtype),
           widened(decode.data.subarray((prompt - start) * rowBytes(own)), own.dtype, to.dtype),
         ]);
         // When decode named no dtype and the merged array needs one, it comes last, and is named as
         // prefill names it.
         const said = keys.includes('dtype');
-        const all = said || to.dtype === own.dtype ? keys : [...keys, 'dtype'];
-        expected!.push(object({ shape: to, start: from, data }, all, said ? style : coded));
+        const all = [...keys];
+        if (!keys.includes('start') && first.start > 0) all.push('start');
+        if (!said && to.dtype !== own.dtype) all.push('dtype');
+        expected!.push(object({ shape: to, start: first.start, data }, all, said ? style : coded));
       }
       expectMerged(response(values!), response(expected!), { choices, ...cuts(random) }, choices);
       expectNothingHeld();
@@ -172,18 +189,13 @@ describe('B, an object', () => {
       const start = random.below(prompt);
       const sent = randomRows(random, own, prompt - start + random.below(9));
       const to = { ...shape, dtype: promoted(shape.dtype, own.dtype) };
-      const from = start === prompt - 1 ? 0 : start;
       const data = Buffer.concat([
-        widened(
-          given.subarray(from * rowBytes(shape), (prompt - 1) * rowBytes(shape)),
-          shape.dtype,
-          to.dtype,
-        ),
+        widened(given.subarray(0, (prompt - 1) * rowBytes(shape)), shape.dtype, to.dtype),
         widened(sent.subarray((prompt - 1 - start) * rowBytes(own)), own.dtype, to.dtype),
       ]);
       expectMerged(
         response([object({ shape: own, start, data: sent }, keys)]),
-        response([object({ shape: to, start: from, data }, keys)]),
+        response([object({ shape: to, start: 0, data }, keys)]),
         cuts(random),
         1,
       );
@@ -245,9 +257,8 @@ describe('B, an object', () => {
     expect(nulled.body.toString()).toBe(response(['null']));
   });
 
-  test('is refused when it begins before prefill does', () => {
-    prefill(2);
-    expectRefused(response([good]), Reason.Rows);
+  test('gives no rows when prefill begins behind the token that was asked for', () => {
+    expect(prefill(2)).toMatchObject({ reason: Reason.Prompt, rows: false });
   });
 
   test.each<[string, string, Reason]>([
@@ -554,7 +565,7 @@ describe('what only prefill knows', () => {
       };
       const cached = random.pick([{ cached_tokens: random.below(3000) }, null]);
       const theirs = random.pick([{ cached_tokens: random.below(3000) }, null]);
-      keep(body(logprobs, cached), random, Reason.None);
+      keep(body(logprobs, cached), random);
       const sent = body(random.pick([null, undefined]), theirs);
       const expected = JSON.parse(body(logprobs, cached ?? theirs));
       const got = readResponse(Buffer.from(sent), cuts(random));

@@ -130,8 +130,10 @@ export interface Reply {
 export interface ReplyOptions {
   /** Lengths of the windows in turn. The last length holds for all further windows. */
   windows?: readonly number[];
-  /** Index of the first token whose row was asked for. */
+  /** Index of the first token whose row the client asks for. */
   start?: number;
+  /** The same for prefill. Default: the client's. */
+  asked?: number;
   /** Rows are parked in pieces of this many quanta of base64, which have 4 characters each. */
   park?: number;
 }
@@ -140,7 +142,8 @@ export interface ReplyOptions {
 export function readReply(body: Uint8Array, options: ReplyOptions = {}): Reply {
   const { windows = [body.length], park } = options;
   wasm['freeRows']!();
-  wasm['replyStart']!(body.length, options.start ?? 0);
+  const start = options.start ?? 0;
+  wasm['replyStart']!(body.length, options.asked ?? start, start);
   let json = true;
   for (let i = 0; json && wasm['replyOffset']!() < body.length; i++) {
     const at = wasm['replyOffset']!();

@@ -2,8 +2,9 @@
 
 import { log, logs, now } from '../../abi/host';
 import { HeaderMapKind, LogLevel } from '../../abi/types';
+import { prefillStart } from '../../connectors/connector';
 import { RequestBody } from '../../connectors/request_body';
-import { Dialect, Field } from '../../connectors/schema';
+import { Dialect } from '../../connectors/schema';
 import { Config } from '../config/config';
 import { ResponseHead } from '../heads';
 import { countPrefillFailure, recordPrefill } from '../outcome/metrics';
@@ -44,13 +45,13 @@ export class SentCall {
 
   constructor(
     private readonly config: Config,
-    /** The first token whose row the client asks for. */
+    /** The first token whose row prefill is asked for. */
     private readonly start: u64,
   ) {}
 
   /** Makes the record of a call that is sent now. */
   static of(config: Config, asked: RequestBody): SentCall {
-    return new SentCall(config, <u64>max<i64>(asked.integer(Field.StartLen), 0));
+    return new SentCall(config, prefillStart(asked));
   }
 
   /** How many milliseconds ago the call was sent. */

@@ -6,7 +6,7 @@ import { randomBytes } from '../../abi/host';
 import { HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { canSalt, localLeg } from '../../connectors/connector';
 import { RequestBody } from '../../connectors/request_body';
-import { Dialect, Field } from '../../connectors/schema';
+import { Dialect } from '../../connectors/schema';
 import { RANDOM_BYTES, Session } from '../../connectors/session';
 import { Alone as AloneRules, CachedRule } from '../../routing/decode_response';
 import { Reason } from '../../routing/reason';
@@ -42,8 +42,7 @@ export function serveAlone(
   session.release();
   if (!written) return;
   if (!config.passHeads) request.askForPlainResponse();
-  const start = max(asked.integer(Field.PromptStart), asked.integer(Field.StartLen));
-  brought.expectAlone(asked, new AloneRules(cachedRule(config, asked, fresh), start, true));
+  brought.expectAlone(asked, new AloneRules(cachedRule(config, asked, fresh), asked.rowStart, true));
   request.free();
   course.enter(new Alone(course, brought, true));
 }

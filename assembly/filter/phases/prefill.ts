@@ -67,6 +67,7 @@ export class Prefill extends Phase {
   ) {
     super(course);
     this.brought = new Brought(course.config);
+    this.brought.captured.prompt.start = <u64>asked.rowStart;
   }
 
   get requestWaits(): bool {
@@ -224,9 +225,9 @@ export class Prefill extends Phase {
     }
     // Decode would wait for a transfer that prefill does not offer.
     if (config.connector.namesTransfer && !brought.captured.capped) return this.goAlone(Waits.InEnvoy);
-    if (config.tail && brought.captured.prompt.tokens < 0) {
-      return this.failed(Failure.NoLength, Waits.InEnvoy);
-    }
+    const prompt = brought.captured.prompt;
+    if (config.tail && prompt.tokens < 0) return this.failed(Failure.NoLength, Waits.InEnvoy);
+    if (prompt.tokens >= 0 && prompt.start > <u64>prompt.tokens) return this.refuseStart(prompt.tokens);
     this.sendDecode();
   }
 
@@ -261,6 +262,17 @@ export class Prefill extends Phase {
       ' is for';
     if (logs(LogLevel.Warn)) log(LogLevel.Warn, message);
     this.course.answer(502, message, Reason.None);
+  }
+
+  /**
+   * Refuses a request for rows from behind its prompt on, as vLLM does since 0.30
+   * (vllm/v1/engine/input_processor.py). A prefill engine that does so answers 400 itself, so this
+   * one does not know the member, and decode's may.
+   */
+  private refuseStart(tokens: i64): void {
+    const most = tokens.toString();
+    const message = 'routed_experts_prompt_start exceeds the number of prompt tokens, which is ' + most;
+    this.course.answer(400, message, Reason.None);
   }
 
   /**

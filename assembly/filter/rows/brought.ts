@@ -67,7 +67,7 @@ export class Brought {
     const prompt = this.expected.prompt;
     // An array in the object format says itself whether it has only generated rows, whatever decode
     // was asked for.
-    const tails = this.expected.tail || prompt.format == Format.Object;
+    const tails = this.joins || prompt.format == Format.Object;
     // Of several arrays each may be widened to another dtype, whether or not the first one was.
     const grows = tails || prompt.mayWiden;
     return prompt.values.length > 0 || (grows && this.expected.choices != 1);
@@ -77,7 +77,12 @@ export class Brought {
    * The same before any of decode's response is known: its first array may change the length, too.
    */
   get mayGrowFromTheStart(): bool {
-    return this.mayGrow || this.expected.tail || this.expected.prompt.mayWiden;
+    return this.mayGrow || this.joins || this.expected.prompt.mayWiden;
+  }
+
+  /** Whether decode was asked to begin behind row 0, so that arrays may not have their length. */
+  private get joins(): bool {
+    return this.expected.tail || this.expected.prompt.start > 0;
   }
 
   /**

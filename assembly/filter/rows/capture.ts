@@ -216,9 +216,8 @@ function readValues(reply: PrefillReply, room: Room, examination: Examination, p
     prompt.values.push(new PrefillValue(<Kind>kind, span.inChoice, text));
     if (kind != Kind.PromptExperts) continue;
     const check = new PromptCheck(examination);
-    const reason = check.check(text, prompt.tokens);
-    prompt.layers = check.layers;
-    prompt.topK = check.topK;
+    const reason = check.check(text, prompt.tokens, reply.start);
+    check.tell(prompt);
     if (reason != Reason.None) {
       prompt.refuse(reason);
       prompt.values.pop();

@@ -10,18 +10,9 @@ import { Place } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
 import { Examination } from '../examination';
-import { RowPlan } from '../row_plan';
+import { Form, RowPlan } from '../row_plan';
 import { RowReader } from '../row_reader';
 import { PromptRows, RowChars } from '../rows';
-
-/** Which rows decode's arrays have. */
-export const enum Form {
-  Unknown,
-  /** All rows, of the prompt and generated. */
-  Full,
-  /** The generated rows only. */
-  Tail,
-}
 
 /** How far the reading of an array has come. */
 export const enum Progress {
@@ -112,7 +103,10 @@ export abstract class Site {
 
   /** Offset in the body of the document that is scanned: each event of a stream has its own. */
   base: u64 = 0;
-  /** How many `token_ids` the choice that is being read has listed; -1: it has not. */
+  /**
+   * How many `token_ids` the choice that is being read has listed, in a stream with all events so
+   * far; -1: it has not.
+   */
   tokens: i64 = -1;
   /** Arrays whose form was not known when they came, and the rows in them. */
   undecided: i32 = 0;
@@ -136,6 +130,8 @@ export abstract class Site {
     /** Choices asked for of each prompt, and the most tokens of each; -1: not known. */
     readonly choicesAsked: i32,
     readonly maxTokens: i64,
+    /** Whether decode was asked for no rows that are prefill's. */
+    readonly tail: bool,
     /** The form of the arrays, as far as it is known. */
     public form: Form,
   ) {}
@@ -189,10 +185,10 @@ export abstract class Site {
     this.rawUneven = false;
   }
 
-  /** Replaces `remove` bytes at offset `at` of the body by `len` digits (taken over). */
-  replaceNumber(at: u64, remove: u64, digits: Block, len: u64): void {
-    this.rope.replaceOwned(at, remove, digits, len);
-    this.growth += <i64>len - <i64>remove;
+  /** Replaces `remove` bytes at offset `at` of the body by those of a block (taken over). */
+  replaceText(at: u64, remove: u64, text: Block): void {
+    this.rope.replaceOwned(at, remove, text, text.len);
+    this.growth += <i64>text.len - <i64>remove;
   }
 }
 
@@ -262,6 +258,16 @@ export function decodedLength(chars: u64, padding: u64): i64 {
  */
 export function endsPrompt(end: u64, tokens: i64, mayLackLast: bool): bool {
   return tokens < 0 || end == <u64>tokens || (mayLackLast && end + 1 == <u64>tokens);
+}
+
+/**
+ * The first token that has one of `rows` rows, which do not say it themselves, of a prompt of
+ * `tokens` tokens: `asked`, or 0 where the engine has sent all rows all the same. -1: neither is
+ * right. As `asked` is never 1, no number of rows fits both.
+ */
+export function firstTokenOf(rows: u64, asked: u64, tokens: i64, mayLackLast: bool): i64 {
+  if (asked > 0 && endsPrompt(asked + rows, tokens, mayLackLast)) return asked;
+  return rows > 0 && endsPrompt(rows, tokens, mayLackLast) ? 0 : -1;
 }
 
 /**

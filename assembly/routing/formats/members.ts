@@ -140,9 +140,9 @@ export class Members {
       else if (index == 2) this.topK = value;
       if (index > 2 || value < 0 || value > MAX_DIMENSION) this.refuse(Reason.Shape);
     } else if (place == Place.Start) {
+      this.startEnd = scanner.offset;
       if (scanner.first == 0x6e) return;
       this.start = value;
-      this.startEnd = scanner.offset;
       if (value < 0 || value > MAX_DIMENSION) this.refuse(Reason.Rows);
     } else if (place == Place.Dtype) {
       this.dtypeEnd = scanner.offset;

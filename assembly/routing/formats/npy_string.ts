@@ -1,13 +1,14 @@
 // Format A, vLLM: `choices[i].routed_experts` is base64 of a .npy file, version 1 to 3, C order.
 //
-// Matched: prefill's rows are the first of decode's (all rows came), or go before them (only
-// generated rows came). Where the legs chose different dtypes, the rows of the narrower one are
-// widened.
+// Matched: prefill's rows are the first of decode's, or go before them (only generated rows came).
+// Rows before those that the client asked for are dropped. Where the legs chose different dtypes,
+// the rows of the narrower one are widened.
 // Checked: the header of both, the same layers and top_k, the length of the strings, their
 // alphabet, sentinels, the number of rows.
 //
-//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close   all rows came: prefill's are written over decode's; where
-//         │                             decode's must be widened, the whole array is written anew
+//   Head ─┬▶ Overlay ─▶ Tail ─▶ Close   prefill's rows are written over decode's; where decode's
+//         │                             must be widened, the whole array is written anew
+//         ├▶ Dropped ─▶ Tail ─▶ Close   decode's rows begin before those that were asked for
 //         └▶ Tail ─▶ Close              only generated rows came: prefill's go before them
 
 import { Block } from '../../bytes/block';
@@ -18,11 +19,11 @@ import { carriers, encode, encodedLength, leadOf, mix } from '../base64';
 import { Dtype, NpyHeader, WRITTEN_HEADER_BYTES, writeHeader } from '../npy';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
-import { RowPlan } from '../row_plan';
+import { Form, RowPlan } from '../row_plan';
 import { RowReader } from '../row_reader';
-import { PromptRows, RowChars, firstCarrier, rowCarriers } from '../rows';
+import { HeldChars, PromptRows, RowChars, firstCarrier, rowCarriers } from '../rows';
 import { commonDtype } from '../widen';
-import { DecodeArray, Form, PrefillArray, Progress, Site, Wanted, endsPrompt } from './format';
+import { DecodeArray, PrefillArray, Progress, Site, Wanted, firstTokenOf } from './format';
 import { NpyTail, beginRows } from './npy_tail';
 
 /** Characters of a piece of prefill's rows, as they are fetched and kept. */
@@ -35,13 +36,17 @@ export class NpyPrefill extends PrefillArray {
   private close: ArrayClose = new ArrayClose();
   /** Whether the rows have been taken, and the end of the string is read. */
   private closing: bool = false;
-  /** The rows (owned until they are given). */
-  private rows: PromptRows | null = null;
+  /** The characters of the rows (owned until they are given). */
+  private chars: RowChars | null = null;
   private readonly reader: RowReader = new RowReader();
 
-  /** `size`: bytes of the whole reply; `examination` is borrowed. */
+  /**
+   * `size`: bytes of the whole reply; `start`: the first token whose row was asked for;
+   * `examination` is borrowed.
+   */
   constructor(
     private size: u64,
+    private start: u64,
     private examination: Examination,
   ) {
     super();
@@ -66,7 +71,8 @@ export class NpyPrefill extends PrefillArray {
     }
     const progress = this.head.read(scanner);
     if (progress == HeadProgress.More) return Progress.More;
-    return progress == HeadProgress.Bad ? this.refuse(this.head.reason) : this.askForRows();
+    if (progress == HeadProgress.Bad) return this.refuse(this.head.reason);
+    return this.askForRows(scanner);
   }
 
   take(scanner: Scanner, chars: RowChars, reason: Reason): void {
@@ -79,41 +85,54 @@ export class NpyPrefill extends PrefillArray {
       chars.free();
       return;
     }
-    this.rows = PromptRows.ofNpy(header, chars);
     // The first of the characters may have been read with the header.
     const known = this.head.length - firstCarrier(header);
     scanner.skip(wanted.len - known);
     scanner.pass(scanner.skipping);
+    this.keep(chars);
+  }
+
+  /** Keeps the characters of the rows (taken over). The end of the string comes next. */
+  private keep(chars: RowChars): void {
+    const header = this.head.header;
+    this.chars = chars;
     this.close.begin(encodedLength(header.fileBytes) - carriers(header.fileBytes));
     this.closing = true;
   }
 
   giveRows(promptTokens: i64, completionTokens: i64, choices: i32, mayLackLast: bool): PromptRows | null {
-    const rows = this.rows;
+    const chars = this.chars;
+    const header = this.head.header;
+    const first = firstTokenOf(header.rows, this.start, promptTokens, mayLackLast);
+    this.examination.prefillStart = max<i64>(first, 0);
     if (this.reason == Reason.None) this.reason = this.reader.reason;
-    if (rows === null || this.reason != Reason.None) return null;
-    if (!endsPrompt(rows.rows, promptTokens, mayLackLast)) {
-      this.reason = Reason.Prompt;
-      return null;
-    }
-    this.rows = null;
-    return rows;
+    if (chars === null || this.reason != Reason.None) return null;
+    if (promptTokens < 0 && this.start > 0) this.reason = Reason.Ambiguous;
+    else if (first < 0) this.reason = Reason.Prompt;
+    if (this.reason != Reason.None) return null;
+    this.chars = null;
+    return PromptRows.ofNpy(header, chars, first);
   }
 
   free(): void {
     this.head.free();
     this.reader.free();
-    const rows = this.rows;
-    if (rows !== null) rows.free();
-    this.rows = null;
+    const chars = this.chars;
+    if (chars !== null) chars.free();
+    this.chars = null;
   }
 
   /** The header is known: says which characters the caller is to fetch. */
-  private askForRows(): Progress {
+  private askForRows(scanner: Scanner): Progress {
     const header = this.head.header;
-    if (header.rows == 0) return this.refuse(Reason.Prompt);
+    if (header.rows == 0 && this.start == 0) return this.refuse(Reason.Prompt);
     const misfit = this.examination.misfits(header.layers, header.topK);
     if (misfit != Reason.None) return this.refuse(misfit);
+    if (header.rows == 0) {
+      // Rows were asked for from behind the prompt on.
+      this.keep(new HeldChars(1));
+      return this.read(scanner);
+    }
     const wanted = new Wanted();
     wanted.at = this.head.start + firstCarrier(header);
     wanted.len = rowCarriers(header);
@@ -134,8 +153,10 @@ export class NpyPrefill extends PrefillArray {
 const enum Stage {
   /** The header. */
   Head,
-  /** Characters that prefill's rows replace. */
+  /** Characters that prefill's rows replace, one by one. */
   Overlay,
+  /** Characters of rows before the seam, most of which go without anything in their place. */
+  Dropped,
   /** The rows behind them, see `NpyTail`. */
   Tail,
   /** Padding and the closing quote. */
@@ -185,7 +206,8 @@ export class NpyDecode extends DecodeArray {
           if (site.again != Form.Unknown) return Progress.More;
           break;
         }
-        case Stage.Overlay: {
+        case Stage.Overlay:
+        case Stage.Dropped: {
           if (!scanner.resume()) return Progress.More;
           this.stage = Stage.Tail;
           break;
@@ -236,12 +258,14 @@ export class NpyDecode extends DecodeArray {
     if (header.layers != rows.layers) return Reason.Layers;
     if (header.topK != rows.topK) return Reason.TopK;
     const form = this.formOf(site, header, plan);
-    if (form == Form.Full && header.rows < plan.promptEnd) return Reason.Rows;
-    site.covers(form == Form.Tail ? plan.seam : plan.start, header.rows);
+    const first = form == Form.Full ? 0 : plan.asked(site.tail);
+    const least = max(plan.promptEnd, plan.seam);
+    if (form != Form.Unknown && first + header.rows < least) return Reason.Rows;
+    site.covers(first, header.rows);
     // Where the choice's tokens come before its array, a wrong count is found while nothing of the
     // array has left.
-    const counted = !site.events && site.tokens > 0 && form != Form.Unknown;
-    if (counted && site.firstRow + site.rows != plan.end(site.tokens)) return Reason.Rows;
+    const counted = site.tokens > 0 && form != Form.Unknown;
+    if (counted && first + header.rows != plan.end(site.tokens)) return Reason.Rows;
     if (form == Form.Unknown) {
       // In a stream the end of the document can't be waited for.
       if (site.events) return Reason.Ambiguous;
@@ -262,17 +286,16 @@ export class NpyDecode extends DecodeArray {
   /** The form of the array whose header was read, from what is known by now. */
   private formOf(site: Site, header: NpyHeader, plan: RowPlan): Form {
     if (site.form != Form.Unknown) return site.form;
-    // Where no row is prefill's, all rows are the generated ones.
-    if (plan.taken == 0) return Form.Full;
+    const asked = plan.asked(site.tail);
+    if (asked == 0) return Form.Full;
     const held = header.rows;
     const limit = site.maxTokens;
-    if (held < plan.promptEnd) return Form.Tail;
-    if (limit >= 0 && held > plan.generated(max<i64>(limit, 1))) return Form.Full;
-    // In a stream an event's `token_ids` are only those of the event.
-    let tokens = site.events ? -1 : site.tokens;
+    if (held < plan.promptEnd) return Form.Asked;
+    if (limit >= 0 && asked + held > plan.end(max<i64>(limit, 1))) return Form.Full;
+    let tokens = site.tokens;
     if (tokens <= 0 && site.choicesAsked == 1) tokens = site.counts.completion;
     if (tokens > 0) {
-      if (held == plan.generated(tokens)) return Form.Tail;
+      if (asked + held == plan.end(tokens)) return Form.Asked;
       if (held == plan.end(tokens)) return Form.Full;
     }
     return Form.Unknown;
@@ -295,21 +318,22 @@ export class NpyDecode extends DecodeArray {
 
   /** Plans the edits of an array whose form is known. */
   private edit(site: Site, header: NpyHeader, plan: RowPlan, form: Form): Reason {
-    if (plan.taken == 0) {
-      // Without rows of prefill's the array is decode's as it is.
+    const first = form == Form.Full ? 0 : plan.asked(site.tail);
+    const taken = plan.taken;
+    if (first == plan.start && taken == 0) {
+      // The array is the merged one, without rows of prefill's.
       this.examineAll(site, header, plan.seam, header.rows);
       return Reason.None;
     }
-    const full = form == Form.Full;
-    const dtype = commonDtype(plan.rows.dtype, header.dtype);
-    if (full && dtype == header.dtype) return this.planOverlay(site, header, plan);
-    return this.planRewrite(site, header, plan, full, dtype);
+    const dtype = taken == 0 ? header.dtype : commonDtype(plan.rows.dtype, header.dtype);
+    if (first == plan.start && dtype == header.dtype) return this.planOverlay(site, header, plan);
+    return this.planRewrite(site, header, plan, plan.seam - first, dtype);
   }
 
-  /** Prefill's rows are written over decode's, which has the same dtype and all rows. */
+  /** Prefill's rows are written over decode's, which has the same dtype and begins with `start`. */
   private planOverlay(site: Site, header: NpyHeader, plan: RowPlan): Reason {
     const lead = leadOf(header.size);
-    const chars = plan.rows.inDtype(header.dtype, lead);
+    const chars = plan.chars(header.dtype, lead);
     if (chars === null) return Reason.Memory;
     const tail = this.tail;
     const first = firstCarrier(header);
@@ -336,47 +360,57 @@ export class NpyDecode extends DecodeArray {
 
   /**
    * The array is written anew in `dtype`: a header, prefill's rows, and decode's from the seam on.
-   * `full`: decode's array has rows before the seam, in whose place prefill's go.
+   * `gone`: how many rows decode's array has before the seam.
    */
-  private planRewrite(site: Site, header: NpyHeader, plan: RowPlan, full: bool, dtype: Dtype): Reason {
+  private planRewrite(site: Site, header: NpyHeader, plan: RowPlan, gone: u64, dtype: Dtype): Reason {
     const tail = this.tail;
-    const kept = full ? header.rows - plan.taken : header.rows;
+    const kept = header.rows - gone;
     const made = Block.alloc(WRITTEN_HEADER_BYTES * 3);
     const text = made.ptr + WRITTEN_HEADER_BYTES * 2;
     const size = <u64>writeHeader(text, header, dtype, plan.taken + kept);
-    const rowBytes = plan.rowBytesIn(dtype);
-    const bits = (size + plan.taken * rowBytes) * 8;
+    let headChars = <u64>(encode(text, <usize>size, made.ptr) - made.ptr);
+    const start = site.base + this.head.start;
+    const read = this.head.length;
+    const bits = (size + plan.taken * plan.rowBytesIn(dtype)) * 8;
     const whole = bits / 6;
     const outLead = <i32>(bits % 6);
     const lead = leadOf(size);
-    const chars = plan.rows.inDtype(dtype, lead);
-    if (chars === null || !tail.mixAt(chars, whole - (size * 8) / 6, outLead)) {
-      made.free();
-      return Reason.Memory;
+    let chars: RowChars | null = null;
+    if (plan.taken > 0) {
+      chars = plan.chars(dtype, lead);
+      if (chars === null || !tail.mixAt(chars, whole - (size * 8) / 6, outLead)) {
+        made.free();
+        return Reason.Memory;
+      }
+      const last = made.ptr + <usize>headChars - 1;
+      if (lead > 0) store<u8>(last, mix(load<u8>(last), chars.first, lead));
+    } else if (lead > 0) {
+      // The header's last character has bits of the first of decode's rows.
+      headChars--;
+      tail.mixBits(load<u8>(made.ptr + <usize>headChars), lead);
     }
-    const headEnd = encode(text, <usize>size, made.ptr);
-    if (lead > 0) store<u8>(headEnd - 1, mix(load<u8>(headEnd - 1), chars.first, lead));
-    const headChars = <u64>(headEnd - made.ptr);
-    const start = site.base + this.head.start;
-    const read = this.head.length;
     site.rope.replaceOwned(start, read, made, headChars);
     // Characters of decode's that have nothing but rows before the seam, and its bits of these rows
     // in the next character.
-    const goneBits = (header.size + (header.rows - kept) * header.rowBytes) * 8;
-    const gone = full ? goneBits / 6 - read : 0;
+    const goneBits = (header.size + gone * header.rowBytes) * 8;
+    const skipped = gone > 0 ? goneBits / 6 - read : 0;
     const inLead = <i32>(goneBits % 6);
-    site.rope.replaceFrom(start + read, gone, chars, lead > 0 ? 1 : 0, whole - headChars);
-    const total = size + (plan.taken + kept) * rowBytes;
+    if (chars !== null) {
+      site.rope.replaceFrom(start + read, skipped, chars, lead > 0 ? 1 : 0, whole - headChars);
+    } else site.rope.replace(start + read, skipped, made.ptr, 0);
+    const total = size + (plan.taken + kept) * plan.rowBytesIn(dtype);
     tail.rewrite(carriers(total) - whole, encodedLength(total) - carriers(total));
     site.growth += <i64>encodedLength(total) - <i64>encodedLength(header.fileBytes);
-    if (full) {
-      tail.left -= gone;
-      site.scanner.skip(gone);
-      this.stage = Stage.Overlay;
+    if (gone > 0) {
+      tail.left -= skipped;
+      site.scanner.skip(skipped);
+      // Rows that are dropped are not all replaced, so their bytes must come all the same.
+      this.stage = skipped <= whole - headChars ? Stage.Overlay : Stage.Dropped;
     }
-    const shared: usize = full ? 0 : this.head.shared;
+    const shared: usize = gone > 0 ? 0 : this.head.shared;
     tail.examine(site, header, inLead, plan.seam, kept, shared);
     if (dtype != header.dtype) tail.widen(header.dtype, dtype, inLead, outLead, shared);
+    else if (gone > 0) tail.cut(inLead, outLead);
     else tail.move(site, start + read, inLead, outLead, this.head.lastChar, header.rows);
     return Reason.None;
   }

@@ -39,11 +39,13 @@ export class NpyTail {
   private reading: bool = false;
 
   /** How many bits of the next character are prefill's, and the character that has them. */
-  private mixBits: i32 = 0;
+  private mixCount: i32 = 0;
   private mixWith: u8 = 0;
   /** By how many bits (0, 2, 4) the rows move to the left, and the character that came last. */
   private shift: i32 = 0;
   private carry: u8 = 0;
+  /** Whether no character has come, and the first one only gives bits to the second. */
+  private awaitsCarry: bool = false;
   private readonly widener: Widener = new Widener();
   /** Characters, and signs of padding behind them, that are still to be written. */
   private outLeft: u64 = 0;
@@ -58,7 +60,8 @@ export class NpyTail {
   begin(chars: u64): void {
     this.left = chars;
     this.way = Way.Kept;
-    this.mixBits = 0;
+    this.mixCount = 0;
+    this.awaitsCarry = false;
     this.reading = false;
   }
 
@@ -78,11 +81,17 @@ export class NpyTail {
    * go into the first character of the tail. False when memory is short.
    */
   mixAt(chars: RowChars, at: u64, bits: i32): bool {
-    this.mixBits = bits;
+    this.mixCount = bits;
     if (bits == 0) return true;
     if (chars.fetch(at, 1) == 0) return false;
     this.mixWith = load<u8>(chars.ptr);
     return true;
+  }
+
+  /** The first `bits` bits of `char` go into the first character of the tail. */
+  mixBits(char: u8, bits: i32): void {
+    this.mixWith = char;
+    this.mixCount = bits;
   }
 
   /** All characters are written anew: `chars` of them behind prefill's, and `padding` signs. */
@@ -98,7 +107,7 @@ export class NpyTail {
   widen(from: Dtype, to: Dtype, inLead: i32, outLead: i32, shared: usize): void {
     this.way = Way.Widened;
     const before = outLead > 0 ? this.mixWith : ZERO;
-    this.mixBits = 0;
+    this.mixCount = 0;
     this.widener.begin(from, to, inLead, outLead, before);
     // Its bits of the first row are no whole byte: nothing is written yet.
     if (shared != 0) this.widener.push(shared, 1);
@@ -122,6 +131,19 @@ export class NpyTail {
     this.mixFirst(block.ptr);
     this.outLeft--;
     site.rope.replaceOwned(at, 0, block, 1);
+  }
+
+  /**
+   * Decode's rows move from `inLead` to `outLead` bits. Rows stand before them whose last bits are
+   * those before `inLead`.
+   */
+  cut(inLead: i32, outLead: i32): void {
+    this.way = Way.Moved;
+    const by = inLead - outLead;
+    this.shift = by < 0 ? by + 6 : by;
+    // Whatever moves in front of the rows is mixed over.
+    this.carry = ZERO;
+    this.awaitsCarry = by > 0;
   }
 
   /** Reads what the scanner has of the tail; when nothing is `left`, the tail has been written. */
@@ -158,7 +180,7 @@ export class NpyTail {
     const at = site.position;
     if (this.way == Way.Moved) return this.writeMoved(site, at, ptr, take);
     if (this.way == Way.Widened) return this.writeWidened(site, at, ptr, take);
-    if (this.mixBits > 0) {
+    if (this.mixCount > 0) {
       const mixed = Block.alloc(1);
       store<u8>(mixed.ptr, load<u8>(ptr));
       this.mixFirst(mixed.ptr);
@@ -168,7 +190,13 @@ export class NpyTail {
   }
 
   private writeMoved(site: Site, at: u64, ptr: usize, take: usize): bool {
-    if (this.shift == 0 && this.mixBits == 0) {
+    if (this.awaitsCarry) {
+      this.awaitsCarry = false;
+      this.carry = load<u8>(ptr);
+      site.rope.replace(at, 1, PADDING, 0);
+      return take == 1 || this.writeMoved(site, at + 1, ptr + 1, take - 1);
+    }
+    if (this.shift == 0 && this.mixCount == 0) {
       this.outLeft -= take;
       return true;
     }
@@ -220,8 +248,8 @@ export class NpyTail {
 
   /** Prefill's last bits go into the character at `ptr`, the first one behind its rows. */
   private mixFirst(ptr: usize): void {
-    if (this.mixBits > 0) store<u8>(ptr, mix(this.mixWith, load<u8>(ptr), this.mixBits));
-    this.mixBits = 0;
+    if (this.mixCount > 0) store<u8>(ptr, mix(this.mixWith, load<u8>(ptr), this.mixCount));
+    this.mixCount = 0;
   }
 }
 

@@ -5,8 +5,9 @@
 //
 // Matched: prefill's value takes the place of decode's, or is put in where decode has none. The
 // generated rows stay as they are.
-// Checked: prefill's value has a row for every token of the prompt, all of one shape, without
-// negative numbers and sentinels; the generated rows have the same layers and top_k.
+// Checked: prefill's value has a row for every token of the prompt, or from the token on that was
+// asked for, all of one shape, without negative numbers and sentinels; the generated rows have the
+// same layers and top_k.
 
 import { lanes } from '../../bytes/vector';
 import { Paths } from '../../json/paths';
@@ -17,7 +18,8 @@ import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
 import { RowChars, SliceChars } from '../rows';
 import { Members } from './members';
-import { Progress } from './format';
+import { Prompt } from '../prompt';
+import { firstTokenOf, Progress } from './format';
 
 let paths: Paths | null = null;
 
@@ -35,9 +37,9 @@ function valuePaths(): Paths {
 /** Checks prefill's value, and says what its shape is. */
 @final
 export class PromptCheck {
-  rows: i64 = 0;
-  layers: i64 = -1;
-  topK: i64 = -1;
+  private rows: i64 = 0;
+  private layers: i64 = -1;
+  private topK: i64 = -1;
 
   /** Whether the value is an object, and not lists. */
   private object: bool = false;
@@ -54,11 +56,20 @@ export class PromptCheck {
     this.experts = new RowLists(examination, Leg.Prefill);
   }
 
+  /** Tells what the shape of the value is. After `check`. */
+  tell(prompt: Prompt): void {
+    prompt.layers = this.layers;
+    prompt.topK = this.topK;
+    prompt.valueRows = this.rows;
+  }
+
   /**
    * Checks a JSON value (borrowed) against the number of tokens of the prompt; -1: not known.
-   * Returns what is wrong.
+   * `start`: the first token whose row was asked for. An engine that ignores that sends all rows,
+   * and they stay: the value is not joined with rows of decode's, and a client of such an engine
+   * gets all of them without P/D, too. Returns what is wrong.
    */
-  check(text: RowChars, promptTokens: i64): Reason {
+  check(text: RowChars, promptTokens: i64, start: u64): Reason {
     const scanner = Scanner.take(valuePaths());
     this.members.begin();
     this.experts.begin();
@@ -81,14 +92,14 @@ export class PromptCheck {
     }
     if (this.reason == Reason.None && (!whole || !scanner.done)) this.reason = Reason.Format;
     scanner.free();
-    if (this.reason == Reason.None) this.judge(text, promptTokens);
+    if (this.reason == Reason.None) this.judge(text, promptTokens, start);
     this.refuse(this.experts.reason);
     this.members.free();
     this.experts.free();
     return this.reason;
   }
 
-  private judge(text: RowChars, promptTokens: i64): void {
+  private judge(text: RowChars, promptTokens: i64, start: u64): void {
     if (this.object) {
       const members = this.members;
       this.refuse(members.judge());
@@ -99,7 +110,8 @@ export class PromptCheck {
       const rows = members.rowsOf(new SliceChars(text, members.dataAt, members.run.chars));
       this.refuse(rows.read(this.examination));
     }
-    if (this.rows == 0 || promptTokens != this.rows) this.refuse(Reason.Prompt);
+    const first = promptTokens < 0 ? -1 : firstTokenOf(this.rows, start, promptTokens, false);
+    if (this.rows == 0 || first < 0) this.refuse(Reason.Prompt);
     else if (this.layers <= 0 || this.topK <= 0) this.refuse(Reason.Shape);
     // With more lists than those of the rows and the layers, some expert would be a list.
     else if (!this.object && this.lists != 1 + this.rows * (1 + this.layers)) this.refuse(Reason.Shape);

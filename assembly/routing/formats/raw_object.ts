@@ -4,13 +4,12 @@
 // uint8.
 //
 // Matched: rows by token. Prefill's rows replace decode's for the same tokens of the prompt. Where
-// decode's begin behind the prompt, prefill's go before them, and `shape` and `start` are edited.
-// Where the legs chose different dtypes, the rows of the narrower one are widened, and decode's
-// `dtype` is edited.
+// decode's begin behind the first row of the plan, prefill's go before them; where they begin
+// before it, the rows up to it are dropped. Then `shape` and `start` are edited. Where the legs
+// chose different dtypes, the rows of the narrower one are widened, and decode's `dtype` is edited.
 // Checked: the same layers and top_k, the length of the data, its alphabet, sentinels; that every
 // token of the prompt has a row, and that no row is missing between those of the legs.
 
-import { writeDecimal } from '../../bytes/ascii';
 import { Block, fits } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
 import { mix } from '../base64';
@@ -26,15 +25,17 @@ import { Widener, commonDtype } from '../widen';
 import { DecodeArray, PrefillArray, Progress, Site, Wanted, endsPrompt } from './format';
 import { Members, dtypeName } from './members';
 
-/** Room for the digits of a number of 64 bits. */
-const NUMBER_BYTES: usize = 20;
 const DTYPE_KEY = ',"dtype":';
+const START_KEY = ',"start":';
 
 
 @final
 export class ObjectPrefill extends PrefillArray {
-  /** `examination` is borrowed. */
-  constructor(private examination: Examination) {
+  /** `start`: the first token whose row was asked for; `examination` is borrowed. */
+  constructor(
+    private start: u64,
+    private examination: Examination,
+  ) {
     super();
   }
 
@@ -83,12 +84,14 @@ export class ObjectPrefill extends PrefillArray {
     this.reason = members.judge();
     if (this.reason != Reason.None || chars === null) return null;
     const end = <u64>(members.start + members.rows);
-    if (members.rows == 0 || !endsPrompt(end, promptTokens, mayLackLast)) {
+    // There are none where they were asked for from behind the prompt on.
+    const empty = members.rows == 0 && this.start == 0;
+    if (empty || !endsPrompt(end, promptTokens, mayLackLast)) {
       this.reason = Reason.Prompt;
       return null;
     }
     const rows = members.rowsOf(chars);
-    this.reason = rows.read(this.examination);
+    if (rows.rows > 0) this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;
@@ -155,16 +158,15 @@ export class ObjectDecode extends DecodeArray {
     if (wrong != Reason.None) return wrong;
     const start = <u64>members.start;
     const end = start + <u64>members.rows;
-    if (start < plan.start || start > plan.seam || end < plan.promptEnd) return Reason.Rows;
+    if (start > plan.seam || end < max(plan.promptEnd, plan.seam)) return Reason.Rows;
     site.covers(start, <u64>members.rows);
     const wronged = this.readFrom(site, plan.seam - start, plan.seam);
     if (wronged != Reason.None) return wronged;
     const at = site.base + members.dataAt;
-    // Where decode's rows begin at the seam, prefill's go before them.
     let reason = Reason.None;
-    const dtype = commonDtype(rows.dtype, members.dtype);
-    if (start < plan.seam && dtype == members.dtype) reason = this.overlay(site, plan, at, start);
-    else if (plan.taken > 0) reason = this.rewrite(site, plan, at, start, dtype);
+    const dtype = plan.taken == 0 ? members.dtype : commonDtype(rows.dtype, members.dtype);
+    if (start != plan.start || dtype != members.dtype) reason = this.rewrite(site, plan, at, start, dtype);
+    else if (plan.taken > 0) reason = this.overlay(site, plan, at);
     if (reason == Reason.None) site.edited();
     return reason;
   }
@@ -209,23 +211,17 @@ export class ObjectDecode extends DecodeArray {
     return reader.reason;
   }
 
-  /** Prefill's rows replace decode's, from that of token `start` on, which is decode's first. */
-  private overlay(site: Site, plan: RowPlan, at: u64, start: u64): Reason {
-    const rowBytes = this.members.rowBytes;
-    const before = (start - plan.start) * rowBytes * 8;
-    // Of the positions at which prefill's rows can be had, this is the one where the row of `start`
-    // begins a character, so that whole characters can be copied.
-    const lead = <i32>((6 - (before % 6)) % 6);
-    const chars = plan.rows.inDtype(this.members.dtype, lead);
+  /** Prefill's rows replace decode's, of which the first one is that of `plan.start`. */
+  private overlay(site: Site, plan: RowPlan, at: u64): Reason {
+    const chars = plan.chars(this.members.dtype, 0);
     if (chars === null) return Reason.Memory;
-    const from = (before + lead) / 6;
-    const bits = (plan.seam - start) * rowBytes * 8;
+    const bits = plan.taken * this.members.rowBytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
-    site.rope.replaceFrom(at, whole, chars, from, whole);
+    site.rope.replaceFrom(at, whole, chars, 0, whole);
     if (rest == 0) return Reason.None;
     const mixed = Block.alloc(1);
-    const read = chars.fetch(from + whole, 1) > 0 && site.rope.read(at + whole, 1, mixed.ptr);
+    const read = chars.fetch(whole, 1) > 0 && site.rope.read(at + whole, 1, mixed.ptr);
     if (!read) {
       mixed.free();
       return Reason.Memory;
@@ -241,32 +237,28 @@ export class ObjectDecode extends DecodeArray {
    */
   private rewrite(site: Site, plan: RowPlan, at: u64, start: u64, dtype: Dtype): Reason {
     const members = this.members;
-    const first = start < plan.seam ? start : plan.start;
-    const rowBytes = plan.rowBytesIn(dtype);
-    const before = (first - plan.start) * rowBytes * 8;
-    const lead = <i32>((6 - (before % 6)) % 6);
-    const chars = plan.rows.inDtype(dtype, lead);
-    if (chars === null) return Reason.Memory;
-    const from = (before + lead) / 6;
+    const rowBytes = plan.taken > 0 ? plan.rowBytesIn(dtype) : members.rowBytes;
+    const chars = plan.taken > 0 ? plan.chars(dtype, 0) : null;
+    if (chars === null && plan.taken > 0) return Reason.Memory;
     const held = members.run.chars;
-    const count = start + <u64>members.rows - first;
+    const count = start + <u64>members.rows - plan.start;
     const total = count * rowBytes;
-    const bits = (plan.seam - first) * rowBytes * 8;
+    const bits = plan.taken * rowBytes * 8;
     const whole = bits / 6;
     const rest = <i32>(bits % 6);
     const left = (total * 8 + 5) / 6 - whole;
     const padding = ((total + 2) / 3) * 4 - (whole + left);
     if (!fits(held + left + 8)) return Reason.Memory;
     let last: u8 = 0x41;
-    if (rest > 0) {
-      if (chars.fetch(from + whole, 1) == 0) return Reason.Memory;
+    if (chars !== null && rest > 0) {
+      if (chars.fetch(whole, 1) == 0) return Reason.Memory;
       last = load<u8>(chars.ptr);
     }
     const tail = Block.alloc(<usize>(left + padding));
     const gone = (plan.seam - start) * members.rowBytes * 8;
     const made =
       dtype == members.dtype
-        ? this.moveTail(site, at, held, tail, <usize>left, rest)
+        ? this.moveTail(site, at, gone, tail, <usize>left, rest)
         : this.widenTail(site, at, gone, tail, dtype, rest, last);
     if (!made) {
       tail.free();
@@ -274,15 +266,14 @@ export class ObjectDecode extends DecodeArray {
     }
     if (rest > 0) store<u8>(tail.ptr, mix(last, load<u8>(tail.ptr), rest));
     memory.fill(tail.ptr + <usize>left, 0x3d, <usize>padding);
-    this.replaceMembers(site, chars, from, whole, tail, dtype, first, count);
+    this.replaceMembers(site, chars, whole, tail, dtype, plan.start, count);
     return Reason.None;
   }
 
   /** Puts the edits of all members into the rope, in the order of the body. */
   private replaceMembers(
     site: Site,
-    chars: RowChars,
-    from: u64,
+    chars: RowChars | null,
     whole: u64,
     tail: Block,
     dtype: Dtype,
@@ -294,11 +285,10 @@ export class ObjectDecode extends DecodeArray {
     const wider = dtype != members.dtype;
     const data = members.dataAt;
     const shape = moved ? members.rowsAt : 0;
-    const start = moved ? members.startAt : 0;
-    // A dtype that is missing becomes the last member, before the closing brace, which has been
-    // read.
-    const known = members.dtypeAt > 0;
-    const name = !wider ? 0 : known ? members.dtypeAt : site.position - 1 - site.base;
+    // A member that is missing becomes the last one, before the closing brace, which has been read.
+    const brace = site.position - 1 - site.base;
+    const start = !moved ? 0 : members.startAt > 0 ? members.startAt : brace;
+    const name = !wider ? 0 : members.dtypeAt > 0 ? members.dtypeAt : brace;
     // The dtype is named the way this object names its own, else as prefill's does. One of the two
     // has a name, because the dtypes differ and the one without a name is uint8.
     const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
@@ -312,12 +302,23 @@ export class ObjectDecode extends DecodeArray {
       const at = site.base + next;
       if (next == data) {
         const old = members.run.chars + members.run.padding;
-        site.rope.replaceFrom(at, 0, chars, from, whole);
+        if (chars !== null) site.rope.replaceFrom(at, 0, chars, 0, whole);
         site.rope.replaceOwned(at, old, tail, tail.len);
         site.growth += <i64>(whole + tail.len) - <i64>old;
-      } else if (next == shape) writeNumber(site, at, members.rowsEnd - shape, count);
-      else if (next == start) writeNumber(site, at, members.startEnd - start, first);
-      else writeDtype(site, at, known ? members.dtypeEnd - name : 0, known ? '' : DTYPE_KEY, text);
+      } else if (next == shape) writeNumber(site, at, members.rowsEnd - shape, '', count);
+      if (next == start) {
+        const known = members.startAt > 0;
+        writeNumber(site, at, known ? members.startEnd - start : 0, known ? '' : START_KEY, first);
+      }
+      if (next == name) {
+        const known = members.dtypeAt > 0;
+        writeText(
+          site,
+          at,
+          known ? members.dtypeEnd - name : 0,
+          (known ? '"' : DTYPE_KEY + '"') + text + '"',
+        );
+      }
       done = next;
     }
   }
@@ -338,34 +339,36 @@ export class ObjectDecode extends DecodeArray {
   }
 
   /**
-   * Copies decode's `held` characters into `left` characters of `tail`, so that the rows begin
-   * `lead` bits into them.
+   * Copies decode's rows, which begin `gone` bits into the data, into `left` characters of `tail`,
+   * so that they begin `lead` bits into them.
    */
-  private moveTail(site: Site, at: u64, held: u64, tail: Block, left: usize, lead: i32): bool {
-    if (lead == 0) return site.rope.read(at, held, tail.ptr);
-    store<u8>(tail.ptr, 0x41);
-    if (held == 0) return true;
+  private moveTail(site: Site, at: u64, gone: u64, tail: Block, left: usize, lead: i32): bool {
+    const skipped = gone / 6;
+    const from = <i32>(gone % 6);
+    const held = this.members.run.chars - skipped;
+    if (left > 0) store<u8>(tail.ptr, 0x41);
+    if (held == 0 || left == 0) return true;
+    // Where the rows stand as they are to stand, no more characters are left than decode has.
+    if (from == lead) return site.rope.read(at + skipped, left, tail.ptr);
     const copied = Block.alloc(<usize>held);
-    const whole = site.rope.read(at, held, copied.ptr);
+    const whole = site.rope.read(at + skipped, held, copied.ptr);
     const chars = new HeldChars(held);
     chars.add(copied);
-    const moved = whole && move(chars, 0, tail.ptr, tail.ptr + left, lead);
+    const moved = whole && move(chars, from, tail.ptr, tail.ptr + left, lead);
     chars.free();
     return moved;
   }
 }
 
-function writeNumber(site: Site, at: u64, remove: u64, value: u64): void {
-  const digits = Block.alloc(NUMBER_BYTES);
-  site.replaceNumber(at, remove, digits, writeDecimal(value, digits.ptr));
+/** Writes a number behind `key`. */
+function writeNumber(site: Site, at: u64, remove: u64, key: string, value: u64): void {
+  writeText(site, at, remove, key + value.toString());
 }
 
-/** Writes the name of a dtype as a JSON string, behind `key`. */
-function writeDtype(site: Site, at: u64, remove: u64, key: string, name: string): void {
-  const text = key + '"' + name + '"';
+/** Writes ASCII characters in the place of `remove` bytes. */
+function writeText(site: Site, at: u64, remove: u64, text: string): void {
   const len = <usize>text.length;
   const block = Block.alloc(len);
   for (let i: i32 = 0; i < text.length; i++) store<u8>(block.ptr + i, <u8>text.charCodeAt(i));
-  site.rope.replaceOwned(at, remove, block, len);
-  site.growth += <i64>len - <i64>remove;
+  site.replaceText(at, remove, block);
 }

@@ -136,7 +136,7 @@ export class RawDecode extends DecodeArray {
     this.whole = bits / 6;
     this.mixBits = <i32>(bits % 6);
     if (plan === null || this.rowBytes == 0) return true;
-    const chars = plan.rows.at(0)!;
+    const chars = plan.chars(Dtype.I4, 0)!;
     begin(this.reader, site.examination, this.rowBytes, this.mixBits, plan.seam, -1);
     if (this.mixBits > 0) {
       if (chars.fetch(this.whole, 1) == 0) {

@@ -23,22 +23,30 @@ export const enum Form {
 
 @final
 export class RowPlan {
+  /** The first row of the merged array. */
+  readonly start: u64;
   /** The first row that is taken from decode; `start`, where that lies behind prefill's rows. */
   readonly seam: u64;
+  /** Whether rows before `start` are dropped, because the client asked for none of them. */
+  readonly drops: bool;
 
   /**
    * `rows` are prefill's (taken over), `promptEnd` is the number of tokens of the prompt, and
-   * `start` the first row of the merged array. `lastRowOfDecode`: the row of the last prompt token,
-   * which both legs forward, is taken from decode.
+   * `wanted` the first row that the client asks for; if that is 0, the array begins with prefill's.
+   * `lastRowOfDecode`: the row of the last prompt token, which both legs forward, is taken from
+   * decode.
    */
   constructor(
     readonly rows: PromptRows,
     readonly promptEnd: u64,
-    readonly start: u64,
+    wanted: u64,
     lastRowOfDecode: bool,
   ) {
+    const start = wanted > 0 ? wanted : rows.start;
     const seam = lastRowOfDecode && promptEnd > 0 ? promptEnd - 1 : promptEnd;
+    this.start = start;
     this.seam = max(min(seam, rows.end), start);
+    this.drops = wanted > 0;
   }
 
   /** How many rows are taken from prefill. */

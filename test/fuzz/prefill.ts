@@ -20,6 +20,8 @@ export interface Plan {
   end: number;
   /** The first row that decode is asked for. */
   asked: number;
+  /** Whether rows before `start` may be dropped. */
+  drops: boolean;
 }
 
 /**
@@ -28,9 +30,11 @@ export interface Plan {
  */
 function planOf(rowsStart: number, rowsEnd: number, end: number, reading: Reading): Plan | null {
   const { last, want = 0, tail } = reading;
-  const seam = Math.max(Math.min(last && end > 0 ? end - 1 : end, rowsEnd), want);
-  if (seam > want && rowsStart > want) return null;
-  return { start: want, seam, end, asked: tail ? seam : want };
+  // If nobody asks for rows, the merge begins with prefill's first one.
+  const start = want > 0 ? want : rowsStart;
+  const seam = Math.max(Math.min(last && end > 0 ? end - 1 : end, rowsEnd), start);
+  if (seam > start && rowsStart > start) return null;
+  return { start, seam, end, asked: tail ? seam : want, drops: want > 0 };
 }
 
 export interface Brought {

@@ -319,10 +319,12 @@ export type Form = 'full' | 'tail';
  * is not known.
  */
 export function formsOf(arrays: Array_[], tokens: number[], completion: number, expected: Expected): Form[] {
-  const { seam, end, asked } = expected.brought.plans[0]!;
+  const { start, seam, end, asked, drops } = expected.brought.plans[0]!;
   const least = Math.max(end, seam);
   if (arrays[0]?.dialect.tellsStart) {
-    const fits = ({ value }: Array_) => value.start <= seam && value.start + value.rows >= least;
+    const from = drops ? 0 : start;
+    const fits = ({ value }: Array_) =>
+      value.start >= from && value.start <= seam && value.start + value.rows >= least;
     return arrays.every(fits) ? ['full'] : [];
   }
   const counts = arrays.map(({ value }) => value.rows);

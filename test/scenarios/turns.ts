@@ -4,7 +4,8 @@
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
-import { decodeNpy } from '../engine/npy.ts';
+import { meaningOf } from '../../yardstick/meaning.ts';
+import { decodeNpy } from '../../yardstick/npy.ts';
 import type { Result, Scenario } from '../scenario.ts';
 import { header, type Case, type Suite } from './case.ts';
 import {
@@ -19,7 +20,7 @@ import {
   post,
 } from './messages.ts';
 import { inLists, inNpy, inObject, rowsOf, type Rows } from './rows.ts';
-import { meaningOf, oracleOf, usedDeployment, type Deployment } from './used.ts';
+import { oracleOf, usedDeployment, type Deployment } from './used.ts';
 
 type Json = Record<string, any>;
 

@@ -257,8 +257,9 @@ describe('B, an object', () => {
     expect(nulled.body.toString()).toBe(response(['null']));
   });
 
-  test('gives no rows when prefill begins behind the token that was asked for', () => {
-    expect(prefill(2)).toMatchObject({ reason: Reason.Prompt, rows: false });
+  test('is refused when it begins before prefill does, and nobody asked for that', () => {
+    expect(prefill(2)).toMatchObject({ reason: Reason.None, rows: true });
+    expectRefused(response([good]), Reason.Rows);
   });
 
   test.each<[string, string, Reason]>([

@@ -159,6 +159,7 @@ export class ObjectDecode extends DecodeArray {
     const start = <u64>members.start;
     const end = start + <u64>members.rows;
     if (start > plan.seam || end < max(plan.promptEnd, plan.seam)) return Reason.Rows;
+    if (start < plan.start && !plan.drops) return Reason.Rows;
     site.covers(start, <u64>members.rows);
     const wronged = this.readFrom(site, plan.seam - start, plan.seam);
     if (wronged != Reason.None) return wronged;
@@ -270,6 +271,15 @@ export class ObjectDecode extends DecodeArray {
     return Reason.None;
   }
 
+  /**
+   * The JSON text of a dtype, named the way this object names its own, else as prefill's does. One
+   * of the two has a name, because the dtypes differ and the one without a name is uint8.
+   */
+  private nameOf(dtype: Dtype): string {
+    const members = this.members;
+    return '"' + dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded) + '"';
+  }
+
   /** Puts the edits of all members into the rope, in the order of the body. */
   private replaceMembers(
     site: Site,
@@ -289,9 +299,7 @@ export class ObjectDecode extends DecodeArray {
     const brace = site.position - 1 - site.base;
     const start = !moved ? 0 : members.startAt > 0 ? members.startAt : brace;
     const name = !wider ? 0 : members.dtypeAt > 0 ? members.dtypeAt : brace;
-    // The dtype is named the way this object names its own, else as prefill's does. One of the two
-    // has a name, because the dtypes differ and the one without a name is uint8.
-    const text = dtypeName(dtype, members.named ? members.coded : this.plan!.rows.coded);
+    const text = this.nameOf(dtype);
     for (let done: u64 = 0; ;) {
       let next = u64.MAX_VALUE;
       if (data > done) next = data;
@@ -311,13 +319,8 @@ export class ObjectDecode extends DecodeArray {
         writeNumber(site, at, known ? members.startEnd - start : 0, known ? '' : START_KEY, first);
       }
       if (next == name) {
-        const known = members.dtypeAt > 0;
-        writeText(
-          site,
-          at,
-          known ? members.dtypeEnd - name : 0,
-          (known ? '"' : DTYPE_KEY + '"') + text + '"',
-        );
+        if (members.dtypeAt > 0) writeText(site, at, members.dtypeEnd - name, text);
+        else writeText(site, at, 0, DTYPE_KEY + text);
       }
       done = next;
     }

@@ -248,7 +248,7 @@ export class RequestBody {
     return first - 0x30 < 10 ? this.last(field)!.count : -1;
   }
 
-  /** The first byte of the first element of a field, when it is a list that is not empty; else 0. */
+  /** The first byte of a field's first element, when it is a list that is not empty; else 0. */
   private firstListed(field: Field, ptr: usize, len: usize): u8 {
     const list = this.last(field);
     if (list === null || list.first != 0x5b || list.count == 0) return 0;

@@ -319,7 +319,7 @@ export function choicesByHand(random: Random): Messages {
       (connector !== 'mooncake' || n === 1) &&
       // The prompt rows of the split form are a value of their own, into which no row of decode can
       // go, and which must have some row.
-      !(writer.note === 'split' && (last || shape.given === prompt)),
+      !(writer.note === 'split' && (last || start === prompt)),
     ...(bare ? { ends: 'absent' as const } : {}),
     model: modelOf(shape),
     note: [

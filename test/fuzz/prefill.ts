@@ -5,7 +5,7 @@ import { DIALECTS, hasSentinel, itemBytes, type Dialect, type Rows } from './dia
 import { faultOf, misfit, rowsOf, type RowSet, type Rules } from './examined.ts';
 import { all, isNull, last, parse, type Node } from './json.ts';
 import { isObject, type Json } from './legs.ts';
-import { choicesOf, countOf, places, type Place } from './places.ts';
+import { choicesOf, countOf, isRaw, places, type Place } from './places.ts';
 import { readRaw, type RawRows } from './raw.ts';
 import { readSplit, type Split } from './split.ts';
 
@@ -118,7 +118,9 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   const usage = countOf(text, root, 'prompt_tokens') ?? -1;
   // Prefill was asked for one choice, so the prompt rows in any further choice belong to nobody.
   const nobodys = ({ key, choice }: Place) => key === 'prompt_routed_experts' && choice > 0;
-  const found = places(text, root).filter((place) => !nobodys(place));
+  // The same holds of an array without a header.
+  const later = (place: Place) => isRaw(place) && place.choice > 0;
+  const found = places(text, root).filter((place) => !nobodys(place) && !later(place));
   const asked = (tokens: number) =>
     tokens < 0 ? tokens : Math.max(lastOfDecode && tokens > 0 ? tokens - 1 : tokens, want);
   const common = {

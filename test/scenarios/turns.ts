@@ -1,6 +1,6 @@
-// Turns. A client that has the rows of earlier turns asks for those from a token on, and P/D serves
-// it: prefill's rows from there to the prompt's end, decode's behind them. The answer is that of the
-// engine that does both, whatever each engine makes of `routed_experts_prompt_start`.
+// Turns. A client that has the rows of earlier turns asks for those from a token on, and P/D
+// serves it: prefill's rows from there to the prompt's end, decode's behind them. The answer is
+// that of the engine that does both, whatever each engine makes of `routed_experts_prompt_start`.
 
 import { expect } from 'vitest';
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
@@ -212,7 +212,7 @@ const streams: Case[] = (['A', 'B'] as const).flatMap((format) =>
   ),
 );
 
-/** vLLM 0.21, which answers in full whoever asks, with the prompt's rows in a value of their own. */
+/** vLLM 0.21, which answers in full whoever asks; the prompt's rows are a value of their own. */
 const split: Case[] = (['nested', 'base64'] as const).flatMap((encoding) =>
   (['top', 'choice'] as const).flatMap((place) =>
     [1, 20, 37].map((start): Case => {

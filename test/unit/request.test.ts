@@ -401,7 +401,7 @@ describe('a request is', () => {
     [C, '{"max_tokens":null}', Unfit.No],
     [C, '{"routed_experts_prompt_start":0}', Unfit.No],
     [C, '{"routed_experts_prompt_start":null}', Unfit.No],
-    [C, '{"routed_experts_prompt_start":1}', Unfit.PromptStart],
+    [C, '{"routed_experts_prompt_start":1}', Unfit.No],
     [C, '{"routed_experts_prompt_start":"1"}', Unfit.PromptStart],
     [G, SAMPLING('"routed_experts_prompt_start":3'), Unfit.No],
     [G, SAMPLING('"routed_experts_prompt_start":3.0'), Unfit.PromptStart],

@@ -351,11 +351,16 @@ export class NpyDecode extends DecodeArray {
     }
     const replaced = whole - read;
     site.rope.replaceFrom(start + read, replaced, chars, read - first, replaced);
-    tail.left -= replaced;
-    site.scanner.skip(replaced);
-    this.stage = Stage.Overlay;
+    this.skip(site, replaced, Stage.Overlay);
     tail.examine(site, header, outLead, plan.seam, header.rows - plan.taken, 0);
     return Reason.None;
+  }
+
+  /** The next `n` characters have nothing but rows before the seam, and are not looked at. */
+  private skip(site: Site, n: u64, stage: Stage): void {
+    this.tail.left -= n;
+    site.scanner.skip(n);
+    this.stage = stage;
   }
 
   /**
@@ -401,12 +406,8 @@ export class NpyDecode extends DecodeArray {
     const total = size + (plan.taken + kept) * plan.rowBytesIn(dtype);
     tail.rewrite(carriers(total) - whole, encodedLength(total) - carriers(total));
     site.growth += <i64>encodedLength(total) - <i64>encodedLength(header.fileBytes);
-    if (gone > 0) {
-      tail.left -= skipped;
-      site.scanner.skip(skipped);
-      // Rows that are dropped are not all replaced, so their bytes must come all the same.
-      this.stage = skipped <= whole - headChars ? Stage.Overlay : Stage.Dropped;
-    }
+    // Rows that are dropped are not all replaced, so their bytes must come all the same.
+    if (gone > 0) this.skip(site, skipped, skipped <= whole - headChars ? Stage.Overlay : Stage.Dropped);
     const shared: usize = gone > 0 ? 0 : this.head.shared;
     tail.examine(site, header, inLead, plan.seam, kept, shared);
     if (dtype != header.dtype) tail.widen(header.dtype, dtype, inLead, outLead, shared);

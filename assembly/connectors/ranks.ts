@@ -51,6 +51,11 @@ export class Ranks {
     return good ? found : null;
   }
 
+  /** Lets the ranks take turns from where those of an earlier answer were. */
+  follow(earlier: Ranks): void {
+    this.turn = earlier.turn;
+  }
+
   /** Index of the rank whose turn it is; the turn passes to the next one. */
   next(): i32 {
     const index = this.turn % this.ranks.length;

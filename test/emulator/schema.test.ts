@@ -50,6 +50,7 @@ const OPTIONAL = [
     'bootstrap_cluster',
     'bootstrap_host',
     'bootstrap_port',
+    'bootstrap_ttl_ms',
   ].map((key) => `prefill.${key}`),
 ];
 

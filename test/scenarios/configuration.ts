@@ -50,7 +50,7 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [
     prefill({ clusters: 'x' }),
     'prefill.clusters: expected no such key; known are cluster, endpoint_header, allowed_endpoints, ' +
-      'cluster_type, bootstrap_cluster, bootstrap_host, bootstrap_port, timeout_ms, retries',
+      'cluster_type, bootstrap_cluster, bootstrap_host, bootstrap_port, bootstrap_ttl_ms, timeout_ms, retries',
   ],
   [{ prefill: 'x' }, 'prefill: expected an object with the member cluster'],
   [{ prefill: [] }, 'prefill: expected an object with the member cluster'],
@@ -177,6 +177,14 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
       [{ ...config, headers: 'pass' }, `headers: expected hold: ${why} the response waits for prefill`],
     ];
   }),
+  ...[-1, 86_400_001, '1', 0.5].map((bootstrap_ttl_ms): [Config, string] => [
+    { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_ttl_ms } },
+    `prefill.bootstrap_ttl_ms: ${integer(0, 86_400_000)}`,
+  ]),
+  ...['nixl', 'shared_storage', 'sglang'].map((connector): [Config, string] => [
+    { connector, prefill: { bootstrap_ttl_ms: 1, ...(connector === 'sglang' ? BY_REQUEST : {}) } },
+    `prefill.bootstrap_ttl_ms: expected none with connector ${connector}`,
+  ]),
   ...['nixl', 'shared_storage', 'sglang'].flatMap((connector) =>
     ['sequential', 'concurrent'].map((handshake): [Config, string] => [
       { connector, handshake, ...(connector === 'sglang' ? { prefill: BY_REQUEST } : {}) },
@@ -251,6 +259,8 @@ export const TAKEN_BOOTSTRAPPED: Config[] = [
   },
   { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_cluster: 'b' } },
   { connector: 'mooncake', handshake: 'concurrent', prefill: BY_REQUEST, last_prompt_row: 'decode' },
+  { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_ttl_ms: 0 } },
+  { connector: 'mooncake', prefill: { ...BY_REQUEST, bootstrap_ttl_ms: 86_400_000 } },
   { connector: 'mooncake', handshake: 'sequential', prefill: BY_REQUEST, decode_rows: 'tail' },
   { connector: 'mooncake', prefill: BY_REQUEST, decode_rows: 'tail', headers: 'pass' },
   { connector: 'mooncake', prefill: { ...BY_REQUEST, cluster_type: 'dynamic_forward_proxy' } },

@@ -1,5 +1,6 @@
 // Starts the two hosts that suites run on: Envoy and the emulator.
 
+import { setTimeout } from 'node:timers/promises';
 import { FILTER_WASM } from '../../tools/paths.mjs';
 import { createEnvoyHost } from '../envoy/index.ts';
 import { createEmulator } from '../host/index.ts';
@@ -16,6 +17,7 @@ export const onEnvoy: Start = async ({ bufferLimit, asyncResponseLimit, headsCan
   });
   return Object.assign(host, {
     metric: async (name: string) => (await host.gauge(name)) ?? 0,
+    pass: (ms: number) => setTimeout(ms),
     failures: async () => ((await host.vmAlive()) ? [] : [...host.traps(), 'a VM has failed']),
   });
 };
@@ -41,6 +43,7 @@ const emulator = async (
   });
   return Object.assign(host, {
     metric: async (name: string) => host.counter(name) + host.gauge(name),
+    pass: async (ms: number) => host.advance(ms),
     failures: async () => (host.failed === null ? [] : [host.failed]),
   });
 };

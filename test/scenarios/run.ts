@@ -8,6 +8,8 @@ import { differences, type Case, type Limits, type Suite } from './case.ts';
 export interface TestHost extends Host {
   /** A counter or gauge of the filter; 0 if it does not exist. */
   metric(name: string): Promise<number>;
+  /** Lets time pass for the filter: the emulator's clock moves, and on Envoy the test waits. */
+  pass(ms: number): Promise<unknown>;
   /** What is known of VMs that have failed. */
   failures(): Promise<string[]>;
 }

@@ -1,8 +1,8 @@
 // Mooncake's bootstrap server, which stands beside prefill and names prefill's ranks and their
-// engine ids. A VM remembers what a server has said until a leg of an exchange with that server
-// fails.
+// engine ids. An engine that restarts has other ids. A VM remembers what a server has said for a
+// time, and no longer than until a leg of an exchange with that server fails.
 
-import { bufferBytes, httpCall } from '../../abi/host';
+import { bufferBytes, httpCall, now } from '../../abi/host';
 import { PairWriter } from '../../abi/pairs';
 import { BufferKind, Status } from '../../abi/types';
 import { Ascii } from '../../bytes/ascii';
@@ -20,9 +20,27 @@ const MAX_ANSWER_BYTES: u32 = 64 << 10;
 const TIMEOUT_MS: u32 = 10000;
 /** How many servers are remembered at most. When one more comes, all are forgotten. */
 const MAX_SERVERS: i32 = 4096;
+/**
+ * An engine that loads a model cannot restart in this time. So an answer that is not older names
+ * the engine that is there.
+ */
+const FRESH_MS: u64 = 1000;
 
-/** The ranks that servers have named, by `cluster host:port`. */
-const known = new Map<string, Ranks>();
+/** What a server has said, and when its answer came. */
+@final
+class Answer {
+  private readonly cameAt: u64 = now();
+
+  constructor(readonly ranks: Ranks) {}
+
+  /** How many milliseconds ago the answer came. */
+  get age(): u64 {
+    return (now() - this.cameAt) / 1000000;
+  }
+}
+
+/** The last answers of servers, by `cluster host:port`. */
+const known = new Map<string, Answer>();
 
 function clusterOf(config: Config): Ascii {
   const own = config.bootstrapCluster;
@@ -45,12 +63,38 @@ export class Bootstrap {
     this.key = name + ' ' + host + ':' + session.port.toString();
   }
 
-  /** Chooses the rank for the session's legs. Returns false when the server must be asked first. */
+  /** Whether the server must be asked before the legs are sent. */
+  get isDue(): bool {
+    return !known.has(this.key) || known.get(this.key).age >= this.config.bootstrapTtlMs;
+  }
+
+  /**
+   * Whether the server must be asked for the engine of a leg that prefill has just answered, since
+   * another one may run there than the last answer named.
+   */
+  get mayBeStale(): bool {
+    return !known.has(this.key) || known.get(this.key).age >= min(FRESH_MS, <u64>this.config.bootstrapTtlMs);
+  }
+
+  /** Chooses the rank for the session's legs. Returns false when nothing is known of the server. */
   chooseRank(session: Session): bool {
     if (!known.has(this.key)) return false;
-    const ranks = known.get(this.key);
+    const ranks = known.get(this.key).ranks;
     const index = ranks.next();
     session.rank = ranks.ranks[index];
+    session.engineId = ranks.ids[index];
+    return true;
+  }
+
+  /**
+   * Takes the engine of the session's rank from the server's last answer. Returns false when that
+   * does not name the rank.
+   */
+  nameEngine(session: Session): bool {
+    if (!known.has(this.key)) return false;
+    const ranks = known.get(this.key).ranks;
+    const index = ranks.ranks.indexOf(session.rank);
+    if (index < 0) return false;
     session.engineId = ranks.ids[index];
     return true;
   }
@@ -93,8 +137,9 @@ export class Bootstrap {
     const ranks = Ranks.read(answer.ptr, answer.len);
     answer.free();
     if (ranks === null) return false;
-    if (known.size >= MAX_SERVERS) known.clear();
-    known.set(this.key, ranks);
+    if (known.has(this.key)) ranks.follow(known.get(this.key).ranks);
+    else if (known.size >= MAX_SERVERS) known.clear();
+    known.set(this.key, new Answer(ranks));
     return true;
   }
 

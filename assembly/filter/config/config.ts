@@ -54,6 +54,8 @@ export class Config {
    */
   bootstrapHost: Ascii | null = null;
   bootstrapPort: i32 = 8998;
+  /** For how long what a bootstrap server has said is used for legs, milliseconds. */
+  bootstrapTtlMs: u32 = 60000;
   tail: bool = false;
   /** Whether the row of the last prompt token, which both legs forward, is taken from decode. */
   lastRowOfDecode: bool = false;

@@ -148,6 +148,7 @@ function readPrefill(prefill: Members, config: Config): void {
     'bootstrap_cluster',
     'bootstrap_host',
     'bootstrap_port',
+    'bootstrap_ttl_ms',
     'timeout_ms',
     'retries',
   ]);
@@ -216,7 +217,9 @@ function readBootstrap(prefill: Members, config: Config): void {
   const needed = 'a value: connector ' + connector.name + ' needs it unless there is an endpoint_header';
   if (connector.needsBootstrap && !hasHost && !byRequest) prefill.wrong('bootstrap_host', needed);
   if (connector.needsRanks && !hasCluster && !byRequest) prefill.wrong('bootstrap_cluster', needed);
+  config.bootstrapTtlMs = <u32>prefill.integer('bootstrap_ttl_ms', 0, MAX_TIMEOUT_MS, config.bootstrapTtlMs);
   const unused = 'none with connector ' + connector.name;
+  if (!connector.needsRanks && prefill.has('bootstrap_ttl_ms')) prefill.wrong('bootstrap_ttl_ms', unused);
   if (!connector.needsBootstrap && hasHost) prefill.wrong('bootstrap_host', unused);
   if (!connector.needsRanks && hasCluster) prefill.wrong('bootstrap_cluster', unused);
   const hasPort = prefill.has('bootstrap_port');

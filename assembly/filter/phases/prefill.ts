@@ -31,8 +31,10 @@ import { Race } from './race';
 
 /** Which call is in flight. */
 const enum Call {
-  /** The bootstrap server is asked for prefill's ranks. */
+  /** The bootstrap server is asked for prefill's ranks, before the leg is sent. */
   Ranks,
+  /** The bootstrap server is asked for the engine that has answered the leg. */
+  Engine,
   /** A dynamic forward proxy is made to look up the address of the endpoint. */
   Lookup,
   Leg,
@@ -91,8 +93,8 @@ export class Prefill extends Phase {
     if (config.connector.needsRanks) {
       const bootstrap = new Bootstrap(config, session);
       course.bootstrap = bootstrap;
-      if (!bootstrap.chooseRank(session)) {
-        if (!this.askRanks(bootstrap)) this.failed(Failure.NoHost, Waits.InCallback);
+      if (bootstrap.isDue || !bootstrap.chooseRank(session)) {
+        if (!this.ask(bootstrap, Call.Ranks)) this.failed(Failure.NoHost, Waits.InCallback);
         return;
       }
     }
@@ -101,9 +103,9 @@ export class Prefill extends Phase {
   }
 
   /** Asks the bootstrap server. Returns false when Envoy cannot start the call. */
-  private askRanks(bootstrap: Bootstrap): bool {
+  private ask(bootstrap: Bootstrap, call: Call): bool {
     if (bootstrap.ask(this.session) != Status.Ok) return false;
-    this.expect(Call.Ranks);
+    this.expect(call);
     return true;
   }
 
@@ -161,7 +163,7 @@ export class Prefill extends Phase {
   private sendAgain(): bool {
     const bootstrap = this.course.bootstrap;
     if (bootstrap === null || bootstrap.chooseRank(this.session)) return this.sendLate();
-    return this.askRanks(bootstrap);
+    return this.ask(bootstrap, Call.Ranks);
   }
 
   /**
@@ -188,6 +190,7 @@ export class Prefill extends Phase {
   onCallResponse(headers: u32, bodySize: u32): void {
     switch (this.inFlight) {
       case Call.Ranks:
+      case Call.Engine:
         return this.takeRanks(headers, bodySize);
       case Call.Lookup:
         // The status of the answer does not matter. If the address can be found, it is known now.
@@ -204,9 +207,13 @@ export class Prefill extends Phase {
     if (head.status == 504) return this.failed(Failure.Timeout, Waits.InEnvoy);
     const bootstrap = this.course.bootstrap!;
     const good = head.good && !head.encoded;
-    if (!good || !bootstrap.takeRanks(bodySize) || !bootstrap.chooseRank(this.session)) {
-      return this.failed(Failure.NoRanks, Waits.InEnvoy);
+    if (!good || !bootstrap.takeRanks(bodySize)) return this.failed(Failure.NoRanks, Waits.InEnvoy);
+    if (this.inFlight == Call.Engine) {
+      if (bootstrap.nameEngine(this.session)) this.sendDecode();
+      else this.failed(Failure.NoRanks, Waits.InEnvoy);
+      return;
     }
+    bootstrap.chooseRank(this.session);
     if (!this.sendLate() && !this.lookUp()) this.failed(Failure.NoHost, Waits.InEnvoy);
   }
 
@@ -228,7 +235,19 @@ export class Prefill extends Phase {
     const prompt = brought.captured.prompt;
     if (config.tail && prompt.tokens < 0) return this.failed(Failure.NoLength, Waits.InEnvoy);
     if (prompt.tokens >= 0 && prompt.start > <u64>prompt.tokens) return this.refuseStart(prompt.tokens);
-    this.sendDecode();
+    this.nameEngine();
+  }
+
+  /**
+   * Sends decode's leg with the id of the engine that has answered prefill's. Where that engine may
+   * have restarted since its id was asked for, it is asked for again: under a stale id decode finds
+   * no KV, and either fails or computes the prompt itself, while prefill's blocks stay.
+   */
+  private nameEngine(): void {
+    const bootstrap = this.course.bootstrap;
+    if (bootstrap === null) return this.sendDecode();
+    if (!bootstrap.mayBeStale && bootstrap.nameEngine(this.session)) return this.sendDecode();
+    if (!this.ask(bootstrap, Call.Engine)) this.failed(Failure.NoHost, Waits.InEnvoy);
   }
 
   /** Sends decode's leg in place of the client's request, after prefill has answered. */

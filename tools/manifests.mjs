@@ -35,7 +35,7 @@ export const MANIFESTS = {
     code: LOCAL,
     configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },
   },
-  'envoy/istio/llm-d.yaml': { code: LOCAL, configuration: LLM_D },
+  'envoy/istio/llm-d.yaml': { code: LOCAL, configuration: { ...LLM_D, max_piece_bytes: 3 << 20 } },
   'envoy/llm-d/envoy.yaml': { code: ['local: { filename: build/filter.wasm }'], configuration: LLM_D },
   'envoy/istio/remote.yaml': {
     code: [

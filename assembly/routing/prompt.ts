@@ -135,6 +135,19 @@ export class Prompt {
     return sum;
   }
 
+  /**
+   * By how many characters rows and values make a response longer that has `arrays` arrays without
+   * the prompt's rows.
+   */
+  addedTo(arrays: i32): u64 {
+    let sum: u64 = (this.bytesFor(arrays) * 4) / 3;
+    for (let i = 0; i < this.values.length; i++) {
+      const value = this.values[i];
+      sum += value.text.length * (value.inChoice ? <u64>arrays : 1);
+    }
+    return sum;
+  }
+
   /** Bytes that rows and values take of the VM's memory. */
   get heldBytes(): u64 {
     let sum: u64 = 0;

@@ -34,6 +34,8 @@ export const enum Reason {
   Experts,
   /** Decode served the request alone, and may have taken tokens of the prompt from a cache. */
   Cached,
+  /** More would have to leave at once than the filter behind this one takes. */
+  Piece,
   /** This is no reason, but their number. */
   Count,
 }
@@ -96,6 +98,8 @@ export function reasonToken(reason: Reason): string {
       return 'cached';
     case Reason.Experts:
       return 'experts';
+    case Reason.Piece:
+      return 'piece';
     default:
       return 'none';
   }
@@ -159,6 +163,8 @@ export function reasonText(reason: Reason): string {
       return 'decode served the request alone, and does not say that nothing of its prompt came from a cache';
     case Reason.Experts:
       return 'a row names experts that a router cannot have given';
+    case Reason.Piece:
+      return 'more than max_piece_bytes of the response would have to leave in one piece';
     default:
       return '';
   }

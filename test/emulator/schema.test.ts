@@ -43,6 +43,7 @@ const OPTIONAL = [
   'model.layers',
   'model.top_k',
   'model.experts',
+  'max_piece_bytes',
   ...[
     'endpoint_header',
     'allowed_endpoints',

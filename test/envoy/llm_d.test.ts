@@ -3,7 +3,17 @@
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Deployment } from '../extproc/deployment.ts';
-import { ask, deployFor, expectRight, nameOf, type DecodeRows, type Spec } from '../extproc/exchanges.ts';
+import {
+  ask,
+  deployFor,
+  expectRefused,
+  expectRight,
+  isTooLarge,
+  nameOf,
+  TOGETHER,
+  type DecodeRows,
+  type Spec,
+} from '../extproc/exchanges.ts';
 import { waitFor } from './wait.ts';
 
 /** Rows of 6 MB, which the picker would refuse in one piece. */
@@ -51,5 +61,33 @@ describe.each(['full', 'tail'] as const)('decode_rows: %s', (rows) => {
     const seen = [...deployment.prefill.requests, ...deployment.decode.requests];
     const names = seen.flatMap(({ headers }) => headers.map(([name]) => name));
     expect(names).not.toContain('x-prefiller-host-port');
+  });
+});
+
+const SHORT = 3000;
+
+const IN_ONE_LISTENER: Record<DecodeRows, Spec[]> = {
+  full: [
+    { tokens: LONG, form: 'whole', downstream: 'http1' },
+    { tokens: LONG, form: 'events', downstream: 'http1' },
+  ],
+  tail: [
+    { tokens: LONG, form: 'whole', downstream: 'http1' },
+    { tokens: LONG, form: 'events', downstream: 'http2' },
+    { tokens: SHORT, form: 'events', downstream: 'http1' },
+  ],
+};
+
+describe.each(['full', 'tail'] as const)('in one listener with max_piece_bytes, decode_rows: %s', (rows) => {
+  let deployment: Deployment;
+  beforeAll(async () => {
+    deployment = await deployFor(rows, TOGETHER);
+  });
+  afterAll(() => deployment?.close());
+
+  test.each(IN_ONE_LISTENER[rows].map((spec) => [nameOf(spec), spec] as const))('%s', async (_, spec) => {
+    const answer = await ask(deployment, spec);
+    if (isTooLarge(rows, spec)) expectRefused(answer);
+    else expectRight(rows, spec, answer);
   });
 });

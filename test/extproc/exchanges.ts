@@ -66,6 +66,19 @@ function choicesOf(body: Buffer): string {
 export const equalsOracle = (rows: DecodeRows, spec: Spec, answer: Answer): boolean =>
   choicesOf(answer.body) === choicesOf(oracle(enginesFor(rows), ...requestOf(spec)));
 
+/** What fits into the picker's messages together with a piece that Envoy reads of decode's. */
+export const TOGETHER: Partial<Layout> = { filters: 'together', config: { max_piece_bytes: 3 << 20 } };
+
+/** Whether the rows of a prompt are more than that, where decode is not asked for them. */
+export const isTooLarge = (rows: DecodeRows, { tokens }: Spec): boolean =>
+  rows === 'tail' && (tokens * MODEL.layers * MODEL.topK * 4) / 3 > 3 << 20;
+
+export function expectRefused(answer: Answer): void {
+  expect([answer.status, answer.complete]).toEqual([502, true]);
+  expect(answer.outcome).toBe('rejected; reason=piece');
+  expect(answer.body.toString()).toContain('routed_experts can not be merged');
+}
+
 export function expectRight(rows: DecodeRows, spec: Spec, answer: Answer): void {
   expect(answer.status, answer.body.toString('latin1', 0, 500)).toBe(200);
   expect(answer.complete).toBe(true);

@@ -26,7 +26,7 @@ const integer = (least: number, most: number) => `expected an integer from ${lea
 const MIB = 1 << 20;
 const KNOWN =
   'prefill, connector, handshake, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
-  'max_capture_bytes, max_parked_bytes';
+  'max_capture_bytes, max_parked_bytes, max_piece_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
 const ENDPOINT =
@@ -235,6 +235,8 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+  [{ max_piece_bytes: 65_535 }, `max_piece_bytes: ${integer(65_536, 256 * MIB)}`],
+  [{ max_piece_bytes: 256 * MIB + 1 }, `max_piece_bytes: ${integer(65_536, 256 * MIB)}`],
 ];
 
 /** Configurations that are refused because of a key that the hosts otherwise fill in. */
@@ -280,6 +282,8 @@ export const TAKEN: Config[] = [
   { hold_bytes: 256 * MIB },
   { max_hold_bytes: 256 * MIB, max_capture_bytes: 640 * MIB, max_parked_bytes: 2 ** 40 },
   { max_capture_bytes: 0 },
+  { max_piece_bytes: 65_536 },
+  { max_piece_bytes: 256 * MIB },
   { paths: ['/v1/completions', '/x/v1/chat/completions'] },
 ];
 

@@ -25,6 +25,8 @@ export abstract class Outlet extends Sink {
 export class BodySink extends Outlet {
   /** Whether the host has taken every segment so far. */
   ok: bool = true;
+  /** How many bytes it has been given. */
+  taken: u64 = 0;
   private started: bool = false;
   private staged: usize = 0;
 
@@ -34,6 +36,7 @@ export class BodySink extends Outlet {
   }
 
   write(ptr: usize, len: usize): void {
+    this.taken += len;
     if (len <= SHORT) {
       if (this.staged + len > STAGE_BYTES) this.flush();
       memory.copy(stage + this.staged, ptr, len);

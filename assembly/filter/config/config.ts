@@ -78,6 +78,11 @@ export class Config {
   maxHoldBytes: u64 = 16 << 20;
   maxCaptureBytes: u64 = 512 << 20;
   maxParkedBytes: u64 = 2 << 30;
+  /**
+   * How many bytes the filter may let go at once, beyond the piece of decode's that has come; 0:
+   * any number. It is set where another filter sees the response after this one.
+   */
+  maxPieceBytes: u64 = 0;
 
   /**
    * The API of a request's path (borrowed), which may have a query and escapes. `None` when P/D

@@ -24,6 +24,8 @@ const MAX_RETRIES: i64 = 10;
  */
 const MAX_HOLD_BYTES: i64 = 256 << 20;
 const MAX_CAPTURE_BYTES: i64 = 640 << 20;
+/** With a lower limit, responses would be refused that no other filter finds large. */
+const MIN_PIECE_BYTES: i64 = 64 << 10;
 /** Parked rows are in host memory, of which the machine may have any amount. */
 const MAX_PARKED_BYTES: i64 = 1 << 40;
 /**
@@ -58,6 +60,7 @@ export function readConfig(text: Block, config: Config): string {
     'max_hold_bytes',
     'max_capture_bytes',
     'max_parked_bytes',
+    'max_piece_bytes',
   ]);
   const prefill = members.members('prefill', 'an object with the member cluster', false);
   if (prefill === null) return problem.text;
@@ -137,6 +140,7 @@ function readBounds(members: Members, config: Config): void {
   const captured = config.maxCaptureBytes;
   config.maxCaptureBytes = members.integer('max_capture_bytes', 0, MAX_CAPTURE_BYTES, captured);
   config.maxParkedBytes = members.integer('max_parked_bytes', 0, MAX_PARKED_BYTES, config.maxParkedBytes);
+  config.maxPieceBytes = members.integer('max_piece_bytes', MIN_PIECE_BYTES, MAX_HOLD_BYTES, 0);
 }
 
 function readPrefill(prefill: Members, config: Config): void {

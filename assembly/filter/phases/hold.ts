@@ -48,6 +48,8 @@ export class Hold extends Phase {
   private response: DecodeResponse;
   /** Why arrays become `null`; `None` while they are to be merged. */
   private nulledFor: Reason = Reason.None;
+  /** How many of the bytes that have come are those of the current piece. */
+  private current: u64 = 0;
 
   /**
    * Takes over the body and what is known. `headOut`: the head leaves before the outcome is known.
@@ -88,6 +90,7 @@ export class Hold extends Phase {
   onResponseBody(size: u32, endOfStream: bool): i32 {
     const body = this.body;
     const response = this.response;
+    this.current = size;
     // If an unmergeable response is refused, it never leaves as decode sent it. Then nobody needs
     // those of decode's rows that prefill's replace, so they are not read.
     const sparing = this.course.config.onUnmergeable == OnUnmergeable.Reject;
@@ -197,6 +200,10 @@ export class Hold extends Phase {
   private letGo(unread: u32, endOfStream: bool): i32 {
     const course = this.course;
     const body = this.body;
+    if (course.exceedsPiece(body.received + unread - this.current)) {
+      this.reject(Reason.Piece);
+      return BodyStatus.StopIterationNoBuffer;
+    }
     const rope = body.rope;
     if (!this.headOut) course.ending.writeTo(HeaderMapKind.ResponseHeaders);
     const left = body.left(unread);
@@ -223,6 +230,10 @@ export class Hold extends Phase {
   private commit(endOfStream: bool): i32 {
     const course = this.course;
     const response = this.response;
+    if (course.exceedsPiece(this.body.received - this.current + <u64>max<i64>(response.growth, 0))) {
+      this.reject(Reason.Piece);
+      return BodyStatus.StopIterationNoBuffer;
+    }
     const stream = new StreamBody(course, this.body, this.brought, response, this.headOut);
     if (this.nulledFor != Reason.None) course.ending.set(Outcome.Unmerged, this.nulledFor);
     else if (this.brought.expected.alone === null) {

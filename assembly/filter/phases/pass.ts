@@ -33,7 +33,7 @@ export class Pass extends Phase {
 
   /** Called when the body has ended. */
   end(): void {
-    if (this.toldInTrailer) this.course.ending.writeTo(HeaderMapKind.ResponseTrailers);
+    if (this.toldInTrailer) this.course.tellInTrailer();
     this.course.finish();
   }
 

@@ -13,7 +13,7 @@
 // before it goes on. If they differ, Envoy has answered.
 
 import { StreamContext } from '../../abi/context';
-import { BodyStatus, HeadersStatus } from '../../abi/types';
+import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Block } from '../../bytes/block';
 import { Reason } from '../../routing/reason';
 import { Bootstrap } from '../calls/bootstrap';
@@ -69,6 +69,24 @@ export abstract class Course extends StreamContext {
    */
   refuse(reason: Reason, why: string): void {
     this.answer(502, 'routed_experts can not be merged: ' + why, reason);
+  }
+
+  /**
+   * Whether `size` bytes are more than may leave at once, beyond the piece of decode's that has
+   * come.
+   */
+  exceedsPiece(size: u64): bool {
+    const most = this.config.maxPieceBytes;
+    return most > 0 && size > most;
+  }
+
+  /**
+   * Tells the outcome in a trailer. Where a filter sees the response after this one, there is none:
+   * if that filter stops at the end of the body, Envoy forgets trailers which were added there, and
+   * with them the end of the response (filter_manager.cc, encodeData).
+   */
+  tellInTrailer(): void {
+    if (this.config.maxPieceBytes == 0) this.ending.writeTo(HeaderMapKind.ResponseTrailers);
   }
 
   /** Makes the next exchange ask prefill's bootstrap server for its ranks again. */

@@ -19,7 +19,7 @@ import {
   reportFailure,
 } from '../calls/prefill_answer';
 import { startLookup, startPrefill } from '../calls/prefill_call';
-import { ClusterType, OnPrefillFailure } from '../config/config';
+import { ClusterType, OnPrefillFailure, OnUnmergeable } from '../config/config';
 import { ResponseHead } from '../heads';
 import { ClientRequest } from '../request/client_request';
 import { Brought } from '../rows/brought';
@@ -259,11 +259,28 @@ export class Prefill extends Phase {
     session.paramsPtr = params === null ? 0 : params.ptr;
     session.paramsLen = params === null ? 0 : params.len;
     const from = course.config.tail ? captured.prompt.seam : -1;
+    if (!this.fitsPieces()) return;
     if (!sendDecodeLeg(course, this.request, this.asked, session, this.brought, from)) return;
     captured.freeParams();
     this.request.free();
     course.enter(new Decode(course, this.brought));
     this.resume();
+  }
+
+  /**
+   * Looks whether what is put into decode's response may leave at once, since nothing more than the
+   * end of a response can leave after its last piece. Returns false when the exchange has ended.
+   */
+  private fitsPieces(): bool {
+    const course = this.course;
+    const prompt = this.brought.captured.prompt;
+    if (!course.config.tail || !course.exceedsPiece(prompt.addedTo(this.asked.choices))) return true;
+    if (course.config.onUnmergeable == OnUnmergeable.Reject) {
+      course.refuse(Reason.Piece, this.brought.describe(Reason.Piece));
+      return false;
+    }
+    prompt.refuse(Reason.Piece);
+    return true;
   }
 
   /**

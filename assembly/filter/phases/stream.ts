@@ -112,6 +112,7 @@ abstract class Stream extends Phase {
       if (reason != Reason.None) return this.failed(reason, sink);
       rope.release(this.settled, sink);
     }
+    if (this.course.exceedsPiece(sink.taken - min<u64>(sink.taken, size))) return this.reset(Reason.Piece);
     return this.sent(sink);
   }
 
@@ -150,6 +151,7 @@ abstract class Stream extends Phase {
     const body = this.body;
     body.rope.clearEdits();
     body.rope.release(body.received, sink);
+    if (course.exceedsPiece(sink.taken)) return this.reset(Reason.Piece);
     sink.finish();
     if (course.phase !== this) return false;
     if (!foreign) course.ending.set(Outcome.Unmerged, reason);
@@ -176,7 +178,7 @@ abstract class Stream extends Phase {
 
   /** Ends the exchange. Called when the whole response has left. */
   protected finish(): void {
-    if (this.toldInTrailer) this.course.ending.writeTo(HeaderMapKind.ResponseTrailers);
+    if (this.toldInTrailer) this.course.tellInTrailer();
     this.course.finish();
   }
 

@@ -1,0 +1,5 @@
+import { pieces } from '../scenarios/pieces.ts';
+import { onEmulator } from '../scenarios/hosts.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(pieces, onEmulator);

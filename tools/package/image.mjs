@@ -14,7 +14,9 @@ const CONFIG = 'application/vnd.oci.image.config.v1+json';
 const LAYER = 'application/vnd.oci.image.layer.v1.tar+gzip';
 const EMPTY = 'application/vnd.oci.empty.v1+json';
 
-/** @typedef {{ mediaType: string, digest: string, size: number, annotations?: object }} Descriptor */
+/**
+ * @typedef {{ mediaType: string, digest: string, size: number, annotations?: object }} Descriptor
+ */
 
 /**
  * @param {string} folder is made

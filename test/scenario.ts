@@ -81,6 +81,11 @@ export interface Scenario {
   prefill: Engine | 'down' | Engine[];
   /** The bootstrap server of prefill, if there is one. */
   bootstrap?: Engine | 'down';
+  /**
+   * How prefill answers when it is asked for its models. Default: one model, of which a sequence
+   * may have 131,072 tokens.
+   */
+  models?: Engine;
   decode: Engine | 'down';
   /** Protocol between client and Envoy. Default `http1`. */
   downstream?: Protocol;
@@ -105,8 +110,10 @@ export interface Result {
    * either.
    */
   complete: boolean;
-  /** The requests that reached each engine, in order. */
+  /** The requests that reached each engine, in order; of prefill those for completions. */
   prefillRequests: EngineRequest[];
+  /** The requests for prefill's list of models, which a VM asks for once. */
+  modelsRequests: EngineRequest[];
   bootstrapRequests: EngineRequest[];
   decodeRequests: EngineRequest[];
   /**
@@ -141,10 +148,54 @@ export function engineOf(scenario: Scenario, name: string): Engine | 'down' | un
   return Array.isArray(prefill) ? prefill[i] : i === 0 ? prefill : undefined;
 }
 
+/** The requests that an exchange makes, by the engine that got them. */
+export type Requests = Pick<
+  Result,
+  'prefillRequests' | 'modelsRequests' | 'bootstrapRequests' | 'decodeRequests'
+>;
+
+export const noRequests = (): Requests => ({
+  prefillRequests: [],
+  modelsRequests: [],
+  bootstrapRequests: [],
+  decodeRequests: [],
+});
+
 /** The member of `Result` that holds the requests of an engine. */
-export function requestsOf(name: string): 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests' {
+export function requestsOf(name: string): keyof Requests {
   if (name === 'decode') return 'decodeRequests';
   return name === 'bootstrap' ? 'bootstrapRequests' : 'prefillRequests';
+}
+
+const DEFAULT_LENGTH = 131_072;
+
+/** A list of models as vLLM answers it, with the longest sequence of each. */
+export function listing(models: Record<string, number | null>): Engine {
+  const data = Object.entries(models).map(([id, max_model_len]) => ({ id, object: 'model', max_model_len }));
+  const body = Buffer.from(JSON.stringify({ object: 'list', data }));
+  const headers: Header[] = [
+    ['content-length', String(body.length)],
+    ['content-type', 'application/json'],
+  ];
+  return () => ({ status: 200, headers, chunks: [body] });
+}
+
+/**
+ * Has a request answered by the engine with this name. It is noted in `seen`, and undefined is
+ * returned where there is no such engine.
+ */
+export function deliver(
+  scenario: Scenario,
+  name: string,
+  request: EngineRequest,
+  seen: Requests,
+): ReturnType<Engine> | undefined {
+  const engine = engineOf(scenario, name);
+  if (typeof engine !== 'function') return undefined;
+  const lists = request.method === 'GET' && request.path.endsWith('/models') && name.startsWith('prefill');
+  seen[lists ? 'modelsRequests' : requestsOf(name)].push(request);
+  if (!lists) return engine(request);
+  return (scenario.models ?? listing({ tiny: DEFAULT_LENGTH }))(request);
 }
 
 /**

@@ -72,6 +72,14 @@ export abstract class Connector {
   }
 
   /**
+   * Whether prefill is asked for the longest sequence of its models, where the configuration does
+   * not tell it, because a request that decode refuses for its length does harm.
+   */
+  get needsLimit(): bool {
+    return false;
+  }
+
+  /**
    * Whether prompt KV can reach decode without a handshake in the request, from a store that both
    * engines share. The keys of such a store may not contain a request's `cache_salt`, and then only
    * decode's own `cached_tokens` tells that nothing came from it.

@@ -8,9 +8,8 @@ import { Connector, Order } from './connector';
 import { RequestBody, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
 import { Dialect, Field } from './schema';
-import { Session } from './session';
+import { RANK, Session } from './session';
 
-const RANK = new Ascii('x-data-parallel-rank');
 const ONE = new Ascii('1');
 
 const PREFILL = new Ascii('{"do_remote_decode":true,"do_remote_prefill":false,"transfer_id":"xfer-');
@@ -40,6 +39,10 @@ export class Mooncake extends Connector {
   }
 
   get needsRanks(): bool {
+    return true;
+  }
+
+  get needsLimit(): bool {
     return true;
   }
 

@@ -34,6 +34,13 @@ export const enum Unfit {
    * takes 5.0 and "5" for 5, so which rows it returns would not be known.
    */
   PromptStart,
+  /**
+   * The request asks for a cut prompt. vLLM cuts it to what `max_tokens` leaves of the model's
+   * length (`TokenizeParams`, vllm/renderers/params.py), which is another length on each leg.
+   */
+  Truncated,
+  /** The request asks for a beam search, whose requests vLLM makes without `kv_transfer_params`. */
+  Beams,
   /** The body has `sampling_params` twice. */
   Duplicate,
   /** The body has more of the members that are looked for than any request needs. */
@@ -80,6 +87,15 @@ export class Member {
   get isObject(): bool {
     return this.first == 0x7b;
   }
+
+  /** Whether the value, in the body at `body`, has a letter, which is given in lower case. */
+  has(letter: u8, body: usize): bool {
+    const end = body + <usize>this.valueEnd;
+    for (let at = body + <usize>this.valueStart; at < end; at++) {
+      if ((load<u8>(at) | 0x20) == letter) return true;
+    }
+    return false;
+  }
 }
 
 /** A request as it was read, without its bytes: those are given again where an edit is written. */
@@ -119,6 +135,12 @@ export class RequestBody {
       if (member.field == owner && owner != Field.Root) return null;
     }
     return null;
+  }
+
+  /** How many tokens the prompt has, where it is a list of them at the top level; else 0. */
+  get promptIds(): i64 {
+    const prompt = this.last(Field.Prompt);
+    return prompt !== null && prompt.first == 0x5b && this.batch < 0 ? prompt.count : 0;
   }
 
   /** The value of a field when it is a plain integer; else -1. */
@@ -226,6 +248,9 @@ export class RequestBody {
       return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
     }
     if (this.batch > 1 || this.present(Field.PromptEmbeds)) return Unfit.SeveralPrompts;
+    if (this.present(Field.TruncatePrompt)) return Unfit.Truncated;
+    const beams = this.last(Field.BeamSearch);
+    if (beams !== null && !beams.isNull && beams.first != 0x66) return Unfit.Beams;
     // With `echo`, vLLM computes logprobs of the prompt, too. It takes 1 and "true" for true.
     const echo = this.last(Field.Echo);
     const echoes = echo !== null && !echo.isNull && echo.first != 0x66;
@@ -263,13 +288,16 @@ export class RequestBody {
   }
 
   /** Whether a field is 0 to an engine, which also takes -0, 0.0, "0" and false for 0. */
-  private isZero(field: Field, ptr: usize): bool {
+  isZero(field: Field, ptr: usize): bool {
     const member = this.last(field);
     if (member === null || member.isNull) return false;
     if (member.integer >= 0) return member.integer == 0;
     if (member.first == 0x5b || member.first == 0x7b || member.first == 0x74) return false;
     for (let at = ptr + <usize>member.valueStart; at < ptr + <usize>member.valueEnd; at++) {
-      if (load<u8>(at) - 0x31 < 9) return false;
+      const c = load<u8>(at);
+      if (c - 0x31 < 9) return false;
+      // An exponent does not make another value of zero.
+      if ((c | 0x20) == 0x65) break;
     }
     return true;
   }

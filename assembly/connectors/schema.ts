@@ -56,6 +56,12 @@ export const enum Field {
   StartLen,
   /** vLLM's `cache_salt`, which is part of the key of every block in its prefix cache. */
   CacheSalt,
+  IncludeUsage,
+  ContinuousUsage,
+  Temperature,
+  BeamSearch,
+  TruncatePrompt,
+  Model,
   /** The first of the members that are a connector's own. */
   Own,
 }
@@ -128,7 +134,18 @@ const NAMES: string[] = [
   '',
   'routed_experts_start_len',
   'cache_salt',
+  'include_usage',
+  'continuous_usage_stats',
+  'temperature',
+  'use_beam_search',
+  'truncate_prompt_tokens',
+  'model',
 ];
+
+/** The name of a field that is no connector's own. */
+export function nameOf(field: Field): string {
+  return NAMES[field];
+}
 
 /** The members that every connector knows, where an API has them. */
 function fixedPaths(api: Api): Paths {
@@ -139,6 +156,9 @@ function fixedPaths(api: Api): Paths {
     .add('vllm_xargs.kv_transfer_params', Field.XargsKvTransferParams)
     .add('stream', Field.Stream)
     .add('stream_options', Field.StreamOptions)
+    .add('stream_options.include_usage', Field.IncludeUsage)
+    .add('stream_options.continuous_usage_stats', Field.ContinuousUsage)
+    .add('model', Field.Model)
     .add('cache_hit_threshold', Field.CacheHitThreshold)
     .add('routed_experts_start_len', Field.StartLen)
     .add('cache_salt', Field.CacheSalt);
@@ -161,6 +181,7 @@ function fixedPaths(api: Api): Paths {
       .add('sampling_params.max_tokens', Field.MaxTokens)
       .add('sampling_params.min_tokens', Field.MinTokens)
       .add('sampling_params.n', Field.N)
+      .add('sampling_params.temperature', Field.Temperature)
       .add('sampling_params.prompt_logprobs', Field.PromptLogprobs)
       .add('sampling_params.routed_experts_prompt_start', Field.PromptStart);
   }
@@ -172,6 +193,9 @@ function fixedPaths(api: Api): Paths {
     .add('max_tokens', Field.MaxTokens)
     .add('min_tokens', Field.MinTokens)
     .add('n', Field.N)
+    .add('temperature', Field.Temperature)
+    .add('use_beam_search', Field.BeamSearch)
+    .add('truncate_prompt_tokens', Field.TruncatePrompt)
     .add('prompt', Field.Prompt)
     .add('prompt_embeds', Field.PromptEmbeds)
     .add('prompt_logprobs', Field.PromptLogprobs)
@@ -186,11 +210,15 @@ export function ownerOf(field: Field, api: Api): Field {
       return Field.ExtraArgs;
     case Field.XargsKvTransferParams:
       return Field.Xargs;
+    case Field.IncludeUsage:
+    case Field.ContinuousUsage:
+      return Field.StreamOptions;
     case Field.ExtraArgs:
       return Field.SamplingParams;
     case Field.MaxTokens:
     case Field.MinTokens:
     case Field.N:
+    case Field.Temperature:
     case Field.PromptLogprobs:
     case Field.PromptStart:
       return api == Api.Generate || api == Api.Native ? Field.SamplingParams : Field.Root;

@@ -7,6 +7,13 @@ import { Block } from '../bytes/block';
 /** How many random bytes a session has. */
 export const RANDOM_BYTES: i32 = 16;
 
+/**
+ * The header by which vLLM's API server is told the data-parallel rank that serves a request. Ranks
+ * are an engine's own: one that prefill has may be one that decode refuses, when prefill's KV
+ * already waits for it. So a client's own header reaches neither engine of a pair.
+ */
+export const RANK = new Ascii('x-data-parallel-rank');
+
 /** A header of the prefill leg. */
 @final
 export class LegHeader {

@@ -62,11 +62,11 @@ export class Exchange extends Course {
     return this.current instanceof Ended;
   }
 
-  answer(code: i32, message: string, reason: Reason): void {
+  answer(code: i32, message: string, reason: Reason, param: string = ''): void {
     this.ending.set(Outcome.Rejected, reason);
     if (logs(LogLevel.Info)) log(LogLevel.Info, 'answered ' + code.toString() + ': ' + message);
     this.finish();
-    replyError(code, message, this.ending.text);
+    replyError(code, message, param, this.ending.text);
   }
 
   passPrefillAnswer(status: i32, headers: Block, body: Block): void {
@@ -158,7 +158,7 @@ export class Exchange extends Course {
    */
   private abort(): void {
     if (this.ended) return;
-    this.forgetRanks();
+    this.forgetAnswers();
     this.ending.set(Outcome.Aborted, Reason.None);
   }
 }

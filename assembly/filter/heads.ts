@@ -7,7 +7,8 @@ import { HeaderMapKind } from '../abi/types';
 import { equalsIgnoreCase, readDecimal, startsWithIgnoreCase, writeDecimal } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { DECIMAL_BYTES } from '../bytes/text';
-import { Api } from '../connectors/schema';
+import { Api, Dialect } from '../connectors/schema';
+import { RANK } from '../connectors/session';
 import { Config } from './config/config';
 import {
   ACCEPT_ENCODING,
@@ -35,6 +36,8 @@ export class RequestHead {
   hasRequestId: bool = false;
   hasContentLength: bool = false;
   hasAcceptEncoding: bool = false;
+  /** Whether the client names a rank of vLLM's engines. */
+  hasRank: bool = false;
   /** Whether the body has a content coding, such as compression. The filter reads no such body. */
   encoded: bool = false;
   /**
@@ -68,6 +71,7 @@ export class RequestHead {
       else if (reader.is(REQUEST_ID)) head.hasRequestId = true;
       else if (reader.is(CONTENT_LENGTH)) head.hasContentLength = true;
       else if (reader.is(ACCEPT_ENCODING)) head.hasAcceptEncoding = true;
+      else if (reader.is(RANK)) head.hasRank = config.connector.schema.dialect == Dialect.Vllm;
       else if (reader.is(CONTENT_ENCODING) && isEncoded(reader.valuePtr, reader.valueLen))
         head.encoded = true;
     }

@@ -3,6 +3,7 @@
 import { Ascii } from '../bytes/ascii';
 import { Connector, decodeLeg, prefillLeg, withoutClientParams } from '../connectors/connector';
 import { RequestBody, Unfit } from '../connectors/request_body';
+import { Checked } from '../connectors/protocol';
 import { Rewrite } from '../connectors/rewrite';
 import { Api } from '../connectors/schema';
 import { RANDOM_BYTES, Session } from '../connectors/session';
@@ -53,6 +54,20 @@ export function requestRead(api: Api, ptr: usize, len: usize): i32 {
   const read = new RequestBody(api, connector.schema, ptr, len);
   request = read;
   return read.unfit == Unfit.No ? connector.judge(read) : read.unfit;
+}
+
+/**
+ * What vLLM says of the request that was read: 0 when it takes it, 1 when it refuses it, and the
+ * member and the message are in the output, 2 when only the engine can tell. `limit` is the length
+ * of the model, 0 when it is not known, and `prompt` that of the prompt.
+ */
+export function requestCheck(limit: i32, prompt: i32): i32 {
+  const checked = Checked.of(request!, requestPtr);
+  const refused =
+    checked.isRefused || (!checked.unsure && limit > 0 && checked.exceeds(limit, prompt));
+  const text = String.UTF8.encode(checked.param + ': ' + checked.refusal);
+  if (refused) output.write(changetype<usize>(text), text.byteLength);
+  return refused ? 1 : checked.unsure ? 2 : 0;
 }
 
 export function requestChoices(): i32 {

@@ -44,6 +44,7 @@ const OPTIONAL = [
   'model.top_k',
   'model.experts',
   'max_piece_bytes',
+  'max_model_len',
   ...[
     'endpoint_header',
     'allowed_endpoints',

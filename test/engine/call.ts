@@ -83,6 +83,11 @@ export class ApiError extends Error {
     message: string,
     readonly type = 'BadRequestError',
     readonly param: string | null = null,
+    /**
+     * What has refused the request: its class, or the code that serves what the class has let pass.
+     * Only the latter gives up the KV that prefill keeps for the request.
+     */
+    readonly by: 'class' | 'serving' = 'class',
   ) {
     super(message);
   }

@@ -5,6 +5,7 @@ import type { Api } from './api.ts';
 import { ApiError, EngineDeath, EngineError, type Call } from './call.ts';
 import { ModelRunner } from './compute.ts';
 import { Fleet } from './fleet.ts';
+import { object, parseJson, refused } from './fields.ts';
 import { createFormat } from './formats/index.ts';
 import { createHandshake } from './handshakes/index.ts';
 import type { Agreement, Handshake } from './handshakes/handshake.ts';
@@ -170,6 +171,7 @@ class Core {
         header(request, 'content-type') ?? '',
         request.body,
       ));
+      this.#checkRank(request);
       const agreed = this.#handshake.begin(accepted, request);
       if (!(agreed instanceof Promise)) return this.#serve(accepted, agreed, request);
       return agreed
@@ -180,15 +182,37 @@ class Core {
     }
   }
 
+  /** vLLM refuses a rank that the engine does not have; a header that is no number is ignored. */
+  #checkRank(request: EngineRequest): void {
+    const text = header(request, 'x-data-parallel-rank')?.trim() ?? '';
+    const ranks = this.#options.ranks ?? 1;
+    if (this.#api.owner !== 'vllm' || !/^[+-]?\d+$/.test(text) || (+text >= 0 && +text < ranks)) return;
+    throw refused(`data_parallel_rank ${+text} is out of range [0, ${ranks}).`);
+  }
+
   /**
    * The reply to a request that ended with `error`; `call` is null if the request was not accepted.
    */
   #ended(error: unknown, call: Call | null, request: EngineRequest): EngineReply {
     if (error instanceof EngineError && call?.stream) return this.#events(this.#api.failure(error, call));
-    if (error instanceof ApiError) return this.#refuse(error, request);
+    if (error instanceof ApiError) {
+      this.#cleanUp(error, request);
+      return this.#refuse(error, request);
+    }
     if (!(error instanceof EngineDeath)) throw error;
     this.dead = true;
     return this.#refuse(new ApiError(500, '', 'InternalServerError'), request);
+  }
+
+  /**
+   * What vLLM does about the KV that prefill keeps for a request which is refused. Its classes
+   * refuse a request before anything knows of the KV, and `/inference/v1/generate` does nothing.
+   */
+  #cleanUp(error: ApiError, request: EngineRequest): void {
+    const endpoint = this.#api.endpoints[pathOf(request)];
+    if (error.by !== 'serving' || (endpoint !== 'completions' && endpoint !== 'chat')) return;
+    const { kv_transfer_params: params } = object(parseJson(request.body), 'body');
+    if (params) this.#handshake.refused?.(object(params, 'params'), () => (this.dead = true));
   }
 
   #serve(asked: Call, agreed: Agreement, request: EngineRequest): EngineReply {

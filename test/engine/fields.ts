@@ -8,6 +8,11 @@ export function bad(message: string, param: string | null = null): ApiError {
   return new ApiError(400, message, 'BadRequestError', param);
 }
 
+/** The error of a request that its class has let pass. */
+export function refused(message: string, param: string | null = null): ApiError {
+  return new ApiError(400, message, 'BadRequestError', param, 'serving');
+}
+
 export function parseJson(body: Buffer): unknown {
   try {
     return JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(body));
@@ -33,7 +38,8 @@ export function tokenIds(value: unknown, param: string): number[] {
 }
 
 /**
- * Reads an integer as Pydantic's lax mode does, which also accepts `"5"` and `true`. Returns null
+ * Reads an integer as Pydantic's lax mode does, which also accepts `"5"`, `"5.0"` and `true`.
+ * Returns null
  * if the value is null, or if it is absent and there is no default.
  */
 export function integer(json: Json, key: string, absent: number | null = null): number | null {
@@ -41,7 +47,9 @@ export function integer(json: Json, key: string, absent: number | null = null): 
   const value = json[key];
   if (value === null) return null;
   if (typeof value === 'boolean') return Number(value);
-  if (typeof value === 'string' && /^\s*[+-]?\d+\s*$/.test(value)) return Number(value);
+  if (typeof value === 'string' && /^[+-]?\d+(_\d+)*(\.0+)?$/.test(value.trim())) {
+    return Number(value.replaceAll('_', ''));
+  }
   if (typeof value === 'number' && Number.isInteger(value)) return value;
   throw bad('Input should be a valid integer', key);
 }
@@ -61,6 +69,15 @@ export function bool(json: Json, key: string): boolean | null {
       : undefined;
   if (word === undefined) throw bad('Input should be a valid boolean', key);
   return word;
+}
+
+/** Reads a number as Pydantic's lax mode does, which also accepts `"0.5"` and `true`. */
+export function float(json: Json, key: string, absent: number): number {
+  const value = json[key] ?? null;
+  if (value === null) return absent;
+  const known = typeof value !== 'object' && value !== '' ? Number(value) : NaN;
+  if (Number.isNaN(known)) throw bad('Input should be a valid number', key);
+  return known;
 }
 
 export function required<T>(value: T | null, key: string): T {

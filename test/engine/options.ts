@@ -171,6 +171,11 @@ export interface EngineOptions {
   /** Number of data-parallel ranks of a Mooncake prefill engine. */
   ranks?: number;
   /**
+   * Decode does not die of a request that it refuses and whose transfer prefill has taken, as a
+   * Mooncake decode engine of vLLM 0.30 does.
+   */
+  survivesRefusals?: boolean;
+  /**
    * How long one leg waits for the other. Default: the real engine's time, which is several
    * minutes.
    */

@@ -8,14 +8,15 @@ import { FILTER_WASM } from '../../tools/paths.mjs';
 import { serveEngine, type EngineServer } from '../engine/server.ts';
 import {
   asksBootstrap,
-  engineOf,
+  deliver,
   ENGINES,
+  noRequests,
   prefillName,
-  requestsOf,
   withAddresses,
   type Engine,
   type Host,
   type Protocol,
+  type Requests,
   type Result,
   type Scenario,
 } from '../scenario.ts';
@@ -81,8 +82,6 @@ interface Run {
   unread: Map<string, number>;
 }
 
-type Requests = Pick<Result, 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests'>;
-
 const METRICS = 'wasmcustom.';
 const LOG_TAIL = 4_000;
 
@@ -95,11 +94,9 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   let running: Run | undefined;
   const serve = (name: string): Engine => {
     return (request) => {
-      const engine = running && engineOf(running.scenario, name);
-      // The request belongs to an exchange that has ended.
-      if (!running || typeof engine !== 'function') return { status: 503, headers: [], chunks: [] };
-      running.requests[requestsOf(name)].push(request);
-      return engine(request);
+      const reply = running && deliver(running.scenario, name, request, running.requests);
+      // Without a reply the request belongs to an exchange that has ended.
+      return reply ?? { status: 503, headers: [], chunks: [] };
     };
   };
   const servers = new Map<string, EngineServer>();
@@ -240,7 +237,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       }).then(() => undefined);
 
     const logged = await accessLogSize();
-    const requests: Requests = { prefillRequests: [], bootstrapRequests: [], decodeRequests: [] };
+    const requests = noRequests();
     const unreadBefore = new Map<string, number>();
     for (const name of ['decode', prefillName(0)])
       unreadBefore.set(name, await unread(name, scenario.upstream ?? 'http1'));

@@ -6,13 +6,13 @@
 
 import { setImmediate } from 'node:timers/promises';
 import {
+  deliver,
   engineOf,
   ENGINES,
   prefillName,
-  requestsOf,
+  noRequests,
   type Engine,
   type EngineReply,
-  type EngineRequest,
   type Header,
   type Protocol,
   type Result,
@@ -51,11 +51,7 @@ export class Exchange {
   readonly #scenario: Scenario;
   readonly #merge: boolean;
   readonly #upstream: Protocol;
-  readonly #requests: Pick<Result, 'prefillRequests' | 'bootstrapRequests' | 'decodeRequests'> = {
-    prefillRequests: [],
-    bootstrapRequests: [],
-    decodeRequests: [],
-  };
+  readonly #requests = noRequests();
   /** Calls for which an engine was asked. Some of them are never answered. */
   readonly #sent = new Set<PendingCallout>();
   /** Engines that have not answered yet. */
@@ -177,8 +173,8 @@ export class Exchange {
     let reply: CalloutReply = 'refused';
     do {
       if (engine === 'down') continue;
-      const seen = this.#requests[requestsOf(name!)];
-      reply = await ask(engine, calloutRequest(call, this.#upstream), seen);
+      const request = calloutRequest(call, this.#upstream);
+      reply = await patient(deliver(this.#scenario, name!, request, this.#requests)!);
     } while (triesAgain(call, reply));
     const complete = () => {
       this.#callouts.completeCallout(call, reply, this.#upstream);
@@ -222,7 +218,9 @@ export class Exchange {
       ...(trailers && trailers.size > 0 ? { trailers: trailers.entries() } : {}),
     };
     const hostless = this.#upstream === 'http1' && !upstream.headers.has(':authority');
-    const reply = hostless ? STALLED : await ask(decode, request, this.#requests.decodeRequests);
+    const reply = hostless
+      ? STALLED
+      : await patient(deliver(this.#scenario, 'decode', request, this.#requests)!);
     if (hostless || body.length > length) {
       // Node's server answers 400 and closes the connection when there is no host, or when the
       // bytes behind the announced length are no request.
@@ -343,14 +341,13 @@ function nameOf({ cluster, headers }: PendingCallout): string | null {
   return cluster.startsWith('decode') ? 'decode' : prefillName(0);
 }
 
-async function ask(engine: Engine, request: EngineRequest, seen: EngineRequest[]): Promise<EngineReply> {
-  seen.push(request);
+async function patient(answer: ReturnType<Engine>): Promise<EngineReply> {
   let timer: NodeJS.Timeout | undefined;
   const patience = new Promise<EngineReply>((resolve) => {
     timer = setTimeout(() => resolve(STALLED), ENGINE_PATIENCE_MS);
   });
   try {
-    return await Promise.race([engine(request), patience]);
+    return await Promise.race([answer, patience]);
   } finally {
     clearTimeout(timer);
   }

@@ -107,7 +107,7 @@ const requests: Bound[] = [
   {
     name: 'a prompt of many tokens',
     scenario: () => ({
-      client: post(`{"token_ids":[${list(20 * MANY, (i) => String(i % 100_000))}]}`, { path: GENERATE }),
+      client: post(`{"token_ids":[${list(20 * MANY, (i) => String(i % 100_000))}],"sampling_params":{}}`, { path: GENERATE }),
     }),
     check: isMerged,
   },

@@ -144,7 +144,7 @@ const shared = { local_prefix_cache: 'shared' };
 const salted: Spec[] = [
   ...[COMPLETIONS, CHAT, GENERATE].map((path): Spec => ({
     name: `salted, nothing is said of the cache, ${path}`,
-    client: completion({}, path),
+    client: completion(path === GENERATE ? { sampling_params: {} } : {}, path),
     body: bodyOf({}),
     outcome: LOCAL,
   })),

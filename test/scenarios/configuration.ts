@@ -25,7 +25,7 @@ const prefill = (more: Config) => ({ prefill: more });
 const integer = (least: number, most: number) => `expected an integer from ${least} to ${most}`;
 const MIB = 1 << 20;
 const KNOWN =
-  'prefill, connector, handshake, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
+  'prefill, connector, handshake, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, max_model_len, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
   'max_capture_bytes, max_parked_bytes, max_piece_bytes';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
@@ -229,6 +229,14 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ hold_bytes: -1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ hold_bytes: 256 * MIB + 1 }, `hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ hold_bytes: {} }, `hold_bytes: ${integer(0, 256 * MIB)}`],
+  ...[0, -1, 2 ** 31 + 1, 1.5, '4096', null].map((max_model_len): [Config, string] => [
+    { max_model_len },
+    `max_model_len: ${integer(1, 2 ** 31)}`,
+  ]),
+  [
+    { connector: 'sglang', max_model_len: 4096, prefill: { bootstrap_host: 'x' } },
+    'max_model_len: expected none with connector sglang',
+  ],
   [{ max_hold_bytes: 256 * MIB + 1 }, `max_hold_bytes: ${integer(0, 256 * MIB)}`],
   [{ max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BEYOND_SCHEMA],
   [{ hold_bytes: 2000, max_hold_bytes: 1000 }, 'max_hold_bytes: expected at least hold_bytes', BEYOND_SCHEMA],
@@ -279,6 +287,8 @@ export const TAKEN: Config[] = [
   { headers: 'pass', on_unmergeable: 'forward' },
   { connector: 'shared_storage' },
   { hold_bytes: 0, max_hold_bytes: 0 },
+  { max_model_len: 4096 },
+  { max_model_len: 2 ** 31, connector: 'shared_storage' },
   { hold_bytes: 256 * MIB },
   { max_hold_bytes: 256 * MIB, max_capture_bytes: 640 * MIB, max_parked_bytes: 2 ** 40 },
   { max_capture_bytes: 0 },

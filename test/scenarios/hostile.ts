@@ -221,7 +221,7 @@ const decode: Hostile[] = [
   {
     name: 'an outcome header of decode’s in a stream',
     scenario: {
-      client: post('{"token_ids":[1],"stream":true}', { path: GENERATE }),
+      client: post('{"token_ids":[1],"sampling_params":{},"stream":true}', { path: GENERATE }),
       decode: answering('data: {"choices":[]}\n\ndata: [DONE]\n\n', {
         ...STREAM,
         headers: [...STREAM.headers, SAYS],

@@ -138,7 +138,7 @@ const failing: Case[] = FAILING.flatMap((of) =>
 const down: Case[] = ['decode', 'reject'].map((policy): Case => ({
   name: `prefill is down: ${policy}`,
   scenario: () => ({
-    ...scenarioOf({ prefill: answering(''), config: { on_prefill_failure: policy } }),
+    ...scenarioOf({ prefill: answering(''), config: { on_prefill_failure: policy, max_model_len: 4096 } }),
     prefill: 'down',
   }),
   check(result) {

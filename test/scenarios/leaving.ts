@@ -134,7 +134,7 @@ const stages: Stage[] = [
         void watch.seen(1).then(reach);
         const event = `data: {"choices":[{"routed_experts":"${encoded(FULL).slice(0, 100)}`;
         return {
-          client: post('{"token_ids":[1],"stream":true}', { path: GENERATE }),
+          client: post('{"token_ids":[1],"sampling_params":{},"stream":true}', { path: GENERATE }),
           decode: answering(`data: {}\n\n${event}`, {
             headers: [['content-type', 'text/event-stream']],
             contentLength: null,

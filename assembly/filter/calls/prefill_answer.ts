@@ -32,6 +32,8 @@ export const enum Failure {
   Unreadable,
   /** The bootstrap server does not name its ranks. */
   NoRanks,
+  /** Prefill does not tell how long a sequence of its models may be. */
+  NoLimit,
   /** The rows do not fit into `max_capture_bytes`, nor into `max_parked_bytes`. */
   TooLarge,
   /** Decode must be told the length of the prompt, and prefill's reply does not have it. */
@@ -141,6 +143,8 @@ function failureText(failure: Failure): string {
       return 'the reply is not JSON';
     case Failure.NoRanks:
       return 'the bootstrap server does not tell its ranks';
+    case Failure.NoLimit:
+      return 'its list of models does not tell max_model_len, which can be set in the configuration';
     case Failure.TooLarge:
       return 'the prompt rows exceed max_capture_bytes';
     default:

@@ -7,10 +7,12 @@ import { Status } from '../../abi/types';
 import { Ascii, startsWithIgnoreCase } from '../../bytes/ascii';
 import { Block } from '../../bytes/block';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../../bytes/text';
-import { RANDOM_BYTES, Session } from '../../connectors/session';
+import { Dialect } from '../../connectors/schema';
+import { RANDOM_BYTES, RANK, Session } from '../../connectors/session';
 import { ClusterType, Config } from '../config/config';
 import {
   AUTHORITY,
+  CONTENT_TYPE,
   ENVOY_PREFIX,
   GET,
   HEALTH,
@@ -33,6 +35,11 @@ export const RETRIED = new Ascii('connect-failure,refused-stream,reset,gateway-e
  * seen the leg.
  */
 const RETRIED_UNSEEN = new Ascii('connect-failure,refused-stream');
+
+/** The engine lists its models from memory, so it needs no more time than this. */
+const MODELS_TIMEOUT_MS: u32 = 10000;
+const CHAT_PATH = new Ascii('/chat');
+const MODELS = new Ascii('/models');
 
 /** Whether a status says that no engine has answered. Envoy retries it as a gateway error. */
 export function isUnavailable(status: i32): bool {
@@ -62,8 +69,30 @@ export function startPrefill(
   retries: i32,
 ): Status {
   const writer = new PairWriter();
+  addHeaders(writer, config, headers, endpoint, session);
+  if (id !== null) writer.add(REQUEST_ID.ptr, REQUEST_ID.len, id.ptr, id.len);
+  for (let i = 0; i < session.headers.length; i++) {
+    const own = session.headers[i];
+    writer.add(own.name.ptr, own.name.len, own.value.ptr, own.value.len);
+  }
+  const retried = isRetriedSeen(config) ? RETRIED : RETRIED_UNSEEN;
+  return startCall(config, writer, body, retried, retries, config.timeoutMs);
+}
+
+/**
+ * Adds the headers of the client's request that a call to prefill has, and the endpoint. All blocks
+ * are borrowed. A call without a `session` has a method, a path and no body of its own.
+ */
+function addHeaders(
+  writer: PairWriter,
+  config: Config,
+  headers: Block,
+  endpoint: Block | null,
+  session: Session | null,
+): void {
   const reader = new PairReader(headers);
   const named = config.endpointHeader;
+  const ranked = config.connector.schema.dialect == Dialect.Vllm;
   const target = config.clusterType == ClusterType.DynamicForwardProxy ? AUTHORITY : ORIGINAL_DST_HOST;
   while (reader.next()) {
     // Headers of this prefix make Envoy choose endpoints, retries and timeouts. A client must not
@@ -72,25 +101,80 @@ export function startPrefill(
     if (isOneHop(reader.namePtr, reader.nameLen)) continue;
     if (named !== null && reader.is(named)) continue;
     if (endpoint !== null && reader.is(target)) continue;
-    if (isReplaced(reader, session)) continue;
+    if (ranked && reader.is(RANK)) continue;
+    if (session !== null ? isReplaced(reader, session) : isOfBody(reader)) continue;
     writer.add(reader.namePtr, reader.nameLen, reader.valuePtr, reader.valueLen);
   }
-  if (id !== null) writer.add(REQUEST_ID.ptr, REQUEST_ID.len, id.ptr, id.len);
   if (endpoint !== null) writer.add(target.ptr, target.len, endpoint.ptr, endpoint.len);
-  for (let i = 0; i < session.headers.length; i++) {
-    const own = session.headers[i];
-    writer.add(own.name.ptr, own.name.len, own.value.ptr, own.value.len);
-  }
+}
+
+/** Starts a call to prefill's cluster, of which Envoy may retry `retries` times what is `retried`. */
+function startCall(
+  config: Config,
+  writer: PairWriter,
+  body: Block,
+  retried: Ascii,
+  retries: i32,
+  timeoutMs: u32,
+): Status {
   const number = new Text(DECIMAL_BYTES).decimal(retries).end();
   if (retries > 0) {
-    writer.addText(RETRY_ON, isRetriedSeen(config) ? RETRIED : RETRIED_UNSEEN);
+    writer.addText(RETRY_ON, retried);
     writer.add(MAX_RETRIES.ptr, MAX_RETRIES.len, number.ptr, number.len);
   }
   const pairs = writer.build();
-  const status = httpCall(config.cluster, pairs, body, config.timeoutMs);
+  const status = httpCall(config.cluster, pairs, body, timeoutMs);
   pairs.free();
   number.free();
   return status;
+}
+
+/**
+ * Starts the call that asks prefill for its models. It has the headers of the client's request
+ * (borrowed), as an engine may ask for a key here, too.
+ */
+export function startModels(config: Config, headers: Block, endpoint: Block | null): Status {
+  const writer = new PairWriter();
+  const path = modelsPath(headers);
+  writer.addText(METHOD, GET);
+  writer.add(PATH.ptr, PATH.len, path.ptr, path.len);
+  addHeaders(writer, config, headers, endpoint, null);
+  const nothing = Block.alloc(0);
+  const timeoutMs = min(config.timeoutMs, MODELS_TIMEOUT_MS);
+  const status = startCall(config, writer, nothing, RETRIED, config.retries, timeoutMs);
+  nothing.free();
+  path.free();
+  return status;
+}
+
+/**
+ * The path of the list of models beside the path of a request, `/v1/models` beside
+ * `/v1/completions`, after any prefix of a gateway. The caller owns it.
+ */
+export function modelsPath(headers: Block): Block {
+  const reader = new PairReader(headers);
+  let ptr: usize = 0;
+  let len: usize = 0;
+  while (reader.next()) {
+    if (!reader.is(PATH)) continue;
+    ptr = reader.valuePtr;
+    while (len < reader.valueLen && load<u8>(ptr + len) != 0x3f) len++;
+  }
+  len = lastSlash(ptr, len);
+  const chat = len >= CHAT_PATH.len && CHAT_PATH.equals(ptr + len - CHAT_PATH.len, CHAT_PATH.len);
+  if (chat) len -= CHAT_PATH.len;
+  return new Text(len + MODELS.len).bytes(ptr, len).add(MODELS).end();
+}
+
+/** How many of the `len` bytes at `ptr` stand before the last slash. */
+function lastSlash(ptr: usize, len: usize): usize {
+  while (len > 0 && load<u8>(ptr + len - 1) != 0x2f) len--;
+  return len > 0 ? len - 1 : 0;
+}
+
+/** Whether a header says what the client's request is, and not whose. */
+function isOfBody(reader: PairReader): bool {
+  return reader.is(METHOD) || reader.is(PATH) || reader.is(CONTENT_TYPE);
 }
 
 /**

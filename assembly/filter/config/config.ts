@@ -61,6 +61,8 @@ export class Config {
   lastRowOfDecode: bool = false;
   /** Whether a request that decode serves alone gets a `cache_salt` of its own. */
   freshLocal: bool = true;
+  /** The most tokens of a sequence, prompt and output together; 0 when it is not configured. */
+  maxModelLen: i64 = 0;
   /** Which rows are examined for experts that no router gives. */
   rowCheck: RowCheck = RowCheck.Sampled;
   /** The shape that arrays must have; null when they must have that of prefill's array. */

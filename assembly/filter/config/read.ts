@@ -52,6 +52,7 @@ export function readConfig(text: Block, config: Config): string {
     'local_prefix_cache',
     'check_rows',
     'model',
+    'max_model_len',
     'headers',
     'paths',
     'on_prefill_failure',
@@ -108,6 +109,10 @@ function readRows(members: Members, config: Config): void {
   }
   config.freshLocal = members.choice('local_prefix_cache', ['fresh', 'shared']) == 0;
   config.rowCheck = members.choice('check_rows', ['sampled', 'all', 'off']);
+  config.maxModelLen = members.integer('max_model_len', 1, MAX_DIMENSION, 0);
+  if (members.has('max_model_len') && connector.schema.dialect != Dialect.Vllm) {
+    members.wrong('max_model_len', 'none with connector ' + connector.name);
+  }
   const model = members.members('model', 'an object with the members layers, top_k and experts', true);
   if (model === null) return;
   model.only(['layers', 'top_k', 'experts']);

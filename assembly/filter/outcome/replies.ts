@@ -30,16 +30,18 @@ function typeOf(code: i32): string {
 }
 
 /**
- * Sends an error. `message` and `outcome` contain nothing that a peer sent, so they need no
- * escapes.
+ * Sends an error. `param` is the member of the request that is at fault; empty when it is none. The
+ * texts contain nothing that a peer sent, so they need no escapes.
  */
-export function replyError(code: i32, message: string, outcome: string): void {
+export function replyError(code: i32, message: string, param: string, outcome: string): void {
   const body = String.UTF8.encode(
     '{"error":{"message":"' +
       message +
       '","type":"' +
       typeOf(code) +
-      '","param":null,"code":' +
+      '","param":' +
+      (param.length > 0 ? '"' + param + '"' : 'null') +
+      ',"code":' +
       code.toString() +
       '}}',
   );

@@ -28,7 +28,7 @@ export abstract class BothLegs extends Phase {
       // The leg has been sent once, and is not sent again: decode is already waiting for it.
       reportFailure(failure, 1);
       this.brought.forgetRows();
-      course.forgetRanks();
+      course.forgetAnswers();
       if (course.config.onUnmergeable == OnUnmergeable.Reject) {
         return course.answer(failureStatus(failure), failureMessage(failure), Reason.Prefill);
       }

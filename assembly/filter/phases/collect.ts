@@ -4,6 +4,7 @@
 import { removeHeader } from '../../abi/host';
 import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Block } from '../../bytes/block';
+import { Checked } from '../../connectors/protocol';
 import { Unfit } from '../../connectors/request_body';
 import { Api } from '../../connectors/schema';
 import { Reason } from '../../routing/reason';
@@ -147,10 +148,15 @@ export class Collect extends Phase implements HeldHead {
       request.free();
       return course.enter(Alone.ofNoRequest(course));
     }
-    if (unfit != Unfit.No || request.lacksEndpoint || connector.judge(asked) != Unfit.No) {
+    const fits = unfit == Unfit.No && !request.lacksEndpoint && connector.judge(asked) == Unfit.No;
+    const checked = fits ? Checked.of(asked, body.ptr) : null;
+    if (checked !== null && checked.isRefused) {
+      return course.answer(400, checked.refusal, Reason.None, checked.param);
+    }
+    if (checked === null || checked.unsure) {
       return serveAlone(course, request, asked, new Brought(course.config));
     }
-    const prefill = new Prefill(course, request, asked);
+    const prefill = new Prefill(course, request, asked, checked);
     course.enter(prefill);
     prefill.begin(body);
   }

@@ -68,7 +68,7 @@ export function takeAnswer(
   brought: Brought,
 ): Failure {
   const head = sent.legHead(headers);
-  if (head !== null && !head.good) course.forgetRanks();
+  if (head !== null && !head.good) course.forgetAnswers();
   if (head === null || !head.isClientError) return sent.takeReply(head, size, brought);
   return passClientError(course, head.status, size) ? Failure.None : Failure.Reset;
 }
@@ -98,7 +98,7 @@ export const READ_BODY: i32 = -1;
  */
 export function takeDecodeHead(course: Course, head: ResponseHead, brought: Brought, endOfStream: bool): i32 {
   course.ending.set(Outcome.Absent, Reason.None);
-  if (head.status >= 500) course.forgetRanks();
+  if (head.status >= 500) course.forgetAnswers();
   if (endOfStream || !head.good) {
     brought.free();
     passWhole(course, new Pass(course, head.contentLength, false), endOfStream);

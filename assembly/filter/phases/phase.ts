@@ -17,6 +17,7 @@ import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Block } from '../../bytes/block';
 import { Reason } from '../../routing/reason';
 import { Bootstrap } from '../calls/bootstrap';
+import { Models } from '../calls/models';
 import { Config } from '../config/config';
 import { Ending } from '../outcome/ending';
 
@@ -29,6 +30,8 @@ export abstract class Course extends StreamContext {
    * what the server has said is forgotten.
    */
   bootstrap: Bootstrap | null = null;
+  /** Prefill's list of models, where it is asked for the longest sequence; forgotten likewise. */
+  models: Models | null = null;
   /** Whether Envoy has ended the stream. */
   gone: bool = false;
 
@@ -48,8 +51,11 @@ export abstract class Course extends StreamContext {
   /** Whether the exchange has ended. */
   abstract get ended(): bool;
 
-  /** Ends the exchange with an error of the filter's own, in the shape of vLLM's errors. */
-  abstract answer(code: i32, message: string, reason: Reason): void;
+  /**
+   * Ends the exchange with an error of the filter's own, in the shape of vLLM's errors. `param` is
+   * the member of the request that is at fault, if one is.
+   */
+  abstract answer(code: i32, message: string, reason: Reason, param: string = ''): void;
 
   /** Ends the exchange with the answer to the prefill leg. The blocks are borrowed. */
   abstract passPrefillAnswer(status: i32, headers: Block, body: Block): void;
@@ -89,10 +95,12 @@ export abstract class Course extends StreamContext {
     if (this.config.maxPieceBytes == 0) this.ending.writeTo(HeaderMapKind.ResponseTrailers);
   }
 
-  /** Makes the next exchange ask prefill's bootstrap server for its ranks again. */
-  forgetRanks(): void {
+  /** Makes the next exchange ask again what prefill and its bootstrap server have told. */
+  forgetAnswers(): void {
     const bootstrap = this.bootstrap;
     if (bootstrap !== null) bootstrap.forget();
+    const models = this.models;
+    if (models !== null) models.forget();
   }
 }
 

@@ -6,10 +6,14 @@ import { continueStream, log, logs, randomBytes, startedCall } from '../../abi/h
 import { BodyStatus, HeaderMapKind, LogLevel, Status, StreamKind } from '../../abi/types';
 import { Block } from '../../bytes/block';
 import { prefillLeg } from '../../connectors/connector';
+import { isText } from '../../connectors/content';
+import { Checked } from '../../connectors/protocol';
 import { RequestBody } from '../../connectors/request_body';
+import { Api } from '../../connectors/schema';
 import { RANDOM_BYTES, Session } from '../../connectors/session';
 import { Reason } from '../../routing/reason';
 import { Bootstrap } from '../calls/bootstrap';
+import { Models } from '../calls/models';
 import {
   Failure,
   SentCall,
@@ -18,7 +22,7 @@ import {
   isWorthARepeat,
   reportFailure,
 } from '../calls/prefill_answer';
-import { startLookup, startPrefill } from '../calls/prefill_call';
+import { isUnavailable, startLookup, startPrefill } from '../calls/prefill_call';
 import { ClusterType, OnPrefillFailure, OnUnmergeable } from '../config/config';
 import { ResponseHead } from '../heads';
 import { ClientRequest } from '../request/client_request';
@@ -31,6 +35,8 @@ import { Race } from './race';
 
 /** Which call is in flight. */
 const enum Call {
+  /** Prefill is asked for the longest sequence of its models. */
+  Models,
   /** The bootstrap server is asked for prefill's ranks, before the leg is sent. */
   Ranks,
   /** The bootstrap server is asked for the engine that has answered the leg. */
@@ -58,6 +64,8 @@ export class Prefill extends Phase {
   private readonly brought: Brought;
   private inFlight: Call = Call.Leg;
   private sent!: SentCall;
+  /** The longest sequence that the engines take; 0 when it is not known. */
+  private limit: i64 = 0;
   /** How many times the leg has been sent. */
   private tries: i32 = 0;
 
@@ -66,6 +74,7 @@ export class Prefill extends Phase {
     course: Course,
     private readonly request: ClientRequest,
     private readonly asked: RequestBody,
+    private readonly checked: Checked,
   ) {
     super(course);
     this.brought = new Brought(course.config);
@@ -87,19 +96,45 @@ export class Prefill extends Phase {
   begin(body: Block): void {
     const course = this.course;
     const config = course.config;
-    const session = this.session;
     this.request.ensureId();
-    this.request.locateBootstrap(session);
+    this.request.locateBootstrap(this.session);
+    this.limit = config.maxModelLen;
+    if (this.limit == 0 && config.connector.needsLimit && this.checked.needsLimit) {
+      const models = new Models(config, this.request);
+      course.models = models;
+      this.limit = models.limitFor(this.asked, body);
+      if (this.limit < 0) {
+        if (models.ask(this.request) == Status.Ok) this.expect(Call.Models);
+        else this.failed(Failure.NoHost, Waits.InCallback);
+        return;
+      }
+    }
+    this.start(body, Waits.InCallback);
+  }
+
+  /** Sends the leg of a request that is not too long, or asks for the ranks first. */
+  private start(body: Block, waits: Waits): void {
+    const course = this.course;
+    const config = course.config;
+    const session = this.session;
+    if (this.limit > 0 && this.checked.exceeds(this.limit, this.asked.promptIds)) return this.refuse();
     if (config.connector.needsRanks) {
       const bootstrap = new Bootstrap(config, session);
       course.bootstrap = bootstrap;
       if (bootstrap.isDue || !bootstrap.chooseRank(session)) {
-        if (!this.ask(bootstrap, Call.Ranks)) this.failed(Failure.NoHost, Waits.InCallback);
+        if (!this.ask(bootstrap, Call.Ranks)) this.failed(Failure.NoHost, waits);
         return;
       }
     }
-    if (!this.send(body) && !this.lookUp()) return this.failed(Failure.NoHost, Waits.InCallback);
-    if (this.inFlight == Call.Leg && config.concurrent) this.race();
+    if (!this.send(body) && !this.lookUp()) return this.failed(Failure.NoHost, waits);
+    if (this.inFlight != Call.Leg || !config.concurrent) return;
+    this.race();
+    if (waits == Waits.InEnvoy) this.resume();
+  }
+
+  /** Answers as the engine would: the request is too long. */
+  private refuse(): void {
+    this.course.answer(400, this.checked.refusal, Reason.None, this.checked.param);
   }
 
   /** Asks the bootstrap server. Returns false when Envoy cannot start the call. */
@@ -189,6 +224,8 @@ export class Prefill extends Phase {
 
   onCallResponse(headers: u32, bodySize: u32): void {
     switch (this.inFlight) {
+      case Call.Models:
+        return this.takeModels(headers, bodySize);
       case Call.Ranks:
       case Call.Engine:
         return this.takeRanks(headers, bodySize);
@@ -199,6 +236,20 @@ export class Prefill extends Phase {
       default:
         return this.takeReply(headers, bodySize);
     }
+  }
+
+  private takeModels(headers: u32, bodySize: u32): void {
+    if (headers == 0) return this.failed(this.sent.failure, Waits.InEnvoy);
+    const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
+    if (head.status == 504) return this.failed(Failure.Timeout, Waits.InEnvoy);
+    if (isUnavailable(head.status)) return this.failed(Failure.Unavailable, Waits.InEnvoy);
+    const models = this.course.models!;
+    const known = head.good && !head.encoded && models.take(bodySize);
+    const body = known ? this.request.bytes() : null;
+    if (body === null) return this.failed(Failure.NoLimit, Waits.InEnvoy);
+    this.limit = models.limitFor(this.asked, body);
+    this.start(body, Waits.InEnvoy);
+    body.free();
   }
 
   private takeRanks(headers: u32, bodySize: u32): void {
@@ -235,6 +286,9 @@ export class Prefill extends Phase {
     const prompt = brought.captured.prompt;
     if (config.tail && prompt.tokens < 0) return this.failed(Failure.NoLength, Waits.InEnvoy);
     if (prompt.tokens >= 0 && prompt.start > <u64>prompt.tokens) return this.refuseStart(prompt.tokens);
+    if (this.limit > 0 && this.checked.exceeds(this.limit, max<i64>(prompt.tokens, 0))) {
+      return this.refuseLength();
+    }
     this.nameEngine();
   }
 
@@ -248,6 +302,21 @@ export class Prefill extends Phase {
     if (bootstrap === null) return this.sendDecode();
     if (!bootstrap.mayBeStale && bootstrap.nameEngine(this.session)) return this.sendDecode();
     if (!this.ask(bootstrap, Call.Engine)) this.failed(Failure.NoHost, Waits.InEnvoy);
+  }
+
+  /**
+   * The prompt, whose length prefill has told, and the cap are more than the engines take. Of a
+   * chat with other parts than text that does not show that decode refuses it, so decode gets it
+   * without prefill's KV.
+   */
+  private refuseLength(): void {
+    if (this.asked.api == Api.Chat) {
+      const body = this.request.bytes();
+      const text = body !== null && isText(body.ptr, body.len);
+      if (body !== null) body.free();
+      if (!text) return this.goAlone(Waits.InEnvoy);
+    }
+    this.refuse();
   }
 
   /** Sends decode's leg in place of the client's request, after prefill has answered. */
@@ -319,7 +388,7 @@ export class Prefill extends Phase {
     const config = course.config;
     reportFailure(failure, this.tries);
     this.brought.forgetRows();
-    course.forgetRanks();
+    course.forgetAnswers();
     const again = waits == Waits.InEnvoy && this.inFlight == Call.Leg && isWorthARepeat(failure, config);
     if (again && this.tries <= config.retries && this.sendAgain()) return;
     if (config.onPrefillFailure == OnPrefillFailure.Decode) return this.goAlone(waits);

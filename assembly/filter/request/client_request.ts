@@ -7,7 +7,7 @@ import { Block, fits } from '../../bytes/block';
 import { RequestBody } from '../../connectors/request_body';
 import { Rewrite } from '../../connectors/rewrite';
 import { Schema } from '../../connectors/schema';
-import { Session } from '../../connectors/session';
+import { RANK, Session } from '../../connectors/session';
 import { newRequestId } from '../calls/prefill_call';
 import { Config } from '../config/config';
 import { ENDPOINT_BYTES, Endpoint } from '../config/endpoints';
@@ -69,13 +69,14 @@ export class ClientRequest {
 
   /**
    * Lets the head leave before the body is known. It is changed in the way that every leg needs:
-   * the body may have any length, the response may have no content coding, and there is a request
-   * id.
+   * the body may have any length, the response may have no content coding, there is a request id,
+   * and no rank.
    */
   passHead(): void {
     const head = this.head;
     if (head.hasContentLength) removeHeader(HeaderMapKind.RequestHeaders, CONTENT_LENGTH);
     this.askForPlainResponse();
+    this.forgetRank();
     this.ensureId();
     this.writeId();
   }
@@ -89,12 +90,17 @@ export class ClientRequest {
   becomeDecodeHead(): void {
     if (this.config.passHeads) return;
     this.askForPlainResponse();
+    this.forgetRank();
     this.writeId();
   }
 
   /** Asks decode for a response without a content coding, so that the filter can read it. */
   askForPlainResponse(): void {
     if (this.head.hasAcceptEncoding) removeHeader(HeaderMapKind.RequestHeaders, ACCEPT_ENCODING);
+  }
+
+  private forgetRank(): void {
+    if (this.head.hasRank) removeHeader(HeaderMapKind.RequestHeaders, RANK);
   }
 
   private writeId(): void {

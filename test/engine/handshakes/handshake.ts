@@ -27,6 +27,11 @@ export interface Handshake {
    * path.
    */
   get?(path: string): object | null;
+  /**
+   * Called when the engine has refused a request that came with these parameters. `die` ends the
+   * engine's process.
+   */
+  refused?(params: KvParams, die: () => void): void;
   /** Called when a new process replaces the engine. */
   restart?(): void;
 }

@@ -54,6 +54,19 @@ export class Mooncake implements Handshake, PrefillEngine {
     return this.#pull(params, call);
   }
 
+  /**
+   * vLLM 0.30 has prefill release the blocks of a request that decode has refused, by a request
+   * that it aborts at once (`_with_kv_transfer_rejection_cleanup`). When the transfer is done, the
+   * scheduler does not find that request, and the engine dies (`assert req_id in self.requests` in
+   * vllm/v1/core/sched/scheduler.py).
+   */
+  refused(params: KvParams, die: () => void): void {
+    const { transfer_id: transfer, remote_engine_id: engine } = params;
+    if (this.options.role !== 'decode' || this.options.survivesRefusals) return;
+    if (params['do_remote_prefill'] !== true || typeof transfer !== 'string') return;
+    void this.fleet.meeting(keyOf(String(engine), transfer)).prefill.here.then(die);
+  }
+
   #newIds(): string[] {
     return Array.from({ length: this.options.ranks ?? 1 }, () => this.fleet.uuid());
   }

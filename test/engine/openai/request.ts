@@ -5,9 +5,11 @@ import type { Call, Limits, Prompt } from '../call.ts';
 import {
   bad,
   bool,
+  float,
   integer,
   logprobCount,
   object,
+  refused,
   required,
   tokenIds,
   truthy,
@@ -23,32 +25,31 @@ export type Own = Pick<
 
 /** Reads a call of `/v1/completions` or `/v1/chat/completions`. */
 export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Own): Call {
-  const stream = bool(json, 'stream') ?? false;
-  const streamOptions = json['stream_options'] ?? null;
-  if (streamOptions !== null && truthy(streamOptions) && !stream) {
+  // Python asks for the truth of both as they came: any text is true.
+  if (truthy(json['stream_options']) && !truthy(json['stream'])) {
     throw bad('Stream options can only be defined when `stream=True`.', 'stream_options');
   }
+  const stream = bool(json, 'stream') ?? false;
   const promptLogprobs = logprobCount(json, 'prompt_logprobs');
   if (stream && promptLogprobs !== null && promptLogprobs !== 0) {
     throw bad('`prompt_logprobs` are not available when `stream=True`.', 'prompt_logprobs');
   }
+  const beams = bool(json, 'use_beam_search') ?? false;
   const shared = {
     stream,
-    includeUsage:
-      streamOptions === null
-        ? false
-        : (bool(object(streamOptions, 'stream_options'), 'include_usage') ?? false),
+    includeUsage: includesUsage(json),
     returnTokenIds: bool(json, 'return_token_ids') ?? false,
     ignoreEos: bool(json, 'ignore_eos') ?? false,
     ...own,
   };
   if (endpoint === 'chat') {
-    const maxTokens = integer(json, 'max_completion_tokens') ?? integer(json, 'max_tokens');
+    const cap = integer(json, 'max_tokens');
+    const maxTokens = integer(json, 'max_completion_tokens') ?? cap;
     return {
       ...shared,
       endpoint,
       prompts: [{ tokens: encodeChat(messages(json)), text: null }],
-      ...sampling(json, maxTokens, integer(json, 'n') ?? 1),
+      ...sampling(json, maxTokens, integer(json, 'n') ?? 1, beams),
       logprobs: chatLogprobs(json),
       promptLogprobs,
       echo: false,
@@ -63,7 +64,7 @@ export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Ow
     ...shared,
     endpoint,
     prompts: prompts(json),
-    ...sampling(json, echoOnly ? 1 : maxTokens, required(integer(json, 'n', 1), 'n')),
+    ...sampling(json, echoOnly ? 1 : maxTokens, required(integer(json, 'n', 1), 'n'), beams),
     ...(echoOnly ? { maxTokens: 0 } : {}),
     logprobs,
     promptLogprobs: promptLogprobs ?? (echo ? logprobs : null),
@@ -71,47 +72,65 @@ export function openAiCall(endpoint: 'completions' | 'chat', json: Json, own: Ow
   };
 }
 
+/** Whether the options of a stream ask for its usage. */
+export function includesUsage(json: Json): boolean {
+  const options = json['stream_options'] ?? null;
+  if (options === null) return false;
+  const members = object(options, 'stream_options');
+  bool(members, 'continuous_usage_stats');
+  return bool(members, 'include_usage') ?? false;
+}
+
 export function sampling(
   json: Json,
   maxTokens: number | null,
   n: number,
+  beams = false,
 ): Pick<Call, 'n' | 'maxTokens' | 'minTokens'> {
-  if (n < 1) throw bad(`n must be at least 1, got ${n}.`, 'n');
-  if (maxTokens !== null && maxTokens < 1) {
-    throw bad(`max_tokens must be at least 1, got ${maxTokens}.`, 'max_tokens');
-  }
   const minTokens = required(integer(json, 'min_tokens', 0), 'min_tokens');
+  const temperature = float(json, 'temperature', 1);
+  // vLLM has no checks of its own for a beam search (`BeamSearchParams`).
+  if (beams) return { n, maxTokens, minTokens };
+  if (n < 1) throw refused(`n must be at least 1, got ${n}.`, 'n');
+  if (maxTokens !== null && maxTokens < 1) {
+    throw refused(`max_tokens must be at least 1, got ${maxTokens}.`, 'max_tokens');
+  }
   if (minTokens < 0)
-    throw bad(`min_tokens must be greater than or equal to 0, got ${minTokens}.`, 'min_tokens');
+    throw refused(`min_tokens must be greater than or equal to 0, got ${minTokens}.`, 'min_tokens');
   if (maxTokens !== null && minTokens > maxTokens) {
-    throw bad(
+    throw refused(
       `min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`,
       'min_tokens',
     );
   }
-  const temperature = json['temperature'] ?? 1;
-  if (typeof temperature !== 'number') throw bad('Input should be a valid number', 'temperature');
-  if (temperature < 0) throw bad(`temperature must be non-negative, got ${temperature}.`, 'temperature');
-  if (n > 1 && temperature < 1e-5) throw bad(`n must be 1 when using greedy sampling, got ${n}.`, 'n');
+  if (temperature < 0) throw refused(`temperature must be non-negative, got ${temperature}.`, 'temperature');
+  // vLLM makes a temperature between 0 and 0.01 the latter.
+  if (n > 1 && temperature === 0) throw refused(`n must be 1 when using greedy sampling, got ${n}.`, 'n');
   return { n, maxTokens, minTokens };
 }
 
 /** The checks that need the prompts as tokens. */
 export function checkPrompts(call: Call, limits: Limits): void {
   for (const { tokens } of call.prompts) {
-    if (tokens.length === 0) throw bad('The decoder prompt cannot be empty', 'prompt');
+    if (tokens.length === 0) throw refused('The decoder prompt cannot be empty', 'prompt');
     const largest = tokens.reduce((a, b) => Math.max(a, b), 0);
-    if (largest >= limits.vocab) throw bad(`Token id ${largest} is out of vocabulary`, 'prompt');
-    const output = Math.max(call.maxTokens ?? 1, 1);
-    if (tokens.length + output > limits.maxModelLen) {
-      throw bad(
+    if (largest >= limits.vocab) throw refused(`Token id ${largest} is out of vocabulary`, 'prompt');
+    // Of a request by token ids vLLM does not add the cap to the prompt (`GenerateRequest`,
+    // `build_tok_params`).
+    const output = call.endpoint === 'generate' ? 1 : Math.max(call.maxTokens ?? 1, 1);
+    const room = limits.maxModelLen - tokens.length;
+    if (output > room) {
+      throw refused(
         `This model's maximum context length is ${limits.maxModelLen} tokens. However, you requested ${output} ` +
           `output tokens and your prompt contains ${tokens.length} input tokens.`,
         'input_tokens',
       );
     }
+    if (call.maxTokens === null && call.endpoint === 'chat' && call.minTokens > room) {
+      throw refused(`min_tokens must be less than or equal to max_tokens=${room}.`, 'min_tokens');
+    }
     if (call.routedExpertsPromptStart > tokens.length) {
-      throw bad('routed_experts_prompt_start must not exceed the prompt', 'routed_experts_prompt_start');
+      throw refused('routed_experts_prompt_start must not exceed the prompt', 'routed_experts_prompt_start');
     }
   }
 }

@@ -1,20 +1,20 @@
 // What vLLM accepts: turns a body into a `Call`, or throws an `ApiError`. This file knows the API,
 // but not the engine's state.
 
-import { ApiError, type Call, type Endpoint, type Limits } from '../call.ts';
+import { ApiError, type Call, type Endpoint, type Limits, type Prompt } from '../call.ts';
 import {
   bad,
   bool,
   integer,
   logprobCount,
   object,
+  refused,
   parseJson,
   required,
   tokenIds,
-  truthy,
   type Json,
 } from '../fields.ts';
-import { checkPrompts, openAiCall, sampling } from '../openai/request.ts';
+import { checkPrompts, includesUsage, openAiCall, sampling } from '../openai/request.ts';
 
 export const ENDPOINTS: Record<string, Endpoint> = {
   '/v1/completions': 'completions',
@@ -35,7 +35,8 @@ export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer,
     endpoint === 'generate'
       ? generateCall(json, limits)
       : openAiCall(endpoint as 'completions' | 'chat', json, {
-          kvTransferParams: transferParams(json),
+          // A beam search is made of requests of its own, which have no such parameters.
+          kvTransferParams: bool(json, 'use_beam_search') ? null : transferParams(json),
           cacheSalts: cacheSalts(json),
           returnRoutedExperts: true,
           routedExpertsPromptStart: promptStart(json, limits),
@@ -43,28 +44,23 @@ export function parseCall(endpoint: Endpoint, contentType: string, body: Buffer,
         });
 
   if (model !== null && model !== limits.model) {
-    throw new ApiError(404, `The model \`${model}\` does not exist.`, 'NotFoundError', 'model');
+    throw new ApiError(404, `The model \`${model}\` does not exist.`, 'NotFoundError', 'model', 'serving');
   }
+  if (endpoint !== 'generate') call.prompts = cut(json, call, limits);
   checkPrompts(call, limits);
   return call;
 }
 
 function generateCall(json: Json, limits: Limits): Call {
+  // Here vLLM takes options of a stream without a stream.
   const stream = bool(json, 'stream') ?? false;
-  const streamOptions = json['stream_options'] ?? null;
-  if (streamOptions !== null && truthy(streamOptions) && !stream) {
-    throw bad('Stream options can only be defined when `stream=True`.', 'stream_options');
-  }
   const params = object(json['sampling_params'], 'sampling_params');
   return {
     endpoint: 'generate',
     prompts: [{ tokens: tokenIds(json['token_ids'], 'token_ids'), text: null }],
-    ...sampling(params, integer(params, 'max_tokens'), required(integer(params, 'n', 1), 'n')),
+    ...caps(params),
     stream,
-    includeUsage:
-      streamOptions === null
-        ? false
-        : (bool(object(streamOptions, 'stream_options'), 'include_usage') ?? false),
+    includeUsage: includesUsage(json),
     returnTokenIds: true,
     ignoreEos: bool(params, 'ignore_eos') ?? false,
     logprobs: logprobCount(params, 'logprobs'),
@@ -76,6 +72,26 @@ function generateCall(json: Json, limits: Limits): Call {
     routedExpertsPromptStart: promptStart(params, limits),
     sglang: null,
   };
+}
+
+/** A request without a cap is compared with one of 16 tokens, and generates until it stops. */
+function caps(params: Json) {
+  const cap = integer(params, 'max_tokens', 16);
+  const checked = sampling(params, cap, required(integer(params, 'n', 1), 'n'));
+  return { ...checked, maxTokens: 'max_tokens' in params ? cap : null };
+}
+
+/**
+ * The prompts as vLLM cuts them, to `truncate_prompt_tokens` or, with -1, to what the cap leaves
+ * (`TokenizeParams`).
+ */
+function cut(json: Json, { prompts, maxTokens }: Call, { maxModelLen }: Limits): Prompt[] {
+  const keep = integer(json, 'truncate_prompt_tokens');
+  if (keep === null) return prompts;
+  if (keep < -1) throw bad('Input should be greater than or equal to -1', 'truncate_prompt_tokens');
+  const most = maxModelLen - (maxTokens ?? 0);
+  if (keep > most) throw refused('Please request a smaller truncation size.', 'truncate_prompt_tokens');
+  return prompts.map(({ tokens, text }) => ({ tokens: tokens.slice(0, keep < 0 ? most : keep), text }));
 }
 
 function promptStart(json: Json, limits: Limits): number {

@@ -202,7 +202,6 @@ const wrong = everywhere((deployment, where) =>
   ),
 );
 
-/** Greedy sampling gives one choice; a Mooncake decode engine gets several choices alone. */
 const greedy = ['0', '0.0', '"0"', 'false'].map((temperature) =>
   caseOf({
     connector: 'nixl',
@@ -256,7 +255,6 @@ const served = everywhere((deployment, where) =>
   ),
 );
 
-/** Spellings that the filter does not read, and what P/D does not serve. */
 const ALONE = ['"max_tokens":"\\u0034"', '"truncate_prompt_tokens":-1', '"use_beam_search":true'];
 const REFUSED_ALONE = ['"max_tokens":"\\u002d1"', '"truncate_prompt_tokens":101'];
 
@@ -463,8 +461,6 @@ const models = HANDSHAKES.flatMap((handshake) =>
     }),
   ),
 );
-
-// ---- ranks
 
 const ranks = everywhere((deployment, where) =>
   [undefined, 'pass'].flatMap((headers) => {

@@ -1,5 +1,5 @@
-// Whether a chat has anything but text. Of images, audio and video vLLM counts the tokens only after
-// it has compared the prompt with the length of the model (`_tokenize_singleton_prompt` in
+// Whether a chat has anything but text. Of images, audio and video vLLM counts the tokens only
+// after it has compared the prompt with the length of the model (`_tokenize_singleton_prompt` in
 // vllm/renderers/base.py), so the tokens that it reports do not show what it refuses.
 
 import { Ascii } from '../bytes/ascii';

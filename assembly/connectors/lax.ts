@@ -13,7 +13,7 @@ export const enum Reading {
   Null,
   /** The value is neither null nor of the type that was asked for. */
   Wrong,
-  /** The value is spelled in a way that is not read here: with escapes, or with very many digits. */
+  /** The value is spelled in a way that is not read here: with escapes, or very many digits. */
   Unsure,
 }
 

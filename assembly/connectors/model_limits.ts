@@ -31,7 +31,7 @@ function cardPaths(): Paths {
 
 @final
 export class ModelLimits {
-  /** The limit of the first model that has one. Adapters have none: theirs is that of their model. */
+  /** The limit of the first model that has one. Adapters have none: their model's holds. */
   private first: i64 = 0;
   /** The models whose limit is another one, by their name as JSON has it. */
   private readonly names: StaticArray<u8>[] = [];
@@ -70,7 +70,8 @@ export class ModelLimits {
   of(ptr: usize, len: usize): i64 {
     for (let i = 0; i < this.names.length; i++) {
       const name = this.names[i];
-      if (<usize>name.length == len && memory.compare(changetype<usize>(name), ptr, len) == 0) return this.limits[i];
+      if (<usize>name.length == len && memory.compare(changetype<usize>(name), ptr, len) == 0)
+        return this.limits[i];
     }
     return this.first;
   }

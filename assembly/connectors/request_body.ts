@@ -34,6 +34,10 @@ export const enum Unfit {
    * takes 5.0 and "5" for 5, so which rows it returns would not be known.
    */
   PromptStart,
+  /** The body has `sampling_params` twice. */
+  Duplicate,
+  /** The body has more of the members that are looked for than any request needs. */
+  TooMany,
   /**
    * The request asks for a cut prompt. vLLM cuts it to what `max_tokens` leaves of the model's
    * length (`TokenizeParams`, vllm/renderers/params.py), which is another length on each leg.
@@ -41,10 +45,6 @@ export const enum Unfit {
   Truncated,
   /** The request asks for a beam search, whose requests vLLM makes without `kv_transfer_params`. */
   Beams,
-  /** The body has `sampling_params` twice. */
-  Duplicate,
-  /** The body has more of the members that are looked for than any request needs. */
-  TooMany,
 }
 
 /** Most members that are kept: each takes memory, and edits search them. */

@@ -162,16 +162,7 @@ function fixedPaths(api: Api): Paths {
     .add('cache_hit_threshold', Field.CacheHitThreshold)
     .add('routed_experts_start_len', Field.StartLen)
     .add('cache_salt', Field.CacheSalt);
-  if (api == Api.Native) {
-    return paths
-      .add('text', Field.Prompt)
-      .add('input_ids', Field.PromptIds)
-      .add('sampling_params', Field.SamplingParams)
-      .add('sampling_params.max_new_tokens', Field.MaxTokens)
-      .add('sampling_params.min_new_tokens', Field.MinTokens)
-      .add('sampling_params.n', Field.N)
-      .add('sampling_params.*.n', Field.N);
-  }
+  if (api == Api.Native) return nativePaths(paths);
   if (api == Api.Generate) {
     return paths
       .add('token_ids', Field.PromptIds)
@@ -201,6 +192,18 @@ function fixedPaths(api: Api): Paths {
     .add('prompt_logprobs', Field.PromptLogprobs)
     .add('echo', Field.Echo)
     .add('routed_experts_prompt_start', Field.PromptStart);
+}
+
+/** The members of SGLang's `/generate`. */
+function nativePaths(paths: Paths): Paths {
+  return paths
+    .add('text', Field.Prompt)
+    .add('input_ids', Field.PromptIds)
+    .add('sampling_params', Field.SamplingParams)
+    .add('sampling_params.max_new_tokens', Field.MaxTokens)
+    .add('sampling_params.min_new_tokens', Field.MinTokens)
+    .add('sampling_params.n', Field.N)
+    .add('sampling_params.*.n', Field.N);
 }
 
 /** The object that a field is a member of: `Root` for the request itself. */

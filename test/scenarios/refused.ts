@@ -1,6 +1,6 @@
 // Requests that decode would refuse and prefill would take, because the prefill leg caps or drops
-// what is wrong with them. The filter refuses them before a leg leaves, as vLLM does, or lets decode
-// serve them alone. A Mooncake decode engine dies of each that reaches it with a transfer.
+// what is wrong with them. The filter refuses them before a leg leaves, as vLLM does, or lets
+// decode serve them alone. A Mooncake decode engine dies of each that reaches it with a transfer.
 
 import { expect } from 'vitest';
 import type { Awaitable, SimulatedEngine } from '../engine/engine.ts';

@@ -108,7 +108,7 @@ function addHeaders(
   if (endpoint !== null) writer.add(target.ptr, target.len, endpoint.ptr, endpoint.len);
 }
 
-/** Starts a call to prefill's cluster, of which Envoy may retry `retries` times what is `retried`. */
+/** Starts a call to prefill's cluster. Envoy may retry `retries` times what is `retried`. */
 function startCall(
   config: Config,
   writer: PairWriter,

@@ -1,8 +1,9 @@
 // What vLLM's API server refuses of the members that the prefill leg caps or drops. Prefill does
-// not see these, so it would take a request that decode refuses. Then its KV waits for nobody, and with
-// MooncakeConnector decode's engine dies (vLLM 0.30: the cleanup of a refused transfer trips
-// `assert req_id in self.requests` in vllm/v1/core/sched/scheduler.py). So they are checked before
-// a leg leaves. The rules are those of vLLM 0.30, and test/fixtures/vllm_requests has its verdicts:
+// not see these, so it would take a request that decode refuses. Then its KV waits for nobody,
+// and with MooncakeConnector decode's engine dies (vLLM 0.30: the cleanup of a refused transfer
+// trips `assert req_id in self.requests` in vllm/v1/core/sched/scheduler.py). So they are checked
+// before a leg leaves. The rules are those of vLLM 0.30, and test/fixtures/vllm_requests has its
+// verdicts:
 //
 //   types     the request classes in vllm/entrypoints/*/protocol.py
 //   ranges    SamplingParams, `_verify_args` and `_verify_greedy_sampling`

@@ -27,7 +27,7 @@ import {
 /** The longest sequence of the engines. */
 const LIMIT = 100;
 const HOST = '127.0.0.1';
-/** A VM remembers servers, so each exchange gets a bootstrap server and a path of its own. */
+/** A VM remembers servers, so each case has a bootstrap server and a path of its own. */
 let ordinal = 30_000;
 
 const RANDOM =
@@ -70,8 +70,9 @@ const behind =
 
 function caseOf(spec: Spec): Case {
   const { name, path, body, connector, handshake, headers = [], config = {}, models } = spec;
+  const port = ++ordinal;
   let engines: ReturnType<typeof pair>;
-  const pair = (port: number) => {
+  const pair = () => {
     const shared = { connector, fleet: new Fleet(), bootstrap: { host: HOST, port }, maxModelLen: LIMIT };
     const options = { ...shared, patience: 2000, model: { layers: 2, topK: 2, experts: 9 } } as const;
     return {
@@ -82,9 +83,8 @@ function caseOf(spec: Spec): Case {
   return {
     name,
     scenario: (): Scenario => {
-      const port = ++ordinal;
       const prefix = `/${port}`;
-      engines = pair(port);
+      engines = pair();
       const mooncake = connector === 'mooncake';
       return {
         name,

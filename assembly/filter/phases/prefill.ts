@@ -117,7 +117,9 @@ export class Prefill extends Phase {
     const course = this.course;
     const config = course.config;
     const session = this.session;
-    if (this.limit > 0 && this.checked.exceeds(this.limit, this.asked.promptIds)) return this.refuse();
+    if (this.limit > 0 && this.checked.exceeds(this.limit, this.asked.promptIds)) {
+      return refuseRequest(course, this.checked);
+    }
     if (config.connector.needsRanks) {
       const bootstrap = new Bootstrap(config, session);
       course.bootstrap = bootstrap;
@@ -130,11 +132,6 @@ export class Prefill extends Phase {
     if (this.inFlight != Call.Leg || !config.concurrent) return;
     this.race();
     if (waits == Waits.InEnvoy) this.resume();
-  }
-
-  /** Answers as the engine would: the request is too long. */
-  private refuse(): void {
-    this.course.answer(400, this.checked.refusal, Reason.None, this.checked.param);
   }
 
   /** Asks the bootstrap server. Returns false when Envoy cannot start the call. */
@@ -316,7 +313,7 @@ export class Prefill extends Phase {
       if (body !== null) body.free();
       if (!text) return this.goAlone(Waits.InEnvoy);
     }
-    this.refuse();
+    refuseRequest(this.course, this.checked);
   }
 
   /** Sends decode's leg in place of the client's request, after prefill has answered. */
@@ -411,4 +408,9 @@ export class Prefill extends Phase {
     this.request.free();
     this.brought.free();
   }
+}
+
+/** Answers as the engine would. */
+function refuseRequest(course: Course, checked: Checked): void {
+  course.answer(400, checked.refusal, Reason.None, checked.param);
 }

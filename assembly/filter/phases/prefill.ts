@@ -302,9 +302,8 @@ export class Prefill extends Phase {
   }
 
   /**
-   * The prompt, whose length prefill has told, and the cap are more than the engines take. Of a
-   * chat with other parts than text that does not show that decode refuses it, so decode gets it
-   * without prefill's KV.
+   * The prompt and the cap are more than the engines take. Of a chat with other parts than text
+   * that does not show that decode refuses it, so decode gets it without prefill's KV.
    */
   private refuseLength(): void {
     if (this.asked.api == Api.Chat) {

@@ -63,8 +63,7 @@ export function requestRead(api: Api, ptr: usize, len: usize): i32 {
  */
 export function requestCheck(limit: i32, prompt: i32): i32 {
   const checked = Checked.of(request!, requestPtr);
-  const refused =
-    checked.isRefused || (!checked.unsure && limit > 0 && checked.exceeds(limit, prompt));
+  const refused = checked.isRefused || (!checked.unsure && limit > 0 && checked.exceeds(limit, prompt));
   const text = String.UTF8.encode(checked.param + ': ' + checked.refusal);
   if (refused) output.write(changetype<usize>(text), text.byteLength);
   return refused ? 1 : checked.unsure ? 2 : 0;

@@ -107,7 +107,9 @@ const requests: Bound[] = [
   {
     name: 'a prompt of many tokens',
     scenario: () => ({
-      client: post(`{"token_ids":[${list(20 * MANY, (i) => String(i % 100_000))}],"sampling_params":{}}`, { path: GENERATE }),
+      client: post(`{"token_ids":[${list(20 * MANY, (i) => String(i % 100_000))}],"sampling_params":{}}`, {
+        path: GENERATE,
+      }),
     }),
     check: isMerged,
   },

@@ -297,7 +297,10 @@ const streams: Input[] = [GENERATE, COMPLETIONS].map((path): Input => ({
   name: `a stream that carries the array, ${path}`,
   peers: 'silently unmerged',
   path,
-  request: path === GENERATE ? '{"token_ids":[1,2,3,4,5],"sampling_params":{},"stream":true}' : '{"prompt":"x","stream":true}',
+  request:
+    path === GENERATE
+      ? '{"token_ids":[1,2,3,4,5],"sampling_params":{},"stream":true}'
+      : '{"prompt":"x","stream":true}',
   decode: events(quoted(encoded(FULL))),
   decodeReply: STREAM,
   gives: { merged: events(quoted(merged(PROMPT, FULL))) },

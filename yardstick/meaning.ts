@@ -6,7 +6,7 @@
  */
 const OWN = new Set([
   ...['id', 'request_id', 'created', 'kv_transfer_params', 'system_fingerprint', 'e2e_latency'],
-  ...['prompt_tokens_details', 'cached_tokens', 'cached_tokens_details'],
+  ...['prompt_tokens_details', 'cached_tokens', 'cached_tokens_details', 'response_sent_to_client_ts'],
 ]);
 
 /**

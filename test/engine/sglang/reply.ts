@@ -1,5 +1,7 @@
-// SGLang's replies. On `/generate`, routing stands in `meta_info`. On the OpenAI endpoints there is
-// one array only, that of the first choice, and it stands beside `choices`.
+// SGLang's replies, with the members and their order of SGLang 0.5.23 (tokenizer_manager.py,
+// entrypoints/openai/). On `/generate`, routing stands in `meta_info`. On the OpenAI endpoints
+// there is one array only, that of the first choice, and it stands beside `choices`; but a chat
+// that returns `meta_info` has it there.
 
 import type { Answer } from '../api.ts';
 import type { Call } from '../call.ts';
@@ -11,6 +13,10 @@ import { EOS, decode } from '../tokenizer.ts';
 import type { Context } from './api.ts';
 
 export const WEIGHT_VERSION = 'default';
+/** When a whole reply, or the first event of a stream, was sent. */
+export const SENT = { response_sent_to_client_ts: 1_750_000_000.25 };
+
+const versionsOf = (tokens: number) => [{ version: WEIGHT_VERSION, start: 0, end: tokens }];
 
 export function wholeReply(answer: Answer, context: Context): object {
   const { call, choices } = answer;
@@ -20,6 +26,7 @@ export function wholeReply(answer: Answer, context: Context): object {
     return isList(call) ? items : items[0]!;
   }
   const item = call.endpoint === 'chat' ? chatChoice : completionChoice;
+  const inMeta = call.endpoint === 'chat' && call.sglang!.returnMetaInfo;
   return {
     id: answer.id,
     object: call.endpoint === 'chat' ? 'chat.completion' : 'text_completion',
@@ -28,10 +35,10 @@ export function wholeReply(answer: Answer, context: Context): object {
     model: call.sglang!.model,
     choices: choices.map((choice, i) => item(answer, choice, encoded[i]!)),
     usage: usageOf(answer, context),
-    metadata: { weight_version: WEIGHT_VERSION },
+    metadata: { weight_version: WEIGHT_VERSION, weight_versions: versionsOf(choices[0]!.tokens.length) },
     // SGLang tests the encoded array with Python's truth value. An empty text is false, so the
     // reply has no `sglext` here, although a stream has one.
-    ...(choices[0]!.routing?.rows.count === 0 ? {} : encoded[0]!.after),
+    ...(inMeta || choices[0]!.routing?.rows.count === 0 ? {} : encoded[0]!.after),
   };
 }
 
@@ -40,7 +47,7 @@ function nativeItem(answer: Answer, choice: Choice, encoded: Encoded, context: C
   return {
     text: decode(choice.tokens),
     output_ids: choice.tokens,
-    meta_info: metaInfo(answer.call, choice, id, encoded),
+    meta_info: { ...metaInfo(answer.call, choice, id, encoded), ...SENT },
   };
 }
 
@@ -63,12 +70,13 @@ function chatChoice(answer: Answer, choice: Choice, encoded: Encoded): object {
       role: 'assistant',
       content: decode(choice.tokens),
       reasoning_content: null,
-      tool_calls: null,
     },
     logprobs: chatLogprobs(call, choice, 0, choice.tokens.length),
     ...ending(choice),
     ...(call.returnTokenIds ? { prompt_token_ids: choice.of.prompt.tokens, token_ids: choice.tokens } : {}),
-    ...(call.sglang!.returnMetaInfo ? { meta_info: metaInfo(call, choice, id, encoded) } : {}),
+    ...(call.sglang!.returnMetaInfo
+      ? { meta_info: { ...metaInfo(call, choice, id, encoded), ...SENT } }
+      : {}),
     ...encoded.choice,
   };
 }
@@ -85,6 +93,7 @@ export function metaInfo(
   tokens = choice.tokens.length,
 ): object {
   const done = tokens === choice.tokens.length;
+  const cached = choice.of.cached ?? 0;
   return {
     id,
     finish_reason: done ? finishReason(call, choice) : null,
@@ -93,8 +102,12 @@ export function metaInfo(
     num_retractions: 0,
     reasoning_tokens: 0,
     completion_tokens: tokens,
-    cached_tokens: choice.of.cached ?? 0,
-    ...(done ? { ...encoded.meta, e2e_latency: 0.125 } : {}),
+    cached_tokens: cached,
+    ...(done ? { weight_versions: versionsOf(tokens) } : {}),
+    cached_tokens_details: cached > 0 ? { device: cached, host: 0 } : null,
+    ...(done ? encoded.meta : {}),
+    dp_rank: null,
+    ...(done ? { e2e_latency: 0.125 } : {}),
   };
 }
 
@@ -121,5 +134,6 @@ export function usageOf({ call, choices }: Answer, { cachedTokens }: Context) {
     ...countsOf(call, choices),
     prompt_tokens_details: detailsOf(call, choices, cachedTokens),
     reasoning_tokens: 0,
+    completion_tokens_details: null,
   };
 }

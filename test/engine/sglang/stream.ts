@@ -8,7 +8,7 @@ import { NOWHERE } from '../formats/format.ts';
 import { toJson } from '../json.ts';
 import { stepsOf, type Step } from '../steps.ts';
 import type { Context } from './api.ts';
-import { WEIGHT_VERSION, echoed, ending, isList, metaInfo, usageOf } from './reply.ts';
+import { SENT, WEIGHT_VERSION, echoed, ending, isList, metaInfo, usageOf } from './reply.ts';
 
 const DONE = 'data: [DONE]\n\n';
 const event = (value: object) => `data: ${toJson(value)}\n\n`;
@@ -27,7 +27,10 @@ function nativeEvents({ call, choices, id }: Answer, context: Context): object[]
     return {
       text: (texts[choice.index] += text),
       output_ids: choice.tokens.slice(0, t + 1),
-      meta_info: metaInfo(call, choice, ids[choice.index]!, encoded, t + 1),
+      meta_info: {
+        ...metaInfo(call, choice, ids[choice.index]!, encoded, t + 1),
+        ...(t === 0 ? SENT : {}),
+      },
       ...(isList(call) ? { index: choice.index } : {}),
     };
   });
@@ -54,8 +57,15 @@ function openAi(answer: Answer, context: Context): object[] {
   const { after } = context.streamArrays ? NOWHERE : context.format.encode(choices[0]!.routing);
   if (Object.keys(after).length > 0) events.push(chunk([], after));
   if (call.includeUsage) {
-    const { prompt_tokens_details: details, ...counts } = usageOf(answer, context);
-    const usage = { ...counts, ...(details && { prompt_tokens_details: details }) };
+    const {
+      prompt_tokens_details: details,
+      completion_tokens_details: own,
+      ...counts
+    } = usageOf(answer, context);
+    // The event of completions is written without what is null, that of chat with it.
+    const usage = chat
+      ? { ...counts, prompt_tokens_details: details, completion_tokens_details: own }
+      : { ...counts, ...(details && { prompt_tokens_details: details }) };
     events.push(chunk([], { usage }));
   }
   return events;

@@ -70,8 +70,9 @@ class Edit {
 }
 
 /**
- * The bytes of one body that have not left, and its edits, which are added in ascending order. The
- * rope owns its pieces; `free` gives back what has not left.
+ * The bytes of one body that have not left, and its edits. An edit is added behind those that have
+ * its offset or a lower one; as a rule that is behind all of them. The rope owns its pieces; `free`
+ * gives back what has not left.
  */
 @final
 export class Rope {
@@ -130,21 +131,29 @@ export class Rope {
    * left.
    */
   replace(at: u64, remove: u64, ptr: usize, len: u64): void {
-    this.edits.push(new Edit(at, remove, ptr, len, null, null));
+    this.add(new Edit(at, remove, ptr, len, null, null));
   }
 
   /**
    * Replaces `remove` bytes at `at` by the first `len` bytes of a block that the rope takes over.
    */
   replaceOwned(at: u64, remove: u64, block: Block, len: u64): void {
-    this.edits.push(new Edit(at, remove, block.ptr, len, block, null));
+    this.add(new Edit(at, remove, block.ptr, len, block, null));
   }
 
   /**
    * Replaces `remove` bytes at `at` by `len` bytes of a source (borrowed), from its `offset` on.
    */
   replaceFrom(at: u64, remove: u64, source: Source, offset: u64, len: u64): void {
-    this.edits.push(new Edit(at, remove, offset, len, null, source));
+    this.add(new Edit(at, remove, offset, len, null, source));
+  }
+
+  private add(edit: Edit): void {
+    const edits = this.edits;
+    edits.push(edit);
+    let i = edits.length - 1;
+    for (; i > this.firstEdit && edits[i - 1].at > edit.at; i--) edits[i] = edits[i - 1];
+    edits[i] = edit;
   }
 
   /** How many pieces are held: for a second look at a body of which nothing has left. */

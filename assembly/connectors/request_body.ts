@@ -45,6 +45,12 @@ export const enum Unfit {
   Truncated,
   /** The request asks for a beam search, whose requests vLLM makes without `kv_transfer_params`. */
   Beams,
+  /**
+   * The request asks SGLang for several choices of a prompt, or for a number of them that is not
+   * plainly 1. Its engines have no answer then: the choices share the prompt's room, and each but
+   * the first waits for a transfer that never comes (SGLang 0.5.23).
+   */
+  Samples,
 }
 
 /** Most members that are kept: each takes memory, and edits search them. */
@@ -243,6 +249,7 @@ export class RequestBody {
     if (this.occurrences(Field.SamplingParams) > 1) return Unfit.Duplicate;
     this.batch = max(this.batchOf(Field.Prompt, ptr, len), this.batchOf(Field.PromptIds, ptr, len));
     this.promptTokens = max(this.tokensOf(Field.Prompt, ptr, len), this.tokensOf(Field.PromptIds, ptr, len));
+    if (this.schema.dialect == Dialect.Sglang && this.asksSamples) return Unfit.Samples;
     if (this.spelled(this.rowStartField)) return Unfit.PromptStart;
     if (this.schema.dialect == Dialect.Sglang) {
       return this.batch > MAX_PROMPTS ? Unfit.SeveralPrompts : Unfit.No;
@@ -259,6 +266,15 @@ export class RequestBody {
       return Unfit.NoOutput;
     }
     return Unfit.No;
+  }
+
+  /** Whether some `n` is neither null nor 1; each prompt of a batch may have its own. */
+  private get asksSamples(): bool {
+    for (let i = 0; i < this.members.length; i++) {
+      const member = this.members[i];
+      if (member.field == Field.N && !member.isNull && member.integer != 1) return true;
+    }
+    return false;
   }
 
   /** How many prompts a field has, when it is a list of texts or of lists of tokens; else -1. */

@@ -27,7 +27,7 @@ import { Config } from './config/config';
 import { OUTCOME_PROPERTY, ROUTED_EXPERTS } from './names';
 import { reportHeld } from './outcome/metrics';
 import { Outcome } from './outcome/outcome';
-import { replyError, replyPrefill } from './outcome/replies';
+import { ErrorShape, replyError, replyPrefill } from './outcome/replies';
 import { Start } from './phases/collect';
 import { passEnvoysAnswer } from './phases/pass';
 import { Course, Ended, Phase } from './phases/phase';
@@ -62,11 +62,11 @@ export class Exchange extends Course {
     return this.current instanceof Ended;
   }
 
-  answer(code: i32, message: string, reason: Reason, param: string = ''): void {
+  answerIn(shape: ErrorShape, code: i32, message: string, reason: Reason, param: string): void {
     this.ending.set(Outcome.Rejected, reason);
     if (logs(LogLevel.Info)) log(LogLevel.Info, 'answered ' + code.toString() + ': ' + message);
     this.finish();
-    replyError(code, message, param, this.ending.text);
+    replyError(code, message, param, shape, this.ending.text);
   }
 
   passPrefillAnswer(status: i32, headers: Block, body: Block): void {

@@ -21,6 +21,8 @@ export class ArrayMatch {
   format: Format = Format.None;
   /** Prefill's rows for the array (borrowed); null where none are merged with it. After `judge`. */
   plan: RowPlan | null = null;
+  /** Whether the end of the event tells which rows these are. After `judge`. */
+  later: bool = false;
   /** Values of routing that have been judged. */
   values: i32 = 0;
   /** Those of `choices[i].routed_experts`. */
@@ -34,6 +36,8 @@ export class ArrayMatch {
     private choices: i32,
     /** Whether decode has served the request alone. */
     private alone: bool,
+    /** Whether the response is a stream of events. */
+    private events: bool,
   ) {}
 
   /** Counts the value that begins. Returns why there are too many; call it before `judge`. */
@@ -49,6 +53,7 @@ export class ArrayMatch {
     const format = formatAt(reader.place, first);
     this.format = format;
     this.plan = null;
+    this.later = false;
     if (!this.alone && prompt.format == Format.None) return prompt.missing;
     if (format == Format.None) return Reason.Format;
     if (this.alone) return Reason.None;
@@ -59,13 +64,16 @@ export class ArrayMatch {
     }
     if (format != prompt.format) return Reason.Mixed;
     this.plan = this.planHere(reader);
-    return this.plan === null ? Reason.Choices : Reason.None;
+    return this.plan === null && !this.later ? Reason.Choices : Reason.None;
   }
 
   /** Prefill's rows for the element that is being read; null: nobody can tell which they are. */
   private planHere(reader: ReplyReader): RowPlan | null {
     const several = this.prompt.plans.length > 1;
     const prompts = this.prompts > 1;
+    // An event of SGLang's has the `index` of its prompt behind the array.
+    this.later = this.events && several && reader.place == Place.Raw;
+    if (this.later) return null;
     // Outside of a list an array does not tell which of several prompts it is of. In a list each
     // element is of one prompt, so prefill must have brought rows for each.
     if (reader.list ? prompts && !several : prompts || several) return null;

@@ -41,14 +41,14 @@ export class CurrentArray {
 
   /**
    * Begins an array at the scanner's cursor; `plan` (borrowed) is null where decode has served the
-   * request alone. True: `read` comes next. False: see `reason`.
+   * request alone, and where it is known `later`. True: `read` comes next. False: see `reason`.
    */
-  begin(site: Site, format: Format, plan: RowPlan | null): bool {
+  begin(site: Site, format: Format, plan: RowPlan | null, later: bool): bool {
     const array = this.arrayOf(format);
     array.reason = Reason.None;
     this.array = array;
     this.from = site.position;
-    return array.begin(site, plan);
+    return array.begin(site, plan, later);
   }
 
   read(site: Site): Progress {

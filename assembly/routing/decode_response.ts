@@ -10,16 +10,18 @@
 //   ValueSwap       replaces a whole value, by prefill's or by `null`
 //   ResponseCounts  compares rows with the counts of tokens
 //   CacheWord       what decode says of its cache, where it serves the request alone
+//   SoleToken       puts prefill's rows in where decode has no array
 //
 // What can't be merged makes the whole response fail, or becomes `null`: that is decided here.
 
 import { Rope } from '../bytes/rope';
 import { Scanner } from '../json/scanner';
 import { ArrayMatch } from './array_match';
+import { CacheWord, CachedRule } from './cache_word';
 import { CurrentArray } from './current_array';
 import { DecodeLists } from './decode_lists';
 import { Examination, Leg, RowCheck } from './examination';
-import { Progress, Site } from './formats/format';
+import { Deferred, Progress, Site } from './formats/format';
 import { Place, alonePaths, replyPaths } from './places';
 import { PrefillValues } from './prefill_values';
 import { Format, Kind, Prompt } from './prompt';
@@ -28,8 +30,10 @@ import { Notice, ReplyReader } from './reply_reader';
 import { ResponseCounts } from './response_counts';
 import { RowCounter } from './row_counter';
 import { Form } from './row_plan';
+import { SoleToken } from './sole_token';
 import { ValueSwap } from './value_swap';
 
+export { CachedRule } from './cache_word';
 export { Form } from './row_plan';
 
 /** What becomes of the arrays. */
@@ -43,21 +47,6 @@ export const enum Treatment {
    * streams of events, which can't be read a second time.
    */
   MergeOrNull,
-}
-
-/**
- * What decode's own `cached_tokens` must say where decode serves a request alone. A token that
- * comes from the prefix cache is not forwarded, so its row is whatever its slot held before.
- */
-export const enum CachedRule {
-  /** It may say anything: samples of a request share what was forwarded for that request. */
-  Any,
-  /** It must not say more than 0: the request had a salt, so a hit means that salts are ignored. */
-  NoHit,
-  /** It must be there, and say 0. */
-  Zero,
-  /** No value is good enough: it speaks of one of several prompts only. */
-  Never,
 }
 
 /** A request that decode serves alone: its arrays are checked, and leave as they came. */
@@ -90,42 +79,11 @@ export class Expected {
   maxTokens: i64 = -1;
 }
 
-/** What decode says of its cache, in the document, or the element of a list, that is being read. */
-@final
-class CacheWord {
-  /** Whether `cached_tokens` has said that no token of the prompt came from the cache. */
-  private uncached: bool = false;
-  /** How many arrays the response had before this document or element. */
-  private arraysBefore: i32 = 0;
-
-  constructor(private rule: CachedRule) {}
-
-  /** A document or element begins; `arrays` have come before it. */
-  begin(arrays: i32): void {
-    this.arraysBefore = arrays;
-    this.uncached = false;
-  }
-
-  /** `cached_tokens` has ended. A value that is no plain number says nothing. */
-  take(site: Site): void {
-    const tokens = site.scanner.integer;
-    if (tokens == 0) this.uncached = this.rule != CachedRule.Never;
-    if (tokens > 0 && this.rule != CachedRule.Any) site.refuse(Reason.Cached);
-  }
-
-  /** The document or element has ended. With arrays it must have said what the rule asks for. */
-  end(site: Site): void {
-    if (this.rule < CachedRule.Zero || this.uncached) return;
-    if (site.choices > this.arraysBefore) site.refuse(Reason.Cached);
-  }
-
-  /** Whether arrays have come for which `cached_tokens` must still say 0. */
-  isAwaited(arrays: i32): bool {
-    return this.rule >= CachedRule.Zero && arrays > 0 && !this.uncached;
-  }
-}
-
-
+/**
+ * What reads a whole response, or the events of one. This class is longer than 350 lines because it
+ * hands every notice of the reader to the object whose business it is, and answers for all of them
+ * what a caller asks.
+ */
 @final
 export class DecodeResponse extends Site {
   /** Why an array became `null`, by `Treatment.MergeOrNull`. */
@@ -145,6 +103,7 @@ export class DecodeResponse extends Site {
   private readonly values: PrefillValues;
   private readonly totals: ResponseCounts;
   private readonly cache: CacheWord;
+  private readonly sole: SoleToken;
   /** Whether decode has served the request alone. */
   private readonly isAlone: bool;
 
@@ -174,7 +133,7 @@ export class DecodeResponse extends Site {
     );
     this.reader = reader;
     this.isAlone = alone !== null;
-    this.match = new ArrayMatch(prompt, expected.prompts, expected.choices, alone !== null);
+    this.match = new ArrayMatch(prompt, expected.prompts, expected.choices, alone !== null, events);
     this.array = new CurrentArray();
     this.lists = new DecodeLists(expected.examination, prompt);
     this.swap = new ValueSwap();
@@ -183,6 +142,7 @@ export class DecodeResponse extends Site {
     const counter = new RowCounter(expected.choices, events);
     this.totals = new ResponseCounts(prompt, counter, expected.prompts, alone !== null, start);
     this.cache = new CacheWord(alone === null ? CachedRule.Any : alone.cached);
+    this.sole = new SoleToken(prompt, expected.prompts);
     // A second reading of the same response examines its rows again.
     expected.examination.forget(Leg.Decode);
   }
@@ -199,7 +159,9 @@ export class DecodeResponse extends Site {
     this.settled = offset + len;
     const heldFrom = this.array.heldFrom;
     if (heldFrom >= 0) this.settled = <u64>heldFrom;
-    if (this.deferred.length > 0) this.settled = min(this.settled, this.deferred[0].at);
+    if (this.deferred.length > 0) this.settled = min(this.settled, this.deferred[0].from);
+    this.sole.passPiece(this);
+    if (this.sole.heldFrom >= 0) this.settled = min(this.settled, <u64>this.sole.heldFrom);
   }
 
   /** An event of a stream has ended. If its document has not, the response is refused. */
@@ -213,7 +175,13 @@ export class DecodeResponse extends Site {
     this.beginElement();
   }
 
+  /** The stream says that it is over: `[DONE]` begins at offset `at` of the body. */
+  beforeDone(at: u64): void {
+    if (this.treatment != Treatment.Null) this.sole.beforeDone(this, at);
+  }
+
   free(): void {
+    this.sole.free();
     this.scanner.free();
     this.lists.free();
     this.array.free();
@@ -252,7 +220,7 @@ export class DecodeResponse extends Site {
 
   /** Whether bytes that have been read must not leave yet. */
   get holding(): bool {
-    return this.array.heldFrom >= 0 || this.deferred.length > 0;
+    return this.array.heldFrom >= 0 || this.deferred.length > 0 || this.sole.heldFrom >= 0;
   }
 
   /** Whether no array waits for the end of the document, or for `cached_tokens`, to be decided. */
@@ -323,8 +291,9 @@ export class DecodeResponse extends Site {
       case Notice.Root:
         // A list has a prompt for each element. No engine sends such lists as events.
         if (reader.list && this.events && !this.isAlone) this.refuse(Reason.Format);
-        return;
+        return this.sole.begin(this);
       case Notice.Element:
+        this.sole.begin(this);
         return this.beginElement();
       case Notice.Choice:
         return this.totals.beginChoice(this);
@@ -340,7 +309,7 @@ export class DecodeResponse extends Site {
       case Notice.Value:
         return this.onValue();
       case Notice.Other:
-        return;
+        return this.sole.onValue(this, place);
       default:
         this.takeEnd(notice);
     }
@@ -359,10 +328,12 @@ export class DecodeResponse extends Site {
         if (this.reader.choiceIsObject) this.values.insertMissing(this, this.reader, true);
         return;
       case Notice.ElementEnd:
+        this.sole.end(this, this.reader);
         return this.endElement();
       case Notice.RootEnd:
-        if (!this.reader.list) this.values.insertMissing(this, this.reader, false);
-        return;
+        if (this.reader.list) return;
+        this.values.insertMissing(this, this.reader, false);
+        return this.sole.end(this, this.reader);
       default:
         this.onDocumentEnd();
     }
@@ -370,7 +341,10 @@ export class DecodeResponse extends Site {
 
   private onArray(): void {
     if (this.reader.again) this.refuseValue(Reason.Duplicate);
-    else if (this.scanner.first != 0x6e) this.begin();
+    else if (this.scanner.first != 0x6e) {
+      this.sole.takeArray(this);
+      this.begin();
+    }
   }
 
   private onValue(): void {
@@ -386,6 +360,7 @@ export class DecodeResponse extends Site {
   private onOtherEnd(): void {
     if (this.reader.place == Place.MetaCachedTokens) this.cache.take(this);
     else this.totals.take(this, this.reader.place);
+    this.sole.onValueEnd(this, this.reader.place);
   }
 
   private onDocumentEnd(): void {
@@ -412,7 +387,7 @@ export class DecodeResponse extends Site {
     const reason = match.judge(this.reader, this.scanner.first);
     if (reason != Reason.None) return this.refuseValue(reason);
     if (match.format == Format.Prompt) this.lists.begin(this, this.reader);
-    else if (this.array.begin(this, match.format, match.plan)) this.inArray = true;
+    else if (this.array.begin(this, match.format, match.plan, match.later)) this.inArray = true;
     else this.refuse(this.array.reason);
   }
 
@@ -458,6 +433,15 @@ export class DecodeResponse extends Site {
     if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
     this.nulled = reason;
     this.swap.begin(this, null);
+  }
+
+  /** An array that waits for the end of its event can't be merged. */
+  refuseDeferred(array: Deferred, reason: Reason): void {
+    if (this.treatment != Treatment.MergeOrNull) return this.refuse(reason);
+    this.nulled = reason;
+    this.choices--;
+    this.rope.forgetEdits(array.from);
+    this.swap.replace(this, array.from, array.end);
   }
 
   /** The array that is being read can't be merged; nothing of it has left. */

@@ -74,6 +74,8 @@ export class EventStream {
       } else if (this.step(c, offset + (at - ptr))) at++;
     }
     this.settled = response.holding ? response.settled : offset + len;
+    // An event may be written before `[DONE]`, so its bracket stays until the next byte tells.
+    if (this.line == Line.Bracket) this.settled = min(this.settled, offset + len - 1);
   }
 
   /** Takes the byte at `offset`, which ends no line. False when it must be looked at once more. */
@@ -106,8 +108,10 @@ export class EventStream {
         return c == 0x5b || space;
       case Line.Bracket:
         // No JSON value begins with this letter, so it is that of `[DONE]`.
-        if (c == 0x44) this.line = Line.Other;
-        else this.openList(offset);
+        if (c == 0x44) {
+          this.response.beforeDone(offset - 1);
+          this.line = Line.Other;
+        } else this.openList(offset);
         return false;
       default:
         if (c != load<u8>(FIELD + this.matched)) {

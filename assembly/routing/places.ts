@@ -42,6 +42,17 @@ export const enum Place {
   Raw,
   MetaPromptTokens,
   MetaCompletionTokens,
+  /** The type of its `finish_reason`, which is an object. */
+  MetaFinish,
+  /** The member of it before which SGLang writes arrays. */
+  MetaRank,
+  /** SGLang's `sglext`, of a reply. */
+  Sglext,
+  /** `choices[i].meta_info`, and the same member of it. */
+  ChoiceMeta,
+  ChoiceMetaRank,
+  /** In an event of SGLang's: which prompt of a batch it is of. */
+  Index,
   MetaCachedTokens,
   /** An element of a reply that is a list. */
   Element,
@@ -96,7 +107,7 @@ function watchRows(to: Paths, path: string): void {
 /** Watches SGLang's own members, of a reply or of an element of a list. */
 function watchSglang(to: Paths, path: string): void {
   const names = 'meta_info meta_info.routed_experts meta_info.prompt_tokens meta_info.completion_tokens';
-  watch(to, path, names, Place.Meta);
+  watch(to, path, names + ' meta_info.finish_reason.type meta_info.dp_rank', Place.Meta);
   watch(to, path, 'sglext.routed_experts', Place.Raw);
 }
 
@@ -123,6 +134,9 @@ function basePaths(): Paths {
   );
   watch(made, '', '* *.choices', Place.Element);
   watchSglang(made, '');
+  watch(made, '', 'sglext', Place.Sglext);
+  watch(made, 'choices.*.', 'meta_info meta_info.dp_rank', Place.ChoiceMeta);
+  watch(made, '', 'index', Place.Index);
   watchSglang(made, '*.');
   watchRows(made, 'choices.*.routed_experts.');
   return made;

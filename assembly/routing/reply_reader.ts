@@ -37,9 +37,9 @@ export const enum Notice {
   /** A value of `kind`, which prefill knows better; `again`: it is not the first one there. */
   Value,
   ValueEnd,
-  /** `kv_transfer_params` or `finish_reason`, at `place`. */
+  /** `choices`, an object of SGLang's, or a value that a consumer looks at, at `place`. */
   Other,
-  /** The same, `token_ids`, `index` or `meta_info.cached_tokens` has ended, at `place`. */
+  /** The same, or a number or list of which only the end counts, has ended, at `place`. */
   OtherEnd,
   /** The document has ended. Told once. */
   DocumentEnd,
@@ -56,6 +56,8 @@ export class ReplyReader {
   list: bool = false;
   /** Index of the element that is being read; -1 before the first one, and without a list. */
   element: i32 = -1;
+  /** The `index` that an event has told for its prompt; -1: it has told none. */
+  index: i64 = -1;
   /** Choices of the document that have begun. */
   choices: i32 = 0;
   /** Whether the choice that is being read is an object. */
@@ -101,9 +103,19 @@ export class ReplyReader {
   beginDocument(): void {
     this.scanner.reset();
     this.element = -1;
+    this.index = -1;
     this.choices = 0;
     this.seen = 0;
     this.counts.reset();
+  }
+
+  /**
+   * Which of several prompts the element, or the event, is of; -1: it does not tell, or not by a
+   * number that a prompt has.
+   */
+  get part(): i32 {
+    if (this.list) return this.element;
+    return this.index >= 0 && this.index <= i32.MAX_VALUE ? <i32>this.index : -1;
   }
 
   /** Whether the value at `place` is a member of a choice. */
@@ -128,14 +140,14 @@ export class ReplyReader {
       }
       case Place.Element:
         this.element++;
-        this.seen &= ~bitOf(Place.Raw);
+        this.seen &= ~IN_ELEMENT;
         this.counts.reset();
         return Notice.Element;
       case Place.ElementChoices:
         // No engine answers with a list of replies that have choices.
         return Notice.Broken;
       case Place.Choices:
-        return this.again ? Notice.SecondChoices : Notice.None;
+        return this.again ? Notice.SecondChoices : Notice.Other;
       case Place.Choice:
         this.choices++;
         this.choiceIsObject = this.scanner.first == 0x7b;
@@ -150,9 +162,14 @@ export class ReplyReader {
         return Notice.None;
       case Place.Meta:
         this.counts.beginMeta();
-        return Notice.None;
+        return Notice.Other;
       case Place.KvTransferParams:
       case Place.FinishReason:
+      case Place.MetaFinish:
+      case Place.MetaRank:
+      case Place.Sglext:
+      case Place.ChoiceMeta:
+      case Place.ChoiceMetaRank:
         return Notice.Other;
       default:
         return isMember(place) ? Notice.Member : this.takeKind(place) ? Notice.Value : Notice.None;
@@ -178,8 +195,15 @@ export class ReplyReader {
       case Place.MetaCompletionTokens:
         this.counts.tell(place, this.scanner.integer);
         return Notice.None;
+      case Place.Index:
+        this.index = this.scanner.integer;
+        return Notice.None;
       case Place.KvTransferParams:
       case Place.FinishReason:
+      case Place.Meta:
+      case Place.MetaFinish:
+      case Place.Sglext:
+      case Place.ChoiceMeta:
       case Place.TokenIds:
       case Place.ChoiceIndex:
       case Place.MetaCachedTokens:
@@ -203,6 +227,13 @@ export class ReplyReader {
 function bitOf(place: Place): u64 {
   return (<u64>1) << place;
 }
+
+/** Places of an element's members, and of members of its `meta_info`. */
+const IN_ELEMENT: u64 =
+  ((<u64>1) << Place.Meta) |
+  ((<u64>1) << Place.Raw) |
+  ((<u64>1) << Place.MetaFinish) |
+  ((<u64>1) << Place.MetaRank);
 
 /** Places of a choice's members. */
 const IN_CHOICE: u64 =

@@ -2,7 +2,7 @@
 // a choice, of an element of a list, and of the whole document.
 
 import { Deferred, Site } from './formats/format';
-import { readRaw } from './formats/raw_string';
+import { mergeRaw, readRaw } from './formats/raw_string';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
@@ -82,6 +82,7 @@ export class ResponseCounts {
     const deferred = site.deferred.length > 0;
     if (site.rawRows < 0 && !deferred) return;
     if (counts.differ) return site.refuse(Reason.Prompt);
+    if (deferred && site.deferred[0].merges) return this.mergeDeferred(site, reply.part);
     const plan = this.prompt.planOf(max(reply.element, 0));
     const tokens = counts.prompt;
     if (plan !== null && tokens >= 0 && <u64>tokens != plan.promptEnd) return site.refuse(Reason.Prompt);
@@ -93,6 +94,27 @@ export class ResponseCounts {
     if (!single) return;
     const known = tokens >= 0 && generated >= 1;
     if (site.rawUneven || (known && site.rawRows + start != tokens + generated - 1)) site.refuse(Reason.Rows);
+  }
+
+  /** Merges the deferred arrays of an event, which is of prompt `part`; -1: nobody knows. */
+  private mergeDeferred(site: Site, part: i32): void {
+    const deferred: Deferred[] = site.deferred;
+    const counts = site.counts;
+    const plan = this.prompt.planOf(max(part, 0));
+    const tokens = counts.prompt;
+    let rows: i64 = -1;
+    let fault = plan === null || part < 0 ? Reason.Choices : Reason.None;
+    if (plan !== null && tokens >= 0) {
+      if (<u64>tokens != plan.promptEnd) fault = Reason.Prompt;
+      else if (counts.completion >= 1) rows = <i64>plan.end(counts.completion) - <i64>plan.start;
+    }
+    for (let i = 0; i < deferred.length && site.reason == Reason.None; i++) {
+      let reason = fault;
+      if (plan !== null && fault == Reason.None) reason = mergeRaw(site, deferred[i], plan, rows);
+      if (reason == Reason.None) reason = site.examination.judge();
+      if (reason != Reason.None) site.refuseDeferred(deferred[i], reason);
+    }
+    deferred.length = 0;
   }
 
   /**
@@ -127,7 +149,9 @@ export class ResponseCounts {
     } else this.checkTotal(site, reply);
     // The legs must have tokenised the same prompt.
     const tokens = site.counts.prompt;
-    const other = site.counts.differ || (tokens >= 0 && <u64>tokens != prompt.promptEnd);
+    // An event of SGLang's is of one of several prompts, with which its array is compared.
+    const one = site.events && prompt.plans.length > 1;
+    const other = site.counts.differ || (tokens >= 0 && !one && <u64>tokens != prompt.promptEnd);
     if (other && (site.choices > 0 || placed || site.undecided > 0)) site.refuse(Reason.Prompt);
     this.endElement(site, reply);
     // Without rows of decode's nothing has judged prefill's yet. In a stream rows may still come.

@@ -32,6 +32,12 @@ export class ValueSwap {
     this.active = true;
   }
 
+  /** The value in [from, to), which has been read and is held, becomes `null`. */
+  replace(site: Site, from: u64, to: u64): void {
+    site.rope.replace(from, to - from, NULL_TEXT, 4);
+    site.growth += 4 - <i64>(to - from);
+  }
+
   /** A value that began at offset `from`, and has been read in part, becomes `null`. */
   takeOver(from: u64): void {
     this.from = from;

@@ -19,7 +19,7 @@ export interface FuzzCase {
   /** Nothing is wrong with the case, so it must end as `ends` says. */
   clean: boolean;
   /** Default: merged. */
-  ends?: 'merged' | 'local' | 'absent';
+  ends?: 'merged' | 'local' | 'absent' | 'rejected';
   config: Record<string, unknown>;
   path: string;
   headers: Header[];

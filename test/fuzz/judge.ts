@@ -26,6 +26,7 @@ import { isConcurrent } from './legs.ts';
 import { NOTHING, rowCount, withoutValues, type Brought } from './prefill.ts';
 import * as reference from './reference.ts';
 import { sentWrong } from './sent.ts';
+import { soleEdits } from './sole.ts';
 import { documentsOf, streamVerdict } from './streams.ts';
 
 const OUTCOMES = ['merged', 'local', 'absent', 'unmerged', 'rejected', 'aborted'];
@@ -179,8 +180,10 @@ function rejected(of: FuzzCase, result: Result): string | null {
   const { complete, status, body, headers, prefillRequests } = result;
   if (!complete) return null;
   if (status < 400) return `a rejected exchange has status ${status} and a whole body`;
-  const { error } = JSON.parse(body.toString()) as { error: { message: string; code: number } };
-  const right = error.code === status && error.message.length > 0;
+  const said = JSON.parse(body.toString()) as { error?: FilterError } & FilterError;
+  // On `/generate` SGLang's errors have nothing but a message.
+  const error = said.error ?? said;
+  const right = (error.code ?? status) === status && error.message.length > 0;
   const named = /connector: nixl/.test(error.message);
   if (
     lacksHandshake(of, broughtOf(of, prefillRequests.length)) &&
@@ -190,6 +193,11 @@ function rejected(of: FuzzCase, result: Result): string | null {
   )
     return 'an error that does not name the setting';
   return right && value(headers, 'content-type') === 'application/json' ? null : 'an error of another shape';
+}
+
+interface FilterError {
+  message: string;
+  code?: number;
 }
 
 function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): string | null {
@@ -214,10 +222,9 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   return bare || verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
 }
 
-function verdict(of: FuzzCase, decode: Reply, brought: Brought): reference.Verdict {
-  const body = Buffer.from(decode.body, 'latin1');
+function expectedOf(of: FuzzCase, brought: Brought): reference.Expected {
   const asked = askedOf(of);
-  const expected = {
+  return {
     brought,
     prompts: Math.max(asked?.batch ?? 1, 1),
     n: asked?.n ?? 1,
@@ -226,6 +233,11 @@ function verdict(of: FuzzCase, decode: Reply, brought: Brought): reference.Verdi
     last: lastIsDecodes(of),
     rules: rulesOf(of),
   };
+}
+
+function verdict(of: FuzzCase, decode: Reply, brought: Brought): reference.Verdict {
+  const body = Buffer.from(decode.body, 'latin1');
+  const expected = expectedOf(of, brought);
   return events(decode) ? streamVerdict(body, expected) : reference.verdictOf(body, expected);
 }
 
@@ -270,14 +282,20 @@ function nulled(of: FuzzCase, decode: Reply, brought: Brought, body: string): st
   if (expected.nulled === null) return `edited, but ${expected.why}`;
   if (!events(decode))
     return body === expected.nulled ? null : 'not every value is null, or more than them changed';
-  return nulledEvents(decode.body, body, brought, false);
+  return nulledEvents(decode.body, body, brought, false, expectedOf(of, brought));
 }
 
 /**
  * Each array of an event must be null, or merged as if it were the only one. With `alone` it must
  * be null or unchanged.
  */
-function nulledEvents(sent: string, got: string, brought: Brought, alone: boolean): string | null {
+function nulledEvents(
+  sent: string,
+  got: string,
+  brought: Brought,
+  alone: boolean,
+  expected: reference.Expected | null = null,
+): string | null {
   const [was, is] = [documentsOf(sent), documentsOf(got)];
   if (was.length !== is.length) return 'events are lost';
   const around = (text: string, of: { start: number; end: number }[]) =>
@@ -290,7 +308,9 @@ function nulledEvents(sent: string, got: string, brought: Brought, alone: boolea
   for (const [i, { start, end }] of was.entries()) {
     const out = got.slice(is[i]!.start, is[i]!.end);
     const own = sent.slice(start, end);
-    const right = [own, ...reference.filled(own, brought)].some(
+    const root = expected && parse(own);
+    const sole = root ? [reference.edited(own, soleEdits(own, root, expected, true))] : [];
+    const right = [own, ...sole, ...reference.filled(own, brought)].some(
       (each) =>
         reference.nullsOrMerges(each, out, brought, alone) ||
         reference.nullsOrMerges(canonical(each), canonical(out), brought, alone),

@@ -2,7 +2,7 @@
 // requests P/D may serve, and which requests the engines get.
 
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
-import { integer, isNull, last as lastOf, parse, read } from './json.ts';
+import { all, integer, isNull, last as lastOf, parse, read, type Node } from './json.ts';
 
 export type Json = Record<string, unknown>;
 export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
@@ -72,6 +72,19 @@ export const isServed = (path: string, connector: ConnectorName): boolean =>
 const listed = (prompt: unknown): number =>
   Array.isArray(prompt) && (typeof prompt[0] === 'string' || Array.isArray(prompt[0])) ? prompt.length : 0;
 
+/**
+ * Whether a request to SGLang asks for several choices, or for a number of them that is not plainly
+ * 1: its engines have no answer to it.
+ */
+export function asksSamples(text: string, root: Node, path: string): boolean {
+  const params = all(root, 'sampling_params');
+  if (path === NATIVE && params.length > 1) return false;
+  const holders = path === NATIVE ? params.flatMap((each) => [each, ...each.items]) : [root];
+  return holders
+    .flatMap((holder) => all(holder, 'n'))
+    .some((node) => !isNull(text, node) && integer(text, node) !== 1);
+}
+
 /** Reads a request; null if it is not one that P/D looks at. */
 export function readRequest(path: string, body: Buffer, connector: ConnectorName): Asked | null {
   const sglang = connector === 'sglang';
@@ -100,7 +113,13 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
     start,
     prefillStart: sglang ? start : prefillStartOf(start, tokensIn(value, path)),
   };
-  if (sglang) return { ...asked, fit: start >= 0, maxTokens: -1 };
+  if (sglang) {
+    const fit = start >= 0;
+    const caps = [value['max_tokens'], ...(path === CHAT ? [value['max_completion_tokens']] : [])];
+    const known = path === NATIVE ? [] : caps.filter((cap) => !absent(cap));
+    const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;
+    return { ...asked, fit: fit && !asksSamples(text, root, path), maxTokens };
+  }
   const echo = within ? undefined : value['echo'];
   // `/v1/completions` has no `max_completion_tokens`.
   const caps = [sampling['max_tokens'], ...(path === CHAT ? [value['max_completion_tokens']] : [])];

@@ -14,7 +14,7 @@ export interface Messages {
   /** False means that it is not known how the exchange ends. */
   merges: boolean;
   /** How the exchange ends. Default: merged. */
-  ends?: 'merged' | 'local' | 'absent';
+  ends?: 'merged' | 'local' | 'absent' | 'rejected';
   /** The model, if it is known. */
   model?: { layers: number; top_k: number; experts: number };
   /** The prefill leg fails. */

@@ -134,7 +134,7 @@ export function readPrefill(body: Buffer, reading: Reading): Brought | null {
   };
   const behind = found.length === 0 && start > 0 && usage >= 0 && start >= usage && !mayLackLast;
   const raw = behind
-    ? [{ start, end: usage, width: 0, rows: 0, data: Buffer.alloc(0) }]
+    ? [{ start, end: usage, width: 0, rows: 0, data: Buffer.alloc(0), exact: true }]
     : // vLLM's member chooses no rows of SGLang's.
       found.length > 0 && !(mayLackLast && want > 0)
       ? readRaw(text, root, found, start, rules)

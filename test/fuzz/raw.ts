@@ -17,6 +17,8 @@ export interface RawRows {
   /** The number of prompt rows, and their bytes. */
   rows: number;
   data: Buffer;
+  /** Whether the array has these rows only. */
+  exact: boolean;
 }
 
 /**
@@ -74,7 +76,9 @@ function readOne(
   if (!Number.isInteger(width) || width % 4 !== 0) return null;
   const rows = Math.max(prompt - start, 0);
   const data = bytes.subarray(0, rows * width);
-  return hasSentinel(data, width) ? null : { start, end: prompt, width, rows, data };
+  return hasSentinel(data, width)
+    ? null
+    : { start, end: prompt, width, rows, data, exact: bytes.length === data.length };
 }
 
 export interface Expectation {
@@ -83,6 +87,8 @@ export interface Expectation {
   prompts: number;
   choices: number;
   rules: Rules;
+  /** Of an event: which of several prompts it is of; -1: it does not tell. */
+  part?: number;
 }
 
 export interface RawEdits {
@@ -96,21 +102,24 @@ export function mergeRaw(
   text: string,
   root: Node,
   found: Place[],
-  { rows, plans, prompts, choices, rules }: Expectation,
+  { rows, plans, prompts, choices, rules, part }: Expectation,
 ): RawEdits | string {
   const out: RawEdits = { edits: [], sets: [] };
   if (found.length === 0) return out;
   if (!found.every(isRaw)) return 'another form';
   const list = root.kind === 'array';
   if (!list && choicesOf(root).length > 0 && tooMany(found, root)) return 'an array twice';
-  if (!list && prompts > 1) return 'an array of several prompts';
-  if (!list && rows.length > 1) return 'a list became one';
+  // An event of SGLang's tells its prompt.
+  const placed = part !== undefined && rows.length > 1 && found.every(({ choice }) => choice < 0);
+  if (placed && !rows[part]) return 'an event of no prompt';
+  if (!list && !placed && prompts > 1) return 'an array of several prompts';
+  if (!list && !placed && rows.length > 1) return 'a list became one';
   if (list && prompts > 1 && rows.length === 1) return 'one became a list';
   if (list && rows.length > 1 && root.items.length !== rows.length) return 'another number of elements';
   for (const place of found) {
     if (list && found.filter(({ choice }) => choice === place.choice).length > 1) return 'an array twice';
-    const i = rows.length === 1 ? 0 : place.choice;
-    const merged = mergeOne(text, root, place, rows[i]!, plans[i]!, list || choices === 1);
+    const i = rows.length === 1 ? 0 : placed ? part : place.choice;
+    const merged = mergeOne(text, root, place, rows[i]!, plans[i]!, list || placed || choices === 1);
     if (typeof merged === 'string') return merged;
     if (merged.width > 0 && misfitOfIds(rules, merged.width / 4)) return "not the model's number of ids";
     out.edits.push({ node: place.node, text: `"${merged.data.toString('base64')}"` });

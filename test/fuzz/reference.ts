@@ -11,6 +11,7 @@ import { all, parse, type Node } from './json.ts';
 import { choicesOf, countOf, everyPlace, isRaw, places, type Place } from './places.ts';
 import { dialectOf, isList, prefillFault, setOf, type Brought, type Plan } from './prefill.ts';
 import { mergedRaw, mergeRaw } from './raw.ts';
+import { soleEdits } from './sole.ts';
 import { mergeSplit } from './split.ts';
 
 export interface Expected {
@@ -146,9 +147,10 @@ function verdictOfText(text: string, expected: Expected): Verdict {
     if (fault && (merged.choices > 0 || merged.placed)) return refused(fault, nulled);
     if (merged.choices > 0 || merged.placed) return { merged: [merged], absent: false, nulled, why: '' };
   }
-  if (found.length === 0) return absent;
+  const sole = raw ? soleEdits(text, root, expected, false) : [];
+  if (found.length === 0 && sole.length === 0) return absent;
   if (raw) {
-    const merged = rawMerge(text, root, found, expected);
+    const merged = rawMerge(text, root, found, expected, sole);
     if (typeof merged === 'string') return refused(merged, nulled);
     const fault = faultOf(expected.rules, { prefill: expected.brought.sets, decode: merged.sets });
     if (fault) return refused(fault, nulled);
@@ -231,12 +233,17 @@ export function rawMerge(
   root: Node,
   found: Place[],
   { brought, prompts, n, rules }: Expected,
+  sole: Edit[] = [],
+  part?: number,
 ): MergedRaws | string {
   const { raw, plans } = brought;
-  const merged = mergeRaw(text, root, found, { rows: raw!, plans, prompts, choices: n, rules });
+  const merged = mergeRaw(text, root, found, { rows: raw!, plans, prompts, choices: n, rules, part });
   if (typeof merged === 'string') return merged;
+  if (sole.length > 0 && root.kind === 'array' && raw!.length > 1 && root.items.length !== raw!.length)
+    return 'another number of elements';
   const { edits, sets } = merged;
-  return { body: edited(text, edits), choices: edits.length, placed: false, sets };
+  const all = [...edits, ...sole].sort((a, b) => a.node.start - b.node.start);
+  return { body: edited(text, all), choices: all.length, placed: false, sets };
 }
 
 export interface Array_ {

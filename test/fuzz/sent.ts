@@ -23,6 +23,7 @@ import { all, build, parse, read, type Node } from './json.ts';
 import {
   BOOTSTRAP,
   REMOTE_DECODE,
+  asksSamples,
   decodeLeg,
   isBootstrapped,
   isConcurrent,
@@ -47,6 +48,10 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   if (isServed(of.path, connector) && encoded(of) && of.body !== '') {
     if (prefilled.length + decoded.length > 0) return 'an engine was sent a request with a content-encoding';
     return of.leave !== undefined || result.status === 415 ? null : `answered ${result.status}, not 415`;
+  }
+  if (connector === 'sglang' && asked && asksSamples(of.body, parse(of.body)!, of.path)) {
+    if (prefilled.length + decoded.length > 0) return 'an engine was asked for several choices';
+    return of.leave !== undefined || result.status === 400 ? null : `answered ${result.status}, not 400`;
   }
   // Envoy retries each call, and the filter makes further calls itself.
   const { retries } = of.config['prefill'] as { retries: number };

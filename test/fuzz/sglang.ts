@@ -40,6 +40,9 @@ export function sglangByHand(random: Random): Messages {
   const samples = prompts.flatMap((prompt, p) =>
     Array.from({ length: n }, (_, i): Sample => ({ prompt, tokens: random.between(1, 6), index: p * n + i })),
   );
+  // For a single token decode has no array, as SGLang 0.5.23 has none; other engines may have one.
+  const lone = !alone && random.chance(0.8);
+  const hasArray = (tokens: number, leg: 'prefill' | 'decode') => !(leg === 'decode' && lone && tokens === 1);
   const array = ({ prompt }: Sample, tokens: number, leg: 'prefill' | 'decode') => {
     // Decode begins with the token that prefill has generated: no row of the prompt is its own.
     const foreign = leg === 'decode' && !alone ? Math.max(prompt - start, 0) : 0;
@@ -51,20 +54,28 @@ export function sglangByHand(random: Random): Messages {
     const rows = [...routers.slots(slots, foreign, '<i4'), ...own];
     return new Raw(`"${bytesOf(rows, '<i4').toString('base64')}"`);
   };
-  const meta = (sample: Sample, tokens: number, rows: Raw | null) =>
+  const ranked = random.chance(0.7);
+  const meta = (sample: Sample, tokens: number, rows: Raw | null, ends = true) =>
     style.order({
       id: style.words(),
-      finish_reason: rows ? style.order({ type: 'length', length: tokens }) : null,
+      finish_reason: ends ? style.order({ type: random.pick(['length', 'stop']), length: tokens }) : null,
       prompt_tokens: sample.prompt,
       completion_tokens: tokens,
       cached_tokens: alone ? Number(hit) : random.below(3),
       ...(rows ? { routed_experts: rows } : {}),
+      ...(ranked ? { dp_rank: null } : {}),
     });
   const native = (sample: Sample, tokens: number, leg: 'prefill' | 'decode', ends = true) =>
     style.order({
       text: style.words(),
       output_ids: Array.from({ length: tokens }, (_, i) => i),
-      meta_info: meta(sample, tokens, ends ? array(sample, tokens, leg) : null),
+      meta_info: meta(
+        sample,
+        tokens,
+        ends && hasArray(tokens, leg) ? array(sample, tokens, leg) : null,
+        ends,
+      ),
+      ...(stream && leg === 'decode' && batch > 0 ? { index: sample.index } : {}),
     });
   const sum = (of: number[]) => of.reduce((a, b) => a + b, 0);
   const usage = (tokens: number[]) =>
@@ -75,14 +86,16 @@ export function sglangByHand(random: Random): Messages {
     });
   const withMeta = path === CHAT && random.chance(0.4);
   const openAi = (tokens: number[], leg: 'prefill' | 'decode') => {
-    const rows = samples.map((sample, i) => array(sample, tokens[i]!, leg));
+    const rows = samples.map((sample, i) =>
+      hasArray(tokens[i]!, leg) ? array(sample, tokens[i]!, leg) : null,
+    );
     const choices = samples.map((sample, i) =>
       style.order({
         index: i,
         ...(path === CHAT
           ? { message: { role: 'assistant', content: style.words() } }
           : { text: style.words() }),
-        ...(withMeta ? { meta_info: meta(sample, tokens[i]!, rows[i]!) } : {}),
+        ...(withMeta ? { meta_info: meta(sample, tokens[i]!, rows[i] ?? null) } : {}),
         finish_reason: 'length',
       }),
     );
@@ -91,7 +104,11 @@ export function sglangByHand(random: Random): Messages {
       choices,
       usage: usage(tokens),
       // SGLang leaves out an empty array.
-      ...(rows[0]!.text === '""' ? {} : { sglext: { routed_experts: rows[0] } }),
+      ...(!rows[0] || rows[0].text === '""'
+        ? random.chance(0.2)
+          ? { sglext: { cached_tokens_details: { device: 1 } } }
+          : {}
+        : { sglext: { routed_experts: rows[0] } }),
     });
   };
   const reply = (tokens: number[], leg: 'prefill' | 'decode'): unknown => {
@@ -105,15 +122,18 @@ export function sglangByHand(random: Random): Messages {
         Array.from({ length: tokens[i]! }, (_, t) => native(sample, t + 1, 'decode', t + 1 === tokens[i])),
       );
     const chunks = samples.flatMap((_, index) =>
-      Array.from({ length: tokens[index]! }, () =>
-        style.order({ choices: [{ index, text: style.words(), finish_reason: null }], usage: null }),
+      Array.from({ length: tokens[index]! }, (_, t) =>
+        style.order({
+          id: style.words(),
+          model: 'tiny',
+          choices: [{ index, text: style.words(), finish_reason: t + 1 === tokens[index] ? 'length' : null }],
+          usage: null,
+        }),
       ),
     );
-    const rows = style.order({
-      choices: [],
-      sglext: { routed_experts: array(samples[0]!, tokens[0]!, 'decode') },
-    });
-    return [...chunks, rows, ...(random.chance(0.5) ? [{ choices: [], usage: usage(tokens) }] : [])];
+    const first = hasArray(tokens[0]!, 'decode') ? [array(samples[0]!, tokens[0]!, 'decode')] : [];
+    const rows = first.map((routed_experts) => style.order({ choices: [], sglext: { routed_experts } }));
+    return [...chunks, ...rows, ...(random.chance(0.5) ? [{ choices: [], usage: usage(tokens) }] : [])];
   };
   const tokens = samples.map((sample) => sample.tokens);
   const ids = (length: number) => Array.from({ length }, (_, i) => i);
@@ -156,16 +176,18 @@ export function sglangByHand(random: Random): Messages {
     decode: { headers: stream ? EVENTS_TYPE : JSON_TYPE, body: decode },
     config: { connector: 'sglang' },
     merges:
-      extra === 0 &&
-      spoils.length === 0 &&
-      (alone
-        ? // An event with an array does not tell that nothing was cached.
-          !hit && (path === NATIVE || !stream)
-        : // One array cannot serve several prompts; an event does not tell its element.
-          (path === NATIVE ? !stream || samples.length === 1 : prompts.length === 1) &&
-          // If there are no rows, there may be no array.
-          !(behind && tokens.includes(1))),
-    ...(alone ? { ends: 'local' as const } : {}),
+      n > 1 ||
+      (extra === 0 &&
+        spoils.length === 0 &&
+        (alone
+          ? // An event with an array does not tell that nothing was cached.
+            !hit && (path === NATIVE || !stream)
+          : // One array cannot serve several prompts.
+            (path === NATIVE || prompts.length === 1) &&
+            // If there are no rows, there may be no array.
+            !(behind && tokens.includes(1)))),
+    // SGLang has no answer to a request for several choices.
+    ...(n > 1 ? { ends: 'rejected' as const } : alone ? { ends: 'local' as const } : {}),
     model: { layers: size.layers, top_k: size.topK, experts: routers.experts },
     note: ['by hand', `SGLang${alone ? ' alone' : ''}${stream ? ' stream' : ''}`, ...spoils].join(', '),
   };

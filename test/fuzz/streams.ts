@@ -5,6 +5,7 @@ import { faultOf, type RowSet } from './examined.ts';
 import { parse } from './json.ts';
 import { countOf, places } from './places.ts';
 import { prefillFault, type Plan } from './prefill.ts';
+import { SoleEvents, partOf, soleEdits } from './sole.ts';
 import {
   arraysOf,
   edit,
@@ -75,6 +76,7 @@ function wholeEvents(text: string, expected: Expected): Verdict {
   let nulled = '';
   let why = '';
   let at = 0;
+  const sole = new SoleEvents(expected);
   for (const { start, end } of documentsOf(text)) {
     const part = text.slice(start, end);
     const root = parse(part);
@@ -83,7 +85,14 @@ function wholeEvents(text: string, expected: Expected): Verdict {
     nulled += text.slice(at, start) + nullsOf(part, found);
     const merged = split
       ? splitMerge(part, root, found, expected, true)
-      : rawMerge(part, root, found, expected);
+      : rawMerge(
+          part,
+          root,
+          found,
+          expected,
+          [...sole.edits(part, root), ...soleEdits(part, root, expected, true)],
+          partOf(part, root),
+        );
     if (typeof merged === 'string') why ||= merged;
     else {
       if ('sets' in merged) own.push(...merged.sets);
@@ -100,7 +109,11 @@ function wholeEvents(text: string, expected: Expected): Verdict {
     at = end;
   }
   nulled += text.slice(at);
-  out.body += text.slice(at);
+  const done = /^data:[ \t]*(?=\[D)/m.exec(text.slice(at));
+  const event = done && out.choices === 0 ? sole.beforeDone() : '';
+  const rest = at + (event === '' ? 0 : done!.index + done![0].length);
+  if (event !== '') out.choices++;
+  out.body += text.slice(at, rest) + event + text.slice(rest);
   if (split && out.choices > expected.n) why ||= 'more arrays than choices';
   if (split && out.choices > 0 && !out.placed) why ||= 'no place for the rows of the prompt';
   why ||= (out.choices > 0 && faultOf(expected.rules, { prefill: sets, decode: own })) || '';

@@ -84,13 +84,25 @@ describe('sglang', () => {
   test('no output is capped, of any API', () => {
     use('sglang');
     for (const [api, body] of [
-      [Api.Native, '{"text":"a","sampling_params":{"max_new_tokens":7,"min_new_tokens":3,"n":2}}'],
-      [Api.Completions, '{"prompt":"a","max_tokens":7,"min_tokens":3,"n":2,"max_completion_tokens":5}'],
+      [Api.Native, '{"text":"a","sampling_params":{"max_new_tokens":7,"min_new_tokens":3,"n":1}}'],
+      [Api.Completions, '{"prompt":"a","max_tokens":7,"min_tokens":3,"n":1,"max_completion_tokens":5}'],
     ] as const) {
       expect(read(api, body)).toBe(Unfit.No);
       expect(JSON.parse(prefillLeg())).toMatchObject(JSON.parse(body));
       expect(JSON.parse(decodeLeg())).toMatchObject(JSON.parse(body));
     }
+  });
+
+  test.each<[Api, string]>([
+    [Api.Native, '{"text":"a","sampling_params":{"n":2}}'],
+    [Api.Native, '{"text":["a","b"],"sampling_params":[{"n":2},{"n":1}]}'],
+    [Api.Native, '{"text":"a","sampling_params":{"n":1.0}}'],
+    [Api.Completions, '{"prompt":"a","n":0}'],
+    [Api.Chat, '{"messages":[],"n":"1"}'],
+  ])('several choices are served by nobody: %s %s', (api, body) => {
+    use('sglang');
+    expect(read(api, body)).toBe(Unfit.Samples);
+    expect(read(api, body.replace(/"n":[^,}]+/g, '"n":null'))).toBe(Unfit.No);
   });
 
   test.each<[Api, string, number]>([

@@ -53,6 +53,7 @@ export enum Unfit {
   PromptStart,
   Duplicate,
   TooMany,
+  Samples,
 }
 
 type Numeric = (...args: number[]) => number;

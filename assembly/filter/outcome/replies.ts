@@ -1,4 +1,4 @@
-// The responses that the filter sends itself. Errors have the shape of vLLM's.
+// The responses that the filter sends itself. Errors have the shape of an engine's.
 
 import { sendLocalResponse } from '../../abi/host';
 import { PairReader, PairWriter } from '../../abi/pairs';
@@ -9,6 +9,15 @@ import { APPLICATION_JSON, CONTENT_TYPE, ROUTED_EXPERTS, isOneHop } from '../nam
 const DETAILS = new Ascii('routed_experts_filter');
 const DETAILS_PREFILL = new Ascii('routed_experts_prefill_reply');
 const DETAILS_DECODE = new Ascii('routed_experts_decode_reply');
+
+/** How an engine writes an error. */
+export const enum ErrorShape {
+  Vllm,
+  /** SGLang on the OpenAI endpoints. */
+  Sglang,
+  /** SGLang on `/generate`. */
+  SglangNative,
+}
 
 function typeOf(code: i32): string {
   switch (code) {
@@ -33,17 +42,22 @@ function typeOf(code: i32): string {
  * Sends an error. `param` is the member of the request that is at fault; empty when it is none. The
  * texts contain nothing that a peer sent, so they need no escapes.
  */
-export function replyError(code: i32, message: string, param: string, outcome: string): void {
+export function replyError(
+  code: i32,
+  message: string,
+  param: string,
+  shape: ErrorShape,
+  outcome: string,
+): void {
+  let members = '"message":"' + message + '"';
+  if (shape != ErrorShape.SglangNative) {
+    members += ',"type":"' + typeOf(code) + '","param":';
+    members += param.length > 0 ? '"' + param + '"' : 'null';
+    members += ',"code":' + code.toString();
+  }
+  const flat = shape == ErrorShape.Sglang;
   const body = String.UTF8.encode(
-    '{"error":{"message":"' +
-      message +
-      '","type":"' +
-      typeOf(code) +
-      '","param":' +
-      (param.length > 0 ? '"' + param + '"' : 'null') +
-      ',"code":' +
-      code.toString() +
-      '}}',
+    (flat ? '{"object":"error",' : '{"error":{') + members + (flat ? '}' : '}}'),
   );
   const header = String.UTF8.encode(outcome);
   const writer = new PairWriter();

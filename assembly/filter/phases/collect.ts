@@ -10,12 +10,17 @@ import { Api } from '../../connectors/schema';
 import { Reason } from '../../routing/reason';
 import { RequestHead } from '../heads';
 import { countEndpointRefused, reportHeld } from '../outcome/metrics';
+import { ErrorShape } from '../outcome/replies';
 import { ClientRequest, Named } from '../request/client_request';
 import { HeldHead, forgetHead, holdHead } from '../request/held_heads';
 import { Alone, Aside, serveAlone } from './alone';
 import { Brought } from '../rows/brought';
 import { Course, Phase } from './phase';
 import { Prefill } from './prefill';
+
+const SAMPLES =
+  'SGLang does not answer requests for several choices under prefill/decode disaggregation: ' +
+  'n must be 1. Send a request for each choice';
 
 /** The stream is new, and no callback has come. */
 @final
@@ -144,6 +149,10 @@ export class Collect extends Phase implements HeldHead {
     if (unfit == Unfit.NotUtf8) return this.refuse('is not UTF-8');
     if (unfit == Unfit.TooDeep) return this.refuse('is nested too deep');
     if (unfit == Unfit.TooMany) return this.refuse('has too many members of the same name');
+    if (unfit == Unfit.Samples) {
+      const shape = asked.api == Api.Native ? ErrorShape.SglangNative : ErrorShape.Sglang;
+      return course.answerIn(shape, 400, SAMPLES, Reason.None, '');
+    }
     if (unfit == Unfit.NotObject) {
       request.free();
       return course.enter(Alone.ofNoRequest(course));

@@ -20,6 +20,7 @@ import { Bootstrap } from '../calls/bootstrap';
 import { Models } from '../calls/models';
 import { Config } from '../config/config';
 import { Ending } from '../outcome/ending';
+import { ErrorShape } from '../outcome/replies';
 
 /** An exchange as its phases see it: the phase that it is in, and the ways in which it can end. */
 export abstract class Course extends StreamContext {
@@ -55,7 +56,12 @@ export abstract class Course extends StreamContext {
    * Ends the exchange with an error of the filter's own, in the shape of vLLM's errors. `param` is
    * the member of the request that is at fault, if one is.
    */
-  abstract answer(code: i32, message: string, reason: Reason, param: string = ''): void;
+  answer(code: i32, message: string, reason: Reason, param: string = ''): void {
+    this.answerIn(ErrorShape.Vllm, code, message, reason, param);
+  }
+
+  /** The same in the shape of an engine's errors. `param` is empty where none is at fault. */
+  abstract answerIn(shape: ErrorShape, code: i32, message: string, reason: Reason, param: string): void;
 
   /** Ends the exchange with the answer to the prefill leg. The blocks are borrowed. */
   abstract passPrefillAnswer(status: i32, headers: Block, body: Block): void;

@@ -69,15 +69,19 @@ export class Brought {
     // was asked for.
     const tails = this.joins || prompt.format == Format.Object;
     // Of several arrays each may be widened to another dtype, whether or not the first one was.
-    const grows = tails || prompt.mayWiden;
+    // A later element of a list may have a single token and no array, and then gets prefill's rows.
+    const fills = prompt.format == Format.Raw && this.expected.prompts > 1;
+    const grows = tails || fills || prompt.mayWiden;
     return prompt.values.length > 0 || (grows && this.expected.choices != 1);
   }
 
   /**
-   * The same before any of decode's response is known: its first array may change the length, too.
+   * The same before any of decode's response is known: its first array may change the length, too,
+   * and so do rows that are put in where it has none.
    */
   get mayGrowFromTheStart(): bool {
-    return this.mayGrow || this.joins || this.expected.prompt.mayWiden;
+    const prompt = this.expected.prompt;
+    return this.mayGrow || this.joins || prompt.mayWiden || prompt.format == Format.Raw;
   }
 
   /** Whether decode was asked to begin behind row 0, so that arrays may not have their length. */

@@ -85,7 +85,20 @@ export class Deferred {
   constructor(
     readonly at: u64,
     readonly chars: u64,
+    /** How many signs of padding are behind them. */
+    readonly padding: u64,
+    /** Whether rows of prefill's are merged with it. */
+    readonly merges: bool,
   ) {}
+
+  /** Where its quotes are. */
+  get from(): u64 {
+    return this.at - 1;
+  }
+
+  get end(): u64 {
+    return this.at + this.chars + this.padding + 1;
+  }
 }
 
 /** Decode's response around its arrays: what the formats read of it, and what they change. */
@@ -168,10 +181,13 @@ export abstract class Site {
    */
   readonly deferred: Deferred[] = [];
 
-  /** An array of `chars` characters at offset `at` of the body is read at its element's end. */
-  defer(at: u64, chars: u64): void {
-    this.deferred.push(new Deferred(at, chars));
+  /** An array is read at the end of its element or event. */
+  defer(array: Deferred): void {
+    this.deferred.push(array);
   }
+
+  /** A deferred array can't be merged. */
+  abstract refuseDeferred(array: Deferred, reason: Reason): void;
 
   /** An array without a header has ended, which has `rows` rows. */
   takeRaw(rows: u64): void {
@@ -203,9 +219,10 @@ export abstract class DecodeArray {
 
   /**
    * The value begins at the scanner's cursor, and is merged as `plan` (borrowed) says. Null: no
-   * rows of prefill's are merged with it, and its rows are only checked. True: `read` comes next.
+   * rows of prefill's are merged with it, and its rows are only checked; or, with `later`, it is
+   * known only at the end of the document which these are. True: `read` comes next.
    */
-  abstract begin(site: Site, plan: RowPlan | null): bool;
+  abstract begin(site: Site, plan: RowPlan | null, later: bool): bool;
 
   /** Reads what the format reads itself of a string that was entered. */
   abstract read(site: Site): Progress;

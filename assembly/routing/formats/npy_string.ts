@@ -176,7 +176,7 @@ export class NpyDecode extends DecodeArray {
     return Format.Npy;
   }
 
-  begin(site: Site, plan: RowPlan | null): bool {
+  begin(site: Site, plan: RowPlan | null, later: bool): bool {
     this.plan = plan;
     this.heldFrom = <i64>site.position;
     site.scanner.enterString();

@@ -117,7 +117,7 @@ export class ObjectDecode extends DecodeArray {
     return Format.Object;
   }
 
-  begin(site: Site, plan: RowPlan | null): bool {
+  begin(site: Site, plan: RowPlan | null, later: bool): bool {
     this.plan = plan;
     this.heldFrom = <i64>site.position;
     this.members.begin();

@@ -106,6 +106,8 @@ export class RawPrefill extends PrefillArray {
 export class RawDecode extends DecodeArray {
   private run: Run = new Run();
   private plan: RowPlan | null = null;
+  /** Whether the plan will be known at the end of the event. */
+  private later: bool = false;
   private readonly reader: RowReader = new RowReader();
   /** Offset in the body of the first character. */
   private start: u64 = 0;
@@ -123,8 +125,9 @@ export class RawDecode extends DecodeArray {
     return Format.Raw;
   }
 
-  begin(site: Site, plan: RowPlan | null): bool {
+  begin(site: Site, plan: RowPlan | null, later: bool): bool {
     this.plan = plan;
+    this.later = later;
     this.rowBytes = plan === null ? 0 : plan.rows.rowBytes;
     // The array of an event is held as a whole, so that it can still become `null`.
     if (site.events || this.rowBytes == 0) this.heldFrom = <i64>site.position;
@@ -179,7 +182,7 @@ export class RawDecode extends DecodeArray {
       const rowBytes = this.rowBytes;
       if (bytes < 0 || (rowBytes > 0 && <u64>bytes % rowBytes != 0)) this.reason = Reason.Size;
       else if (chars < prompt) this.reason = Reason.Rows;
-      else if (rowBytes == 0) site.defer(this.start, chars);
+      else if (rowBytes == 0) site.defer(new Deferred(this.start, chars, this.run.padding, this.later));
       else {
         this.reader.end();
         this.reason = this.reader.reason;
@@ -212,7 +215,7 @@ export class RawDecode extends DecodeArray {
  * of token `firstRow`. Returns what is wrong with it.
  */
 export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): Reason {
-  const bytes = decodedLength(array.chars, array.chars % 4 == 0 ? 0 : 4 - (array.chars % 4));
+  const bytes = decodedLength(array.chars, array.padding);
   if (bytes < 0) return Reason.Size;
   if (rows == 0 || bytes == 0) return rows == 0 && bytes == 0 ? Reason.None : Reason.Rows;
   const rowBytes = <u64>bytes / rows;
@@ -226,6 +229,39 @@ export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): 
   const reason = whole ? reader.reason : Reason.Memory;
   reader.free();
   return reason;
+}
+
+/**
+ * Merges a deferred array as `plan` (borrowed) says; `rows` is how many rows it must have, -1: not
+ * known. Returns what is wrong with it, and nothing has been edited then.
+ */
+export function mergeRaw(site: Site, array: Deferred, plan: RowPlan, rows: i64): Reason {
+  const bytes = decodedLength(array.chars, array.padding);
+  const rowBytes = plan.rows.rowBytes;
+  if (rowBytes == 0) return rows < 0 ? Reason.None : readRaw(site, array, <u64>rows, plan.start);
+  if (bytes < 0 || <u64>bytes % rowBytes != 0) return Reason.Size;
+  const has = <u64>bytes / rowBytes;
+  if (has < plan.taken || (rows >= 0 && has != <u64>rows)) return Reason.Rows;
+  const whole = (plan.bytes * 8) / 6;
+  const mixBits = <i32>((plan.bytes * 8) % 6);
+  const reader = new RowReader();
+  begin(reader, site.examination, rowBytes, mixBits, plan.seam, -1);
+  const held = site.rope.feed(reader, array.at + whole, array.chars - whole);
+  reader.end();
+  const reason = held ? reader.reason : Reason.Memory;
+  reader.free();
+  if (reason != Reason.None) return reason;
+  const chars = plan.rows.at(0)!;
+  if (mixBits > 0) {
+    if (chars.fetch(whole, 1) == 0) return Reason.Memory;
+    const mixWith = load<u8>(chars.ptr);
+    const mixed = Block.alloc(1);
+    site.rope.read(array.at + whole, 1, mixed.ptr);
+    store<u8>(mixed.ptr, mix(mixWith, load<u8>(mixed.ptr), mixBits));
+    site.rope.replaceOwned(array.at + whole, 1, mixed, 1);
+  }
+  site.rope.replaceFrom(array.at, whole, chars, 0, whole);
+  return Reason.None;
 }
 
 /** Makes a reader ready for decode's rows. The format tells neither layers nor top_k. */

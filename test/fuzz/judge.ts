@@ -252,7 +252,9 @@ function merged(of: FuzzCase, decode: Reply, brought: Brought, logged: string, b
   if (encoded(decode)) return 'a compressed body was merged';
   const { merged: allowed, why } = verdict(of, decode, brought);
   if (allowed.length === 0) return `merged, but ${why}`;
-  const loose = [decode.body, ...reference.filled(decode.body, brought)].some(
+  // Rows that are put in are prefill's characters, whatever the last of them has behind its bytes.
+  const prefilled = of.prefill.flatMap((reply) => (reply === 'down' ? [] : [reply.body]));
+  const loose = [decode.body, ...prefilled, ...reference.filled(decode.body, brought)].some(
     (sent) => canonical(sent) !== sent,
   );
   const same = (right: string) =>

@@ -1,4 +1,5 @@
-// A vitest reporter that writes how many tests passed and failed, for the last line of `npm test`.
+// A vitest reporter that writes how many tests passed and failed, and the names of those that
+// failed, for the last line of `npm test` and for the report of `npm run test:envoys`.
 import { writeFileSync } from 'node:fs';
 
 export default class CountReporter {
@@ -9,6 +10,8 @@ export default class CountReporter {
   onTestRunEnd(modules, unhandled) {
     let passed = 0;
     let failed = unhandled.length;
+    /** @type {string[]} */
+    const failures = [];
     for (const module of modules) {
       // A file that does not load, or a hook that throws, makes no test fail, so it counts as a
       // failure of its own.
@@ -19,10 +22,13 @@ export default class CountReporter {
         if (state === 'passed') passed++;
         // A test that did not run counts as failed, and one that is skipped on purpose counts as
         // neither.
-        else if (state !== 'skipped') failed++;
+        else if (state !== 'skipped') {
+          failed++;
+          failures.push(test.fullName);
+        }
       }
     }
     const path = process.env.COUNT_FILE;
-    if (path) writeFileSync(path, JSON.stringify({ passed, failed }));
+    if (path) writeFileSync(path, JSON.stringify({ passed, failed, failures }));
   }
 }

@@ -41,6 +41,8 @@ const enum Line {
 export class EventStream {
   /** Offset up to which the body may leave. */
   settled: u64 = 0;
+  /** Whether `[DONE]` has begun, behind which a client expects nothing more. */
+  done: bool = false;
 
   private line: Line = Line.Mark;
   /** How many bytes of the mark or of the field name have been found. */
@@ -108,7 +110,8 @@ export class EventStream {
         return c == 0x5b || space;
       case Line.Bracket:
         // No JSON value begins with this letter, so it is that of `[DONE]`.
-        if (c == 0x44) {
+        this.done = c == 0x44;
+        if (this.done) {
           this.response.beforeDone(offset - 1);
           this.line = Line.Other;
         } else this.openList(offset);

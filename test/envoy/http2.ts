@@ -5,9 +5,10 @@
 
 import { once } from 'node:events';
 import { connect, constants, type OutgoingHttpHeaders } from 'node:http2';
-import type { Socket } from 'node:net';
+import { connect as connectTcp, createServer, type AddressInfo, type Socket } from 'node:net';
 import type { Header } from '../scenario.ts';
 import { exchange, type Reply, type SendOptions } from './client.ts';
+import { RESETS_WITHOUT_ERROR } from './version.ts';
 
 /** HTTP/2 does not allow these headers, and sends `host` as `:authority`. */
 const HTTP1_ONLY = new Set([
@@ -40,7 +41,9 @@ export async function sendHttp2(options: SendOptions): Promise<Reply> {
 async function talk(socket: Socket, leave: () => void, options: SendOptions, reply: Reply, body: Buffer[]) {
   const { request, arrived } = options;
   const { chunks, trailers = [] } = request;
-  const session = connect('http://localhost', { createConnection: () => socket });
+  const relay = RESETS_WITHOUT_ERROR ? await Relay.before(socket) : undefined;
+  const connection = relay?.near ?? socket;
+  const session = connect('http://localhost', { createConnection: () => connection });
   session.on('error', leave);
   const stream = session.request(requestHeaders(options), {
     endStream: chunks.length === 0 && trailers.length === 0,
@@ -63,17 +66,71 @@ async function talk(socket: Socket, leave: () => void, options: SendOptions, rep
   stream.on('error', () => undefined);
   stream.on('close', () => {
     // For its reader, a stream that was reset has also ended. Only the code of the reset tells the
-    // two apart.
-    reply.complete = ended && reply.status !== 0 && stream.rstCode === constants.NGHTTP2_NO_ERROR;
+    // two apart, or the frames.
+    const whole = ended && stream.rstCode === constants.NGHTTP2_NO_ERROR;
+    reply.complete = whole && reply.status !== 0 && relay?.ended !== false;
     session.close();
     leave();
   });
   for (const [i, chunk] of chunks.entries()) {
     if (stream.destroyed) return;
     stream.write(chunk);
-    if (i < chunks.length - 1) await arrived(socket);
+    if (i < chunks.length - 1) await arrived(connection);
   }
   if (!stream.writableEnded && !stream.destroyed) stream.end();
+}
+
+const FRAME_HEAD = 9;
+const [DATA, HEADERS] = [0, 1];
+const END_STREAM = 1;
+
+/**
+ * A connection to this process that passes bytes on to Envoy and back, and looks at the frames on
+ * their way: Node does not tell whether the server has ended the connection's only stream, or has
+ * reset it without an error.
+ */
+class Relay {
+  ended = false;
+  #rest: Buffer = Buffer.alloc(0);
+  #skip = 0;
+
+  private constructor(
+    /** The end for the HTTP/2 session. */
+    readonly near: Socket,
+    far: Socket,
+    socket: Socket,
+  ) {
+    far.pipe(socket).pipe(far);
+    socket.on('data', (data: Buffer) => this.#look(data));
+    for (const each of [near, far, socket]) {
+      each.setNoDelay(true);
+      each.on('error', () => undefined);
+      each.on('close', () => [near, far, socket].forEach((end) => end.destroySoon()));
+    }
+  }
+
+  static async before(socket: Socket): Promise<Relay> {
+    const server = createServer().listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const near = connectTcp((server.address() as AddressInfo).port, '127.0.0.1');
+    const [far] = (await once(server, 'connection')) as [Socket];
+    server.close();
+    return new Relay(near, far, socket);
+  }
+
+  /** Looks at the head of each frame (RFC 9113, section 4.1), and skips what the frame carries. */
+  #look(data: Buffer) {
+    this.#rest = Buffer.concat([this.#rest, data]);
+    for (;;) {
+      const skipped = Math.min(this.#skip, this.#rest.length);
+      this.#rest = this.#rest.subarray(skipped);
+      this.#skip -= skipped;
+      if (this.#rest.length < FRAME_HEAD) return;
+      const [type, flags] = [this.#rest[3]!, this.#rest[4]!];
+      if ((type === DATA || type === HEADERS) && flags & END_STREAM) this.ended = true;
+      this.#skip = FRAME_HEAD + this.#rest.readUIntBE(0, 3);
+    }
+  }
 }
 
 function requestHeaders({ request }: SendOptions): OutgoingHttpHeaders {

@@ -38,6 +38,7 @@ import {
   STAT_PREFIX,
 } from './config.ts';
 import { launchEnvoy } from './launcher.ts';
+import { FIRST_FILTER_AT_START } from './version.ts';
 import { waitFor } from './wait.ts';
 
 export type { EnvoyOptions } from './config.ts';
@@ -136,7 +137,10 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
   const envoy = await launchEnvoy({
     config: (dir) => {
       files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };
-      writeFileSync(files.lds, JSON.stringify({ resources: [] }));
+      const config = { prefill: { cluster: CLUSTER_DOWN } };
+      const first = { name: 'first', config, decodeCluster: CLUSTER_DOWN };
+      const resources = FIRST_FILTER_AT_START ? [listener(first, {}, FILTER_WASM, files)] : [];
+      writeFileSync(files.lds, JSON.stringify({ resources }));
       return bootstrap(options, ports, files);
     },
     concurrency: options.concurrency,

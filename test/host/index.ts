@@ -62,6 +62,11 @@ export interface EmulatorOptions {
   mergeEndOfStream?: boolean;
   /** enable_trailers of the HTTP/1 codecs. Default true. */
   http1Trailers?: boolean;
+  /**
+   * An answer to the loss of an engine names the failure of the transport, as Envoy's do until
+   * 1.37. Default false.
+   */
+  tellsTransportFailures?: boolean;
   /** Clusters that calls may name, beside `prefill` and `decode`. */
   clusters?: Record<string, ClusterSpec>;
   vmId?: string;
@@ -227,6 +232,7 @@ class EnvoyEmulator implements Host, EmulatorExtras {
       downstream: settings.downstream ?? 'http1',
       upstream: settings.upstream ?? 'http1',
       http1Trailers: this.#options.http1Trailers ?? true,
+      tellsTransportFailures: this.#options.tellsTransportFailures ?? false,
       onLog: (entry) => this.accessLog.push(entry),
     });
   }

@@ -83,6 +83,7 @@ export interface StreamOptions {
   downstream: Protocol;
   upstream: Protocol;
   http1Trailers: boolean;
+  tellsTransportFailures: boolean;
   onLog: (entry: AccessLogEntry) => void;
 }
 
@@ -263,9 +264,12 @@ export class HttpStream implements FilterCallbacks, Account {
       const { status, text } = upstreamError(reason);
       const when = this.#upstreamStarted ? 'after' : 'before';
       const transport =
-        reason === 'remote connection failure' ? '|delayed connect error: Connection refused' : '';
-      const details = `upstream_reset_${when}_response_started{${reason}${transport}}`;
-      this.sendLocalReply(status, Buffer.from(text), [], details.replaceAll(' ', '_'));
+        reason === 'remote connection failure' ? 'delayed connect error: Connection refused' : undefined;
+      const told = transport && this.#options.tellsTransportFailures;
+      const body = told ? `${text}, transport failure reason: ${transport}` : text;
+      const why = transport ? `${reason}|${transport}` : reason;
+      const details = `upstream_reset_${when}_response_started{${why}}`;
+      this.sendLocalReply(status, Buffer.from(body), [], details.replaceAll(' ', '_'));
     });
   }
 

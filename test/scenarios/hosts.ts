@@ -3,6 +3,7 @@
 import { setTimeout } from 'node:timers/promises';
 import { FILTER_WASM } from '../../tools/paths.mjs';
 import { createEnvoyHost } from '../envoy/index.ts';
+import { TELLS_TRANSPORT_FAILURES } from '../envoy/version.ts';
 import { createEmulator } from '../host/index.ts';
 import type { Limits } from './case.ts';
 import type { Start, TestHost } from './run.ts';
@@ -39,6 +40,7 @@ const emulator = async (
     wasmPath: FILTER_WASM,
     mergeEndOfStream,
     bufferLimit: bufferLimit ?? DEFAULT_BUFFER_LIMIT,
+    tellsTransportFailures: TELLS_TRANSPORT_FAILURES,
     ...(asyncResponseLimit === undefined ? {} : { asyncResponseLimit }),
   });
   return Object.assign(host, {

@@ -312,7 +312,8 @@ export class StreamEvents extends Stream {
   }
 
   protected fault(): Reason {
-    return Reason.None;
+    // With `[DONE]` a client has a stream that looks whole, even if a reset follows.
+    return this.events.done ? this.judge() : Reason.None;
   }
 
   protected get untouched(): bool {
@@ -329,15 +330,19 @@ export class StreamEvents extends Stream {
 
   protected end(): Reason {
     const response = this.response;
-    if (response.nulled != Reason.None) {
-      this.course.ending.set(Outcome.Unmerged, response.nulled);
-      return Reason.None;
-    }
-    if (response.unplaced) return Reason.Missing;
-    if (!response.merged) return Reason.None;
-    if (this.brought.examination.judge() != Reason.None) return Reason.Experts;
-    if (this.brought.expected.alone === null) this.tellMerged();
+    const reason = this.judge();
+    if (reason != Reason.None) return reason;
+    if (response.nulled != Reason.None) this.course.ending.set(Outcome.Unmerged, response.nulled);
+    else if (response.merged && this.brought.expected.alone === null) this.tellMerged();
     return Reason.None;
+  }
+
+  /** What is wrong with all events so far, if none follows. */
+  private judge(): Reason {
+    const response = this.response;
+    if (response.nulled != Reason.None) return Reason.None;
+    if (response.unplaced) return Reason.Missing;
+    return response.merged ? this.brought.examination.judge() : Reason.None;
   }
 }
 

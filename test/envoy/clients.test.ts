@@ -1,13 +1,10 @@
 // What clients of HTTP/2 have when the filter resets a stream. Up to Envoy 1.36 the reset has no
 // error, and Node and curl take it for the end of the body: so what has left must never look whole.
-// `npm run test:envoys` sets TEST_CLIENTS, with which curl, Go and httpx are asked, too.
+// `npm run test:envoys` sets TEST_CLIENTS, with which curl is asked, too.
 
 import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { connect } from 'node:http2';
-import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { ROOT } from '../../tools/paths.mjs';
 import { run } from '../../tools/run.mjs';
 import { decodeBody, encoded, FULL, GENERATE, GOOD_PREFILL, quoted, REQUEST } from '../scenarios/messages.ts';
 import { createPlant, http, rawEngine, type Plant } from './plant.ts';
@@ -43,27 +40,7 @@ const curl: Client = async (url, body) => {
   return { body: output, whole: code === 0 };
 };
 
-/** How long it may take to build Go's client and to install httpx. */
-const BUILD_MS = 600_000;
-
-const CLIENTS = join(ROOT, 'test', 'envoy', 'clients');
-const BUILT = join(ROOT, '.envoy', 'clients');
-const GO = join(BUILT, 'client');
-const VENV = join(BUILT, 'venv');
-const PYTHON = join(VENV, 'bin', 'python3');
-
-async function must(command: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
-  const { code, output } = await run(command, args, { env });
-  if (code !== 0) throw new Error(`${command} ${args.join(' ')}: ${output}`);
-  return output;
-}
-
-const go: Client = async (url, body) => JSON.parse(await must(GO, [url, body])) as Got;
-
-const httpx: Client = async (url, body) =>
-  JSON.parse(await must(PYTHON, [join(CLIENTS, 'client.py'), url, body])) as Got;
-
-const ASKED = process.env.TEST_CLIENTS ? { node, curl, go, httpx } : { node };
+const ASKED = process.env.TEST_CLIENTS ? { node, curl } : { node };
 
 // ---- the exchanges
 
@@ -110,13 +87,6 @@ let decode = BROKEN[0]!.decode;
 const open: { close(): Promise<void> }[] = [];
 
 beforeAll(async () => {
-  if (process.env.TEST_CLIENTS) {
-    // Go works from its cache, and needs no module for a single file.
-    await must('go', ['build', '-o', GO, join(CLIENTS, 'client.go')], { GO111MODULE: 'off' });
-    if (!existsSync(PYTHON)) await must('python3', ['-m', 'venv', VENV]);
-    const wanted = ['httpx==0.28.1', 'h2==4.3.0'];
-    await must(PYTHON, ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', ...wanted]);
-  }
   const sent = async () => {
     const name = 'http.ingress.downstream_cx_tx_bytes_total';
     return (await of.stats(name))[name] ?? 0;
@@ -134,7 +104,7 @@ beforeAll(async () => {
     ...{ prefillPort: prefill.port, decodePort: engine.port, config: { hold_bytes: 0 } },
   });
   open.push(of, prefill, engine);
-}, BUILD_MS);
+});
 afterAll(async () => {
   for (const each of open) await each.close();
 });

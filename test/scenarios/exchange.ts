@@ -344,13 +344,14 @@ const HTTP1_HOP: Header[] = [
   ['keep-alive', 'timeout=5'],
   ['proxy-authorization', 'Basic x'],
 ];
+/** Ranks are each engine's own, so a client's goes to neither. */
+const RANK: Header = ['x-data-parallel-rank', '1'];
 const END_TO_END: Header[] = [
   ['authorization', 'Bearer secret'],
   ['cookie', 'a=b'],
   ['traceparent', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'],
   ['x-tenant', 'one'],
   ['x-tenant', 'two'],
-  ['x-data-parallel-rank', '1'],
 ];
 
 const headers: Case[] = PROTOCOLS.map((protocol): Case => ({
@@ -364,6 +365,7 @@ const headers: Case[] = PROTOCOLS.map((protocol): Case => ({
           ...HOP,
           ...(protocol === 'http1' ? HTTP1_HOP : []),
           ...END_TO_END,
+          RANK,
         ],
       },
       downstream: protocol,
@@ -383,6 +385,7 @@ const headers: Case[] = PROTOCOLS.map((protocol): Case => ({
       for (const [name, value] of END_TO_END.filter(([name]) => name !== 'x-tenant')) {
         expect(header(request.headers, name), name).toBe(value);
       }
+      expect(header(request.headers, RANK[0])).toBeUndefined();
       expect(header(request.headers, 'content-type')).toBe('application/json');
       expect(header(request.headers, 'x-request-id')).toBe(REQUEST_ID);
       if (protocol === 'http1') expect(header(request.headers, 'host')).toBe('localhost');

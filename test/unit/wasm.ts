@@ -53,6 +53,8 @@ export enum Unfit {
   PromptStart,
   Duplicate,
   TooMany,
+  Truncated,
+  Beams,
   Samples,
 }
 

@@ -52,7 +52,7 @@ type Json = Record<string, any>;
  * decode's answer as it is. With `alone`, it sends a part of the requests to decode alone, and does
  * not say so.
  */
-export function mergesNothing({ prefill, decode }: Engines, alone = 0): Engine {
+export function mergesNothing({ prefill, decode }: Pick<Engines, 'prefill' | 'decode'>, alone = 0): Engine {
   let asked = 0;
   let serial = 0;
   return async (request) => {

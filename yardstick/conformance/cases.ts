@@ -3,7 +3,7 @@
 import type { EngineOptions } from '../../test/engine/engine.ts';
 import type { Asked } from '../requests.ts';
 
-/** `right`: the rows of an engine that does both. `refused`: an error, or an outcome that says so. */
+/** `right`: an engine's own rows. `refused`: an error, or an outcome that says so. */
 export type Allowed = 'right' | 'refused';
 export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
 

@@ -45,9 +45,9 @@ const SUBJECTS: Subject[] = [
   { name: 'one layer shifted', filter: {}, prefill: { shiftedLayer: 2 }, finds: true },
   { name: 'rows of another request', filter: {}, prefill: { foreign: 'prompt' }, finds: true },
   {
-    name: 'rows of another request, 1 in 1,000',
+    name: 'rows of another request, 1 in 500',
     filter: {},
-    prefill: { foreign: 'prompt', every: 1000 },
+    prefill: { foreign: 'prompt', every: 500 },
     finds: true,
   },
   { name: 'tail for full', engine: { faults: { tail: true } }, finds: true },

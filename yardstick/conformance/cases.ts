@@ -3,15 +3,13 @@
 import type { EngineOptions } from '../../test/engine/engine.ts';
 import type { Asked } from '../requests.ts';
 
-/** `right`: an engine's own rows. `refused`: an error, or an outcome that says so. */
-export type Allowed = 'right' | 'refused';
 export type ConnectorName = 'nixl' | 'shared_storage' | 'mooncake' | 'sglang';
 
 export interface Case {
   level: 1 | 2 | 3;
   name: string;
   connector: ConnectorName;
-  /** What the router must do with each of the requests. Rows that are right are always allowed. */
+  /** What the router must do with each request: rows that are right, or a refusal that is seen. */
   must: 'right' | 'refuse or right';
   /** Why it is so, and which engine does it. */
   why: string;
@@ -105,9 +103,14 @@ const KINDS: Short[] = [
     why: "Prefill's one array serves every choice (vLLM 0.30, captured with n = 2 and n = 3).",
   },
   {
-    ...{ level: 2, name: 'a later turn, rows from its last known token on', must: 'refuse or right' },
+    ...{ level: 2, name: 'turns, each with rows from its last known token on', must: 'right' },
     why: 'Clients of trainers send routed_experts_prompt_start with each turn after the first (prime-rl).',
-    asked: [completion(120), completion(160, { start: 127 })],
+    asked: [
+      completion(120),
+      completion(160, { start: 127 }),
+      generate(200, { start: 167 }),
+      completion(240, { start: 207, n: 2, seed: 5 }),
+    ],
   },
   {
     ...{
@@ -307,18 +310,30 @@ const TAIL: Case = {
   asked: [completion(100), generate(64), completion(100, { n: 2, seed: 5 })],
 };
 
-const AT_ONCE: Case[] = [
+const MEETING: Case[] = [
   {
     ...{
       level: 2,
-      name: 'Mooncake: both legs at once',
+      name: 'Mooncake',
       connector: 'mooncake',
       must: 'right',
       engine: { connector: 'mooncake' },
     },
-    why: 'Decode waits for the transfer that prefill offers, so neither leg may wait for the other.',
-    asked: [completion(100), chat('Both at once.'), completion(100)],
+    why: 'Legs share a transfer_id. Prefill keeps its KV for decode, so they may go in sequence or at once (vLLM 0.30, run).',
+    asked: [completion(100), chat('Both legs.'), completion(100)],
   },
+  ...['max_tokens', 'min_tokens'].map((member): Case => ({
+    ...{
+      level: 3,
+      name: `Mooncake: ${member} that decode refuses and a capped prefill takes`,
+      connector: 'mooncake',
+      must: 'refuse or right',
+      engine: { connector: 'mooncake' },
+    },
+    why: 'A decode engine of vLLM 0.30 dies if it refuses a request whose transfer prefill has taken (vLLM issue 43226).',
+    more: { [member]: 1_000_000 },
+    asked: [completion(100), completion(50)],
+  })),
   {
     ...{
       level: 2,
@@ -330,6 +345,28 @@ const AT_ONCE: Case[] = [
     why: 'The engines meet in a bootstrap_room, and rows are raw int32.',
     asked: [native(100), native(100), completion(50), chat('Both at once.'), native(70, { stream: true })],
   },
+  {
+    ...{
+      level: 2,
+      name: 'SGLang: one token to generate',
+      connector: 'sglang',
+      must: 'right',
+      engine: { connector: 'sglang', format: 'D' },
+    },
+    why: "Decode returns no array then, and prefill's rows are the whole answer (SGLang 0.5.23, captured).",
+    asked: [native(90, { maxTokens: 1 }), completion(90, { maxTokens: 1 })],
+  },
+  {
+    ...{
+      level: 2,
+      name: 'SGLang: two choices',
+      connector: 'sglang',
+      must: 'refuse or right',
+      engine: { connector: 'sglang', format: 'D' },
+    },
+    why: 'SGLang 0.5.23 under P/D never answers such a request; a client must not be left waiting.',
+    asked: [native(90, { n: 2 }), completion(90, { n: 2, seed: 5 })],
+  },
 ];
 
-export const CASES: Case[] = [...[...ROWS, ...KINDS, ...BROKEN].map(nixl), TAIL, ...AT_ONCE];
+export const CASES: Case[] = [...[...ROWS, ...KINDS, ...BROKEN].map(nixl), TAIL, ...MEETING];

@@ -30,10 +30,20 @@ test('the filter passes every case', async () => {
 });
 
 describe('a router that merges nothing', () => {
+  const asked = [
+    'one completion',
+    'chat',
+    '48 requests, 16 tokens to 800, at once',
+    'prompt_logprobs',
+    'decode answers 503',
+  ];
   let outcomes: Outcome[] = [];
   const did = (name: string) => outcomes.find((outcome) => outcome.case.name === name)!;
   beforeAll(async () => {
-    outcomes = await runCases(NAIVE, CASES);
+    outcomes = await runCases(
+      NAIVE,
+      CASES.filter(({ name }) => asked.includes(name)),
+    );
   });
 
   test('fails the plain merge with wrong rows', () => {

@@ -203,7 +203,8 @@ export function choicesByHand(random: Random): Messages {
   const sampling = style.order({
     ...(maxTokens === null ? {} : { max_tokens: maxTokens }),
     ...(n > 1 || random.chance(0.2) ? { n } : {}),
-    ...(random.chance(0.2) ? { min_tokens: random.between(0, 3) } : {}),
+    // Engines refuse more than `max_tokens`.
+    ...(random.chance(0.2) ? { min_tokens: random.between(0, Math.min(3, maxTokens ?? 3)) } : {}),
     ...(random.chance(0.1) ? { prompt_logprobs: null } : {}),
     ...(start > 0 || random.chance(0.05) ? { routed_experts_prompt_start: start } : {}),
   });
@@ -214,12 +215,11 @@ export function choicesByHand(random: Random): Messages {
     ...(random.chance(0.5) ? { model: style.words() } : {}),
   };
   const extra = random.chance(0.1) ? { extra_args: { kv_transfer_params: { x: 1 } } } : {};
-  const given = Object.keys(sampling).length > 0 || random.chance(0.5);
   const request =
     path === GENERATE
       ? {
           token_ids: Array.from({ length: prompt }, (_, i) => i),
-          ...(given ? { sampling_params: { ...sampling, ...extra } } : {}),
+          sampling_params: { ...sampling, ...extra },
           ...(stream ? { stream: true } : {}),
           ...common,
         }

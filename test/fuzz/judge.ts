@@ -217,8 +217,8 @@ function absent(of: FuzzCase, result: Result, body: string, faulty: boolean): st
   if (!good(decode) || body === '') return null;
   if (!brought) return 'absent although prefill failed';
   // The filter may refuse a value of prefill that the reference accepts and would insert where
-  // decode has none.
-  const bare = brought.split !== null && verdict(of, decode, NOTHING).absent;
+  // decode has none, or have no room for it.
+  const bare = (brought.split !== null || tooLarge(of)) && verdict(of, decode, NOTHING).absent;
   return bare || verdict(of, decode, brought).absent ? null : 'routing was taken for absent';
 }
 

@@ -1,7 +1,8 @@
-// `npm run manifests`: writes the filter's typed_config into the manifests. Its one source is
-// manifests/filter.yaml.
+// `npm run manifests`: writes the filter's typed_config into the manifests, whose one source is
+// manifests/filter.yaml, and then the Helm chart.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { writeChart } from './chart.mjs';
 import { ROOT } from './paths.mjs';
 import { runMain } from './problem.mjs';
 
@@ -20,6 +21,9 @@ const LLM_D = {
   connector: 'nixl',
   decode_rows: 'full',
 };
+
+/** Envoy's cluster of the HTTPRoute `prefill` in namespace `models`, as Envoy Gateway names it. */
+const PREFILL_ROUTE = 'httproute/models/prefill/rule/0';
 
 /**
  * Every file that has the filter's typed_config, with the code and the configuration that it has
@@ -69,7 +73,23 @@ export const PLUGIN_CONFIGS = {
     headers: 'pass',
   },
   'envoy/gateway/envoyextensionpolicy.yaml': {
-    prefill: { cluster: 'httproute/models/prefill/rule/0' },
+    prefill: { cluster: PREFILL_ROUTE },
+    connector: 'nixl',
+    decode_rows: 'full',
+    headers: 'pass',
+  },
+  'envoy/gateway/envoypatchpolicy.yaml': {
+    prefill: { cluster: PREFILL_ROUTE },
+    connector: 'nixl',
+    decode_rows: 'full',
+  },
+  'envoy/gateway/endpoint.yaml': {
+    prefill: {
+      cluster: PREFILL_ROUTE,
+      cluster_type: 'dynamic_forward_proxy',
+      endpoint_header: 'x-prefiller-host-port',
+      allowed_endpoints: ['10.0.0.0/8:8000'],
+    },
     connector: 'nixl',
     decode_rows: 'full',
     headers: 'pass',
@@ -151,4 +171,5 @@ await runMain(import.meta.url, () => {
     const file = join(ROOT, path);
     writeFileSync(file, withTypedConfig(path, readFileSync(file, 'utf8')));
   }
+  writeChart();
 });

@@ -1,15 +1,35 @@
 // `npm test`: sets up what is missing, checks format and types, and runs every suite. The last line
 // is `N passed, N failed`. With TEST_ISTIO=1 it also runs `test:istio`, which builds Istio; with
-// TEST_ISTIO=built, as in CI, only where Istio has been built.
+// TEST_ISTIO=built, as in CI, only where Istio has been built. TEST_GATEWAY does the same for
+// `test:gateway` and Envoy Gateway.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { ensureGateway, gatewayIsBuilt } from './gateway.mjs';
 import { ensureIstio, istioIsBuilt } from './istio.mjs';
 import { makePackage } from './package.mjs';
 import { bin, ROOT } from './paths.mjs';
 import { Problem, report } from './problem.mjs';
 import { runNode } from './run.mjs';
 import { setup, steps } from './setup.mjs';
+
+/** The suites on control planes, which have to be built. */
+const PROOFS = [
+  {
+    suite: 'istio',
+    of: "Istio's control plane",
+    variable: 'TEST_ISTIO',
+    isBuilt: istioIsBuilt,
+    ensure: ensureIstio,
+  },
+  {
+    suite: 'gateway',
+    of: 'Envoy Gateway',
+    variable: 'TEST_GATEWAY',
+    isBuilt: gatewayIsBuilt,
+    ensure: ensureGateway,
+  },
+];
 
 let passed = 0;
 let failed = 0;
@@ -23,7 +43,7 @@ if (await attempt(() => setup(['node', 'packages']))) {
   await check('format', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('lint', bin('tsc'), ['--noEmit']);
   await runSuites(process.argv.slice(2));
-  await runIstio();
+  for (const proof of PROOFS) await runProof(proof);
 }
 
 console.log(`${passed} passed, ${failed} failed`);
@@ -53,21 +73,21 @@ async function check(name, script, args) {
   });
 }
 
-async function runIstio() {
-  const wanted = process.env.TEST_ISTIO;
+/** @param {(typeof PROOFS)[number]} proof */
+async function runProof({ suite, of, variable, isBuilt, ensure }) {
+  const script = `test:${suite}`;
+  const wanted = process.env[variable];
   if (wanted === undefined) return;
-  if (wanted !== '1' && !(wanted === 'built' && istioIsBuilt())) {
-    console.log(
-      "\nLEFT OUT: test:istio, the proof on Istio's control plane. It needs Go, and builds Istio for minutes:",
-    );
-    console.log('"npm run test:istio" does both; with TEST_ISTIO=1 this run would have.\n');
+  if (wanted !== '1' && !(wanted === 'built' && isBuilt())) {
+    console.log(`\nLEFT OUT: ${script}, the proof on ${of}. It needs Go, and builds for minutes:`);
+    console.log(`"npm run ${script}" does both; with ${variable}=1 this run would have.\n`);
     return;
   }
-  console.log("\ntest:istio, the proof on Istio's control plane:");
+  console.log(`\n${script}, the proof on ${of}:`);
   await attempt(async () => {
-    await ensureIstio();
+    await ensure();
     await makePackage();
-    await runSuites(['--config', join('test', 'istio', 'vitest.config.ts')]);
+    await runSuites(['--config', join('test', suite, 'vitest.config.ts')]);
   });
 }
 

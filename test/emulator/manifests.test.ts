@@ -1,10 +1,12 @@
 // The manifests that users apply hold the same typed_config of the filter everywhere, with
-// configurations that the filter accepts.
+// configurations that the filter accepts. The Helm chart is made of them.
 
 import { readFileSync, readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import { expect, test } from 'vitest';
+import { parse } from 'yaml';
+import { chartFiles, TEMPLATES, valuesSchema } from '../../tools/chart.mjs';
 import { MANIFESTS, PLUGIN_CONFIGS, withPluginConfig, withTypedConfig } from '../../tools/manifests.mjs';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
 import { createEmulator } from '../host/index.ts';
@@ -43,4 +45,45 @@ test.each(Object.keys(PLUGIN_CONFIGS))('filter and schema take the configuration
   expect(() => emulator.vms[0]!.plugin(text)).not.toThrow();
   const validate = new Ajv2020().compile(JSON.parse(read('envoy/config.schema.json')));
   expect(validate(JSON.parse(text)), JSON.stringify(validate.errors)).toBe(true);
+});
+
+test.each(Object.entries(chartFiles()))('%s is what npm run manifests writes', (path, text) => {
+  expect(read(path)).toBe(text);
+});
+
+test('what the chart’s values replace is in the manifests', () => {
+  const missing = new Set(Object.values(TEMPLATES).flatMap(({ values }) => Object.keys(values)));
+  for (const { source } of Object.values(TEMPLATES))
+    for (const literal of [...missing]) if (read(source).includes(literal)) missing.delete(literal);
+  expect([...missing]).toEqual([]);
+});
+
+test('no template has a literal that a value replaces', () => {
+  for (const [name, { values }] of Object.entries(TEMPLATES)) {
+    const text = read(join('deploy', 'chart', 'templates', name));
+    for (const literal of Object.keys(values)) expect(text, name).not.toContain(literal);
+  }
+});
+
+test('the chart’s values fit their schema', () => {
+  const validate = new Ajv2020({ strict: false }).compile(valuesSchema());
+  const values = parse(read('deploy/chart/values.yaml')) as Record<string, object>;
+  expect(validate(values), JSON.stringify(validate.errors)).toBe(true);
+  const wrong: Record<string, unknown>[] = [
+    { mode: 'istio' },
+    { configuration: { connector: 'nicksl' } },
+    { configuration: { headers: 'hold' } },
+    { configuration: { connector: 'sglang', prefill: { endpoint_header: 'x' } } },
+    { module: { ...values.module, url: 'http://x.example/filter.wasm' } },
+    { limits: { ...values.limits, requestBytes: '64Mi' } },
+  ];
+  for (const change of wrong) expect(validate({ ...values, ...change }), JSON.stringify(change)).toBe(false);
+});
+
+test('versions are those of package.json', () => {
+  const { version } = JSON.parse(read('package.json')) as { version: string };
+  expect(parse(read('deploy/chart/Chart.yaml'))).toMatchObject({ version, appVersion: version });
+  for (const path of [...Object.keys(PLUGIN_CONFIGS), 'deploy/chart/values.yaml'])
+    for (const [, tag] of read(path).matchAll(/routed-experts-filter:([\d.]+)/g))
+      expect(tag, path).toBe(version);
 });

@@ -4,29 +4,13 @@
  */
 
 import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { expect } from 'vitest';
 import { tool } from '../../tools/istio.mjs';
 import { DIST } from '../../tools/paths.mjs';
 import type { Envoy } from '../envoy/launcher.ts';
 import { waitFor } from '../envoy/wait.ts';
 import { startControlPlane, type ControlPlane } from './control_plane.ts';
-import { ask, type Engines, type Request } from './engines.ts';
 import { launchProxy, type Proxy } from './proxy.ts';
-
-/** The text of a manifest as `npm run package` ships it. */
-export const manifest = (name: string): string => readFileSync(join(DIST, 'envoy', name), 'utf8');
-
-/** `text` with each key of `edits`, which must occur exactly once, replaced by its value. */
-export function edited(text: string, edits: Record<string, string>): string {
-  for (const [from, to] of Object.entries(edits)) {
-    expect(text.split(from), `the manifest has ${from} once`).toHaveLength(2);
-    text = text.replace(from, () => to);
-  }
-  return text;
-}
 
 /** Puts the built module in the place of the file that gateway-pod.yaml mounts as a volume. */
 export const MOUNTED = {
@@ -75,30 +59,6 @@ export async function deploy(
 
 const listens = async (envoy: Envoy, port: number) =>
   (await envoy.admin('/listeners')).includes(`:${port}\n`);
-
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-/** Sends a request through the filter and expects the oracle's arrays in the response. */
-export async function expectMerged(
-  engines: Engines,
-  port: number,
-  body: Request,
-  ip?: string,
-  headers?: Record<string, string>,
-): Promise<void> {
-  const answer = await ask(port, body, ip, headers);
-  expect(answer.status, answer.text.slice(0, 500)).toBe(200);
-  expect(answer.outcome).toMatch(/^merged; rows=\d+/);
-  // The arrays are compared as a boolean, because nobody can read a difference of megabytes.
-  expect(answer.arrays.length).toBeGreaterThan(0);
-  expect(answer.arrays.join() === engines.right(body).join()).toBe(true);
-}
 
 export const istioctl = (...args: string[]): Promise<{ code: number; output: string }> =>
   new Promise((resolve) =>

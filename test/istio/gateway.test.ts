@@ -1,10 +1,12 @@
 // Istio pushes the gateway's manifest to a real Envoy, which has engines behind it.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { ask, startEngines, type Engines } from '../deployments/engines.ts';
+import { expectMerged } from '../deployments/exchange.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { freePort } from '../deployments/ports.ts';
 import { waitFor } from '../envoy/wait.ts';
-import { deploy, edited, expectMerged, freePort, manifest, MOUNTED } from './deployment.ts';
-import type { Deployment } from './deployment.ts';
-import { ask, startEngines, type Engines } from './engines.ts';
+import { deploy, MOUNTED, type Deployment } from './deployment.ts';
 import { gatewayProxy, gatewayService, service } from './mesh.ts';
 
 const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };

@@ -2,8 +2,11 @@
 // place and sets its header.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { deploy, edited, expectMerged, freePort, manifest, MOUNTED, type Deployment } from './deployment.ts';
-import { ask, startEngines, type Engines } from './engines.ts';
+import { ask, startEngines, type Engines } from '../deployments/engines.ts';
+import { expectMerged } from '../deployments/exchange.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { freePort } from '../deployments/ports.ts';
+import { deploy, MOUNTED, type Deployment } from './deployment.ts';
 import { inferenceGateway, inferenceProxy, service } from './mesh.ts';
 
 const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };

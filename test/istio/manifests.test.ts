@@ -8,7 +8,8 @@ import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { tool } from '../../tools/istio.mjs';
 import { DIST } from '../../tools/paths.mjs';
-import { edited, istioctl, manifest } from './deployment.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { istioctl } from './deployment.ts';
 
 const FOLDER = join(DIST, 'envoy', 'istio');
 /** The manifests that Istio reads. The other files are patches of pods. */

@@ -9,9 +9,12 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { tool } from '../../tools/istio.mjs';
 import { DIST } from '../../tools/paths.mjs';
+import { startEngines } from '../deployments/engines.ts';
+import { expectMerged } from '../deployments/exchange.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { freePort } from '../deployments/ports.ts';
 import { alertQueries, dashboardQueries, missing, type Query } from '../monitoring.ts';
-import { deploy, edited, expectMerged, freePort, manifest, MOUNTED } from './deployment.ts';
-import { startEngines } from './engines.ts';
+import { deploy, MOUNTED } from './deployment.ts';
 import { gatewayProxy, gatewayService, service } from './mesh.ts';
 
 let dir: string;

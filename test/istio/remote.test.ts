@@ -7,9 +7,12 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { DIST } from '../../tools/paths.mjs';
+import { ask, startEngines, type Engines } from '../deployments/engines.ts';
+import { expectMerged } from '../deployments/exchange.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { freePort } from '../deployments/ports.ts';
 import { waitFor } from '../envoy/wait.ts';
-import { deploy, edited, expectMerged, freePort, manifest, type Deployment } from './deployment.ts';
-import { ask, startEngines, type Engines } from './engines.ts';
+import { deploy, type Deployment } from './deployment.ts';
 import { gatewayProxy, gatewayService, service } from './mesh.ts';
 
 const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };

@@ -1,8 +1,10 @@
 // Istio pushes the filter to a real Envoy as the sidecar of the decode pod.
 
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { deploy, edited, expectMerged, manifest, MOUNTED, type Deployment } from './deployment.ts';
-import { ask, startEngines, type Engines } from './engines.ts';
+import { ask, startEngines, type Engines } from '../deployments/engines.ts';
+import { expectMerged } from '../deployments/exchange.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { deploy, MOUNTED, type Deployment } from './deployment.ts';
 import { DECODE_POD, decodePod, decodeProxy, service } from './mesh.ts';
 
 const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };

@@ -3,8 +3,10 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { DIST } from '../../tools/paths.mjs';
-import { deploy, edited, freePort, manifest, type Deployment } from './deployment.ts';
-import { ask, startEngines, type Engines } from './engines.ts';
+import { ask, startEngines, type Engines } from '../deployments/engines.ts';
+import { edited, manifest } from '../deployments/manifests.ts';
+import { freePort } from '../deployments/ports.ts';
+import { deploy, type Deployment } from './deployment.ts';
 import { gatewayProxy, gatewayService, service } from './mesh.ts';
 
 const REQUEST = { prompt: 'Tell me of routed experts.', max_tokens: 8, temperature: 0 };

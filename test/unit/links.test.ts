@@ -9,7 +9,7 @@ import { ROOT } from '../../tools/paths.mjs';
 import { deadLinks, type Repository } from './links.ts';
 
 /** Folders that do not belong to the repository, for when Git cannot be asked: see .gitignore. */
-const NOT_OURS = new Set(['.git', 'node_modules', 'build', 'dist', '.envoy', '.istio']);
+const NOT_OURS = new Set(['.git', 'node_modules', 'build', 'dist', '.envoy', '.istio', '.gateway']);
 
 /**
  * The files that the repository has, or will have once they are committed. A link to a file that

@@ -68,7 +68,7 @@ const BROKEN: Broken[] = [
   {
     name: 'events',
     path: GENERATE,
-    request: '{"token_ids":[1],"stream":true}',
+    request: '{"token_ids":[1],"sampling_params":{},"stream":true}',
     decode: [ofEvents('data: {"choices":[]}\n\n'), `${event(BAD)}data: [DONE]\n\n`],
   },
 ];

@@ -459,7 +459,12 @@ interface Stage {
   events?: boolean;
 }
 
-const MOONCAKE = { connector: 'mooncake', prefill: { bootstrap_host: '127.0.0.1' } };
+const MOONCAKE = {
+  connector: 'mooncake',
+  handshake: 'concurrent',
+  max_model_len: 4096,
+  prefill: { bootstrap_host: '127.0.0.1' },
+};
 const RANKS = '{"0":{"engine_id":"a"}}';
 const EVENTS = chunked(eventsOf(GOOD_DECODE)).replace('application/json', 'text/event-stream');
 

@@ -91,7 +91,11 @@ export class ObjectPrefill extends PrefillArray {
       return null;
     }
     const rows = members.rowsOf(chars);
-    if (rows.rows > 0) this.reason = rows.read(this.examination);
+    // Decode's array is compared with the shape of prefill's, also where prefill gives no row.
+    this.reason =
+      rows.rows > 0
+        ? rows.read(this.examination)
+        : this.examination.misfits(<u64>members.layers, <u64>members.topK);
     if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;

@@ -19,7 +19,7 @@ import {
   PARAMS,
   post,
 } from './messages.ts';
-import { inLists, inNpy, inObject, rowsOf, type Rows } from './rows.ts';
+import { inLists, inNpy, inObject, rowsOf, type Rows, type Write } from './rows.ts';
 import { oracleOf, usedDeployment, type Deployment } from './used.ts';
 
 type Json = Record<string, any>;
@@ -315,11 +315,18 @@ const usage = (completion: number) => `{"prompt_tokens":${LP},"completion_tokens
 const replyOf = (array: string, completion: number, params = PARAMS) =>
   `{"choices":[{"index":0,"finish_reason":"length","routed_experts":${array}}],"usage":${usage(completion)},"kv_transfer_params":${params}}`;
 
-function refusedCase(name: string, start: number, prefill: string, decode: string, reason: string): Case {
+function refusedCase(
+  name: string,
+  start: number,
+  prefill: string,
+  decode: string,
+  reason: string,
+  config: Json = {},
+): Case {
   return {
     name,
     scenario: () => ({
-      name,
+      ...{ name, config },
       client: post(`{"prompt":"x","max_tokens":9,"${START}":${start}}`),
       prefill: answering(prefill),
       decode: answering(decode),
@@ -375,6 +382,23 @@ const refused: Case[] = [
     'prompt',
   ),
 ];
+
+const MODEL = { model: { layers: 99, top_k: 3, experts: 300 } };
+const NO_ROWS: [string, Write][] = [
+  ['A', inNpy()],
+  ['B', inObject()],
+];
+for (const [format, write] of NO_ROWS)
+  refused.push(
+    refusedCase(
+      `${format}: rows of another model, none of them prefill's`,
+      LP,
+      replyOf(write([], LP), 1),
+      replyOf(write(rowsOf(LP, LP + 2), LP), 3),
+      'layers',
+      MODEL,
+    ),
+  );
 
 /** Starts that engines refuse: the client gets their answer. */
 const outOfRange: Case[] = [

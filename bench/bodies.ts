@@ -21,11 +21,22 @@ export interface Workload {
   choices?: number;
   /** The prompt is a list of token ids, as trainers send it, or a text. Default `ids`. */
   prompt?: 'ids' | 'text';
+  /** Number of generated tokens. Default: an eighth of all tokens. */
+  generated?: number;
+  /**
+   * The client asks only for the rows of the last `asked` prompt tokens and of what is generated,
+   * as it does in each turn of a conversation after the first (`routed_experts_prompt_start`).
+   * Default: it asks for all rows.
+   */
+  asked?: number;
+  /** What the legs hand over. Default `nixl`. */
+  connector?: Connector;
 }
 
+/** `mooncake`: prefill hands nothing over in its reply, since decode asks its bootstrap server. */
+export type Connector = 'nixl' | 'mooncake';
+
 export interface Bodies {
-  /** Number of prompt rows. */
-  promptRows: number;
   /** The request that the client sends to the filter. */
   request: Buffer;
   /** The legs that the filter makes of it, for a client that runs both legs itself. */
@@ -66,21 +77,29 @@ const EMPTY_PARAMS = {
   remote_port: null,
 };
 
-export function split(tokens: number): { prompt: number; generated: number } {
-  const generated = Math.max(2, Math.round(tokens * GENERATED));
+export function split(
+  tokens: number,
+  generated = Math.max(2, Math.round(tokens * GENERATED)),
+): { prompt: number; generated: number } {
   return { prompt: tokens - generated, generated };
 }
 
-export function describe({ tokens, layers, topK, dtype, choices = 1, prompt }: Workload): string {
+export function describe(workload: Workload): string {
+  const { tokens, layers, topK, dtype, choices = 1, prompt, generated, asked, connector } = workload;
   const parts = [`${tokens} tokens`, `${layers} x ${topK} ${dtype}`];
+  if (generated !== undefined) parts[0] = `${tokens - generated} + ${generated} tokens`;
+  if (asked !== undefined) parts.push(`rows of the last ${asked + generated!}`);
   if (choices > 1) parts.push(`${choices} choices`);
   if (prompt === 'text') parts.push('text prompt');
+  if (connector === 'mooncake') parts.push('mooncake');
   return parts.join(', ');
 }
 
 export function render(workload: Workload): Bodies {
-  const { tokens, layers, topK, dtype, choices = 1 } = workload;
-  const { prompt, generated } = split(tokens);
+  const { tokens, layers, topK, dtype, choices = 1, connector = 'nixl' } = workload;
+  const { prompt, generated } = split(tokens, workload.generated);
+  // The first row that the client asks for. Engines that know the member return no row before it.
+  const start = workload.asked === undefined ? 0 : prompt - workload.asked;
   const input = workload.prompt === 'text' ? WORD.repeat(prompt) : ids(prompt);
   const rowBytes = layers * topK * Number(dtype[2]);
   // The last token is sampled but never forwarded, so it has no row.
@@ -88,31 +107,40 @@ export function render(workload: Workload): Bodies {
   const right = experts(rows * layers, topK, dtype, 1);
   const array = (data: Buffer, count: number) =>
     Buffer.from(Buffer.concat([npyHeader(dtype, [count, layers, topK]), data]).toString('base64'), 'latin1');
+  const startBytes = start * rowBytes;
   const promptBytes = prompt * rowBytes;
-  const wrong = Buffer.concat([experts(prompt * layers, topK, dtype, 2), right.subarray(promptBytes)]);
+  const wrong = Buffer.concat([
+    experts((prompt - start) * layers, topK, dtype, 2),
+    right.subarray(promptBytes),
+  ]);
 
   const usage = { prompt_tokens: prompt, completion_tokens: generated * choices };
   const text = WORD.repeat(generated);
   const reply = (rowsOfAll: Buffer) =>
     completion({ array: rowsOfAll, choices, text, usage, kv_transfer_params: null });
-  const merged = reply(array(right, rows));
+  const merged = reply(array(right.subarray(startBytes), rows - start));
 
-  const params = { ...PARAMS, remote_num_tokens: prompt };
-  const request = { model: 'bench', prompt: input, max_tokens: generated, temperature: 1 };
+  const params = connector === 'nixl' ? { ...PARAMS, remote_num_tokens: prompt } : null;
+  const request = {
+    model: 'bench',
+    prompt: input,
+    max_tokens: generated,
+    temperature: 1,
+    ...(start > 0 ? { routed_experts_prompt_start: start } : {}),
+  };
   return {
-    promptRows: prompt,
     request: json(choices === 1 ? request : { ...request, n: choices }),
     prefillRequest: json({ ...request, max_tokens: 1, stream: false, kv_transfer_params: EMPTY_PARAMS }),
     decodeRequest: json({ ...request, kv_transfer_params: params }),
     prefillReply: completion({
-      array: array(right.subarray(0, promptBytes), prompt),
+      array: array(right.subarray(startBytes, promptBytes), prompt - start),
       choices: 1,
       text: WORD,
       usage: { prompt_tokens: prompt, completion_tokens: 1 },
       kv_transfer_params: params,
     }),
     decodeReply: {
-      full: reply(array(wrong, rows)),
+      full: reply(array(wrong, rows - start)),
       tail: reply(array(right.subarray(promptBytes), rows - prompt)),
     },
     merged: { full: merged, tail: merged },

@@ -8,8 +8,10 @@ import { render, type Format, type Workload } from './bodies.ts';
 import { Http1Reader } from './http1.ts';
 import { serveCalls } from './process.ts';
 
-/** The reply that a port gives. */
-export type Role = 'prefill' | Format;
+type Leg = 'prefill' | Format;
+
+/** The reply that a port gives; those of a turn are to requests for the last rows only. */
+export type Role = Leg | `turn ${Leg}`;
 
 export interface EngineSpec {
   roles: Role[];
@@ -18,6 +20,8 @@ export interface EngineSpec {
 
 export interface LoadSpec {
   workload: Workload;
+  /** The workload of the ports of a turn. */
+  turn?: Workload | undefined;
   /** Number of bytes of the body in each write; 0: the whole reply is written at once. */
   pieceBytes?: number;
 }
@@ -34,6 +38,8 @@ interface Reply {
 const HOST = '127.0.0.1';
 /** The answer to routers that ask which model is served before they send a request. */
 const STATUS = reply(Buffer.from('{"object":"list","data":[{"id":"bench","object":"model"}],"status":"ok"}'));
+/** The answer of Mooncake's bootstrap server, which is asked here as well. */
+const RANKS = reply(Buffer.from('{"0":{"engine_id":"ff0b3d61-5d2e-40f1-ab57-5a7b4e049869"}}'));
 
 const replies = new Map<Role, Reply>();
 let pieceBytes = 0;
@@ -46,12 +52,17 @@ const handlers = {
     return ports;
   },
   /** Renders the replies that the ports give from now on. */
-  async load({ workload, pieceBytes: bytes = 0 }: LoadSpec): Promise<void> {
+  async load({ workload, turn, pieceBytes: bytes = 0 }: LoadSpec): Promise<void> {
     const { prefillReply, decodeReply } = render(workload);
     replies.set('prefill', reply(prefillReply));
     replies.set('full', reply(decodeReply.full));
     replies.set('tail', reply(decodeReply.tail));
     pieceBytes = bytes;
+    if (!turn) return;
+    const short = render(turn);
+    replies.set('turn prefill', reply(short.prefillReply));
+    replies.set('turn full', reply(short.decodeReply.full));
+    replies.set('turn tail', reply(short.decodeReply.tail));
   },
 };
 
@@ -65,7 +76,8 @@ function reply(body: Buffer): Reply {
   return { body, http1: Buffer.concat([head, body]), headBytes: head.length };
 }
 
-const replyTo = (role: Role, method: string) => (method === 'POST' ? replies.get(role)! : STATUS);
+const replyTo = (role: Role, method: string, path: string) =>
+  method === 'POST' ? replies.get(role)! : path === '/query' ? RANKS : STATUS;
 
 async function open(role: Role, protocol: Protocol): Promise<number> {
   const server = protocol === 'http1' ? http1Server(role) : http2Server(role);
@@ -79,12 +91,13 @@ async function open(role: Role, protocol: Protocol): Promise<number> {
 function http1Server(role: Role): net.Server {
   return net.createServer({ noDelay: true }, (socket) => {
     let method = '';
+    let path = '';
     const reader = new Http1Reader({
-      head: (text) => (method = text.slice(0, text.indexOf(' '))),
+      head: (text) => ([method, path] = text.slice(0, text.indexOf(' HTTP/')).split(' ') as [string, string]),
       body: () => undefined,
       end: () => {
-        const { http1, headBytes } = replyTo(role, method);
-        if (pieceBytes === 0 || role === 'prefill') socket.write(http1);
+        const { http1, headBytes } = replyTo(role, method, path);
+        if (pieceBytes === 0 || role.endsWith('prefill')) socket.write(http1);
         else void writePieces(socket, http1, headBytes);
       },
     });
@@ -113,7 +126,7 @@ function http2Server(role: Role): net.Server {
     stream.on('error', () => undefined);
     stream.resume();
     stream.on('end', () => {
-      const { body } = replyTo(role, headers[':method'] ?? '');
+      const { body } = replyTo(role, headers[':method'] ?? '', headers[':path'] ?? '');
       stream.respond({
         ':status': 200,
         server: 'uvicorn',

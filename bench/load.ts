@@ -18,6 +18,8 @@ export type Kind = 'filter' | 'floor' | 'router';
 export interface RunSpec {
   kind: Kind;
   format: Format;
+  /** Whether the requests are those of a turn, which asks for the last rows only. */
+  turn?: boolean | undefined;
   protocol: Protocol;
   port: number;
   /** `host:port` of the prefill engine, for routers that take it from the request. */
@@ -70,11 +72,15 @@ const MOST_REQUESTS = 50_000;
 const VERIFY_EVERY = 32;
 const REQUEST_TIMEOUT_MS = 120_000;
 
+/** What `run` sends and expects: of all requests of a run, whole or of a turn. */
 let bodies: Bodies;
+let whole: Bodies;
+let ofTurn: Bodies | undefined;
 
 const handlers = {
-  async load(workload: Workload): Promise<void> {
-    bodies = render(workload);
+  async load({ workload, turn }: { workload: Workload; turn?: Workload | undefined }): Promise<void> {
+    whole = render(workload);
+    ofTurn = turn && render(turn);
   },
   run,
 };
@@ -82,6 +88,7 @@ const handlers = {
 serveCalls(handlers);
 
 async function run(spec: RunSpec): Promise<RunResult> {
+  bodies = spec.turn ? ofTurn! : whole;
   const { concurrency, leastRequests = concurrency, mostRequests = MOST_REQUESTS } = spec;
   const verifyEvery = spec.verifyEvery ?? VERIFY_EVERY;
   const clients = await connect(spec);

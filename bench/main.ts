@@ -10,7 +10,7 @@ import { runMain } from '../tools/problem.mjs';
 import { run as runProgram } from '../tools/run.mjs';
 import type { Protocol } from '../test/scenario.ts';
 import { describe, type Format, type Workload } from './bodies.ts';
-import type { EngineHandlers } from './engine.ts';
+import type { EngineHandlers, Role } from './engine.ts';
 import { startEnvoy } from './envoy.ts';
 import type { Kind, LoadHandlers, RunSpec } from './load.ts';
 import { describeMachine, load, usageOf, type Usage } from './machine.ts';
@@ -23,6 +23,8 @@ import { quantile, ratio } from './stats.ts';
 
 interface Cell {
   workload: Workload;
+  /** The same with a client that asks for the last rows only. */
+  turn?: Workload;
   protocol: Protocol;
   concurrency: number;
 }
@@ -32,6 +34,8 @@ interface Subject {
   name: string;
   kind: Kind;
   format: Format;
+  /** Whether its client asks for the last rows only. */
+  turn?: boolean;
   /** Name of the subject that this one equals except for one thing. */
   beside?: string;
   port: number;
@@ -44,6 +48,8 @@ interface Subject {
 const WARM_SECONDS = 0.5;
 const WARM_REQUESTS = 200;
 const FLOOR = 'Envoy x 2';
+/** A turn generates as many tokens as the client has added to the prompt since the one before. */
+const TURN_TOKENS = 256;
 
 async function bench(
   options: Options,
@@ -51,22 +57,25 @@ async function bench(
   client: Worker<LoadHandlers>,
 ) {
   const started = load();
-  const { prefill } = await engines.prefill.call('listen', {
-    roles: ['prefill'],
+  const prefill = await engines.prefill.call('listen', {
+    roles: ['prefill', 'turn prefill'],
     protocol: options.upstream,
   });
-  const decode = await engines.decode.call('listen', { roles: ['full', 'tail'], protocol: options.upstream });
-  const ports = { prefill: prefill!, full: decode.full!, tail: decode.tail! };
+  const decode = await engines.decode.call('listen', {
+    roles: ['full', 'tail', 'turn full', 'turn tail'],
+    protocol: options.upstream,
+  });
+  const ports = { ...prefill, ...decode } as Ports;
   const results: CellResult[] = [];
   let loaded = '';
   for (const cell of cells(options)) {
-    const { workload } = cell;
+    const { workload, turn } = cell;
     if (loaded !== describe(workload)) {
       loaded = describe(workload);
       await Promise.all([
-        engines.prefill.call('load', { workload }),
-        engines.decode.call('load', { workload }),
-        client.call('load', workload),
+        engines.prefill.call('load', { workload, turn }),
+        engines.decode.call('load', { workload, turn }),
+        client.call('load', { workload, turn }),
       ]);
     }
     results.push(await measure(cell, options, ports, client));
@@ -93,21 +102,30 @@ async function bench(
  * The first model is measured with every protocol and concurrency, the other models only with the
  * first of each.
  */
-function cells({ sizes, models, protocols, concurrency, prompt }: Options): Cell[] {
-  return models.flatMap((model, i) =>
+function cells({ sizes, turns, models, protocols, concurrency, prompt, connector }: Options): Cell[] {
+  const conversations = turns.flatMap((tokens) =>
+    concurrency.map((n): Cell => {
+      const generated = TURN_TOKENS;
+      const workload = { tokens: tokens + generated, generated, ...models[0]!, prompt, connector };
+      const turn = { ...workload, asked: TURN_TOKENS };
+      return { workload, turn, protocol: protocols[0]!, concurrency: n };
+    }),
+  );
+  const whole = models.flatMap((model, i) =>
     sizes.flatMap((tokens) =>
       (i === 0 ? protocols : protocols.slice(0, 1)).flatMap((protocol) =>
         (i === 0 ? concurrency : concurrency.slice(0, 1)).map((n) => ({
-          workload: { tokens, ...model, prompt },
+          workload: { tokens, ...model, prompt, connector },
           protocol,
           concurrency: n,
         })),
       ),
     ),
   );
+  return [...whole, ...conversations];
 }
 
-type Ports = Record<'prefill' | Format, number>;
+type Ports = Record<Role, number>;
 
 async function measure(
   cell: Cell,
@@ -122,6 +140,7 @@ async function measure(
     subjects.push(await floor(options, ports));
     for (const format of options.formats) {
       subjects.push(await filter(format, options, ports));
+      if (cell.turn) subjects.push(await ofTurn(format, options, ports));
       for (const beside of options.besides) subjects.push(await filter(format, options, ports, beside));
     }
     // The routers of others speak HTTP/1.
@@ -159,6 +178,7 @@ async function measure(
         kind,
         format,
         beside,
+        turn: subject.turn ?? false,
         windows: windows.get(subject)!,
         peakBytes: subject.usage().peakBytes,
       };
@@ -183,7 +203,7 @@ async function floor({ upstream }: Options, ports: Ports): Promise<Subject> {
 
 async function filter(
   format: Format,
-  { upstream }: Options,
+  { upstream, connector }: Options,
   ports: Ports,
   beside?: Beside,
 ): Promise<Subject> {
@@ -191,7 +211,12 @@ async function filter(
     prefillPort: ports.prefill,
     decodePort: ports[format],
     upstream,
-    filter: { connector: 'nixl', decode_rows: format, ...beside?.config },
+    filter: {
+      connector,
+      decode_rows: format,
+      ...(connector === 'mooncake' ? mooncake(ports) : {}),
+      ...beside?.config,
+    },
     ...(beside?.module ? { module: beside.module } : {}),
   });
   const own = format === 'full' ? 'filter, A' : "filter, A'";
@@ -206,6 +231,24 @@ async function filter(
   };
 }
 
+/** What the filter has to know of Mooncake's prefill, whose mock is its own bootstrap server. */
+const mooncake = (ports: Ports) => ({
+  prefill: {
+    cluster: 'prefill',
+    bootstrap_host: '127.0.0.1',
+    bootstrap_port: ports.prefill,
+    bootstrap_cluster: 'prefill',
+  },
+  max_model_len: 1 << 20,
+});
+
+/** The filter as its client asks for the last rows only, beside the same asked for all of them. */
+async function ofTurn(format: Format, options: Options, ports: Ports): Promise<Subject> {
+  const own = { ...ports, prefill: ports['turn prefill'], [format]: ports[`turn ${format}`] };
+  const subject = await filter(format, options, own, { name: 'a turn', config: {} });
+  return { ...subject, turn: true };
+}
+
 async function window(
   subject: Subject,
   { protocol, concurrency }: Cell,
@@ -215,9 +258,9 @@ async function window(
   verifyEvery?: number,
   mostRequests?: number,
 ): Promise<Window> {
-  const { kind, format, port } = subject;
+  const { kind, format, turn, port } = subject;
   const prefill = `127.0.0.1:${ports.prefill}`;
-  const spec: RunSpec = { kind, format, protocol, port, prefill, concurrency, seconds };
+  const spec: RunSpec = { kind, format, turn, protocol, port, prefill, concurrency, seconds };
   const before = subject.usage().cpuMs;
   const result = await client.call('run', { ...spec, verifyEvery, mostRequests });
   const cpuMs = subject.usage().cpuMs - before;

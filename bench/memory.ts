@@ -40,7 +40,7 @@ interface Bench {
 async function loadWorkload({ engines, client }: Bench, workload: Workload, pieceBytes = 0): Promise<void> {
   await Promise.all([
     ...engines.map((engine) => engine.call('load', { workload, pieceBytes })),
-    client.call('load', workload),
+    client.call('load', { workload }),
   ]);
 }
 

@@ -4,7 +4,7 @@ import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Protocol } from '../test/scenario.ts';
 import type { Dtype } from '../test/engine/router.ts';
-import type { Format } from './bodies.ts';
+import type { Connector, Format } from './bodies.ts';
 import { Problem } from '../tools/problem.mjs';
 
 export interface Model {
@@ -28,6 +28,9 @@ export interface Beside {
 
 export interface Options {
   sizes: number[];
+  /** Numbers of prompt tokens of conversations, of which a turn asks for the last rows. */
+  turns: number[];
+  connector: Connector;
   models: Model[];
   formats: Format[];
   protocols: Protocol[];
@@ -45,6 +48,9 @@ export interface Options {
 export const USAGE = `npm run bench -- [options]
   --quick               a run of about a minute: HTTP/1, concurrency 1, one model, 3 repeats of 1 s
   --sizes LIST          tokens, prompt and generated          256,2048,16384,131072
+  --turns LIST          prompt tokens of conversations, of which a turn asks for the last rows:
+                        the same prompt, asked for all rows and for the last 256             4096,16384
+  --connector NAME      nixl or mooncake                                                     nixl
   --models LIST         layers x experts : dtype              48x8:u1,48x8:u2,61x8:u1
                         (the first with everything; the others over HTTP/1, concurrency 1)
   --formats LIST        full: decode returns all rows (A); tail: the generated ones (A')
@@ -71,6 +77,8 @@ export function parseOptions(args: string[]): Options | 'help' {
       quick: { type: 'boolean' },
       perf: { type: 'boolean' },
       sizes: { type: 'string' },
+      turns: { type: 'string' },
+      connector: { type: 'string' },
       models: { type: 'string' },
       formats: { type: 'string' },
       protocols: { type: 'string' },
@@ -88,6 +96,8 @@ export function parseOptions(args: string[]): Options | 'help' {
   const quick = values.quick ?? false;
   return {
     sizes: list(values.sizes, '256,2048,16384,131072', (text) => whole('--sizes', text, 16, 1 << 20)),
+    turns: list(values.turns, quick ? '' : '4096,16384', (text) => whole('--turns', text, 1024, 1 << 20)),
+    connector: choice('--connector', values.connector ?? 'nixl', ['nixl', 'mooncake']),
     models: list(values.models, quick ? '48x8:u1' : '48x8:u1,48x8:u2,61x8:u1', model),
     formats: list(values.formats, 'full,tail', (text) => choice('--formats', text, ['full', 'tail'])),
     protocols: list(values.protocols, quick ? 'http1' : 'http1,http2', (text) =>
@@ -108,7 +118,10 @@ export function parseOptions(args: string[]): Options | 'help' {
 }
 
 const list = <T>(text: string | undefined, standard: string, parse: (text: string) => T): T[] =>
-  (text ?? standard).split(',').map((part) => parse(part.trim()));
+  (text ?? standard)
+    .split(',')
+    .filter((part) => part.trim() !== '')
+    .map((part) => parse(part.trim()));
 
 function choice<T extends string>(option: string, text: string, known: T[]): T {
   const found = known.find((value) => value === text);

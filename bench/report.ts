@@ -27,6 +27,8 @@ export interface SubjectResult {
   format: Format;
   /** Name of the subject in the cell that this one equals except for one thing. */
   beside?: string | undefined;
+  /** Whether its client asks for the last rows only. */
+  turn: boolean;
   windows: Window[];
   peakBytes: number;
 }
@@ -84,6 +86,7 @@ export function markdown(report: Report): string {
     ...ratioTable(results),
     '',
     ...besideSection(results),
+    ...turnSection(results),
     '## Figures',
     '',
     ...figureTable(results),
@@ -103,7 +106,8 @@ function ratioTable(results: CellResult[]): string[] {
   const rows = results.flatMap(({ title, subjects }) => {
     const [floor] = subjects;
     const full = subjects.find(({ kind, format }) => kind === 'filter' && format === 'full');
-    return subjects.slice(1).map((subject) => {
+    const whole = subjects.slice(1).filter(({ turn }) => !turn);
+    return whole.map((subject) => {
       const toFull = subject.format === 'tail' && full;
       return [
         title,
@@ -123,7 +127,7 @@ function besideSection(results: CellResult[]): string[] {
   const rows = results.flatMap(({ title, subjects }) =>
     subjects.flatMap((subject) => {
       const same = subjects.find(({ name }) => name === subject.beside);
-      if (!same) return [];
+      if (!same || subject.turn) return [];
       const picks = [p50, cpu].map((pick) => withSpread(ratios(same, subject, pick)));
       return [[title, same.name, subject.name, ...picks]];
     }),
@@ -136,6 +140,31 @@ function besideSection(results: CellResult[]): string[] {
     text,
     '',
     ...table(['workload', 'filter', 'to', 'p50', 'CPU'], rows),
+    '',
+  ];
+}
+
+/** The section with the conversations. */
+function turnSection(results: CellResult[]): string[] {
+  const rows = results.flatMap(({ title, subjects }) =>
+    subjects.flatMap((turn) => {
+      const whole = turn.turn && subjects.find(({ name }) => name === turn.beside);
+      if (!whole) return [];
+      const picks = [p50, cpu].map((pick) => withSpread(ratios(turn, whole, pick)));
+      const bytes = over(turn, ({ bytes }) => bytes).median / over(whole, ({ bytes }) => bytes).median;
+      return [[title, whole.name, ...picks, ratio(bytes)]];
+    }),
+  );
+  if (rows.length === 0) return [];
+  return [
+    '## Turns',
+    '',
+    'A turn of a conversation asks for the rows of the last 256 prompt tokens and of what is generated ' +
+      '(`routed_experts_prompt_start`), of a prompt that is sent whole. Ratios of it to the same request for all rows; a ratio ' +
+      'is that of two windows of one repeat. The response has the same size for every prompt; what is left to grow with the ' +
+      'prompt is the request.',
+    '',
+    ...table(['workload', 'filter', 'p50', 'CPU', 'response bytes'], rows),
     '',
   ];
 }
@@ -212,8 +241,11 @@ interface Panel {
  */
 export function plot({ results, command, machine }: Report): string {
   const first = results[0]!.workload;
-  const same = ({ workload: w }: CellResult) =>
-    w.layers === first.layers && w.topK === first.topK && w.dtype === first.dtype;
+  const same = ({ workload: w, subjects }: CellResult) =>
+    !subjects.some(({ turn }) => turn) &&
+    w.layers === first.layers &&
+    w.topK === first.topK &&
+    w.dtype === first.dtype;
   const panels = new Map<string, Panel>();
   for (const cell of results.filter(same)) {
     const title = `${upstreamName(cell.protocol)}, concurrency ${cell.concurrency}`;
@@ -221,7 +253,8 @@ export function plot({ results, command, machine }: Report): string {
     panel.cells.push(cell);
     panels.set(title, panel);
   }
-  const names = [...new Set(results.flatMap(({ subjects }) => subjects.slice(1).map(({ name }) => name)))];
+  const shown = results.filter(same).flatMap(({ subjects }) => subjects.slice(1).map(({ name }) => name));
+  const names = [...new Set(shown)];
   const body = [...panels.values()].flatMap((panel, row) => [
     drawPanel(`p50 / floor: ${panel.title}`, panel.cells, p50, names, 0, row),
     drawPanel(`CPU / floor: ${panel.title}`, panel.cells, cpu, names, 1, row),

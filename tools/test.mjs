@@ -42,7 +42,8 @@ if (await attempt(() => setup(['node', 'packages']))) {
   await attempt(steps.trap);
   await check('format', bin('prettier'), ['--check', '--log-level', 'warn', '.']);
   await check('lint', bin('tsc'), ['--noEmit']);
-  await runSuites(process.argv.slice(2));
+  // The scenarios run on the emulator within the suite on Envoy.
+  await runSuites(['--project', '!emulator', ...process.argv.slice(2)]);
   for (const proof of PROOFS) await runProof(proof);
 }
 

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { ROOT } from '../../tools/paths.mjs';
-import { compileProbe } from '../emulator/fixtures/compile.ts';
+import { compileProbe } from '../host/fixtures/compile.ts';
 import type { Scenario } from '../scenario.ts';
 import {
   answering,

@@ -75,7 +75,11 @@ export function runSuite(suite: Suite, start: Start, twin?: Start): void {
       test(`${of.name}: both hosts agree`, async () => {
         result ??= await run(of);
         sentToOther++;
-        expect(differences(of, result, await other!.run(of.scenario()))).toEqual([]);
+        const emulated = await other!.run(of.scenario());
+        expect(differences(of, result, emulated)).toEqual([]);
+        of.check(emulated);
+        expect(looksWhole(emulated)).toBe(false);
+        expect(await other!.metric('routed_experts.held_bytes')).toBe(0);
         result = undefined;
       });
     }

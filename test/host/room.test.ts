@@ -3,7 +3,7 @@
 
 import { describe, expect, test } from 'vitest';
 import { FILTER_WASM } from '../../tools/paths.mjs';
-import { createEmulator, type Emulator } from '../host/index.ts';
+import { createEmulator, type Emulator } from './index.ts';
 import type { Engine, EngineReply, Result, Scenario } from '../scenario.ts';
 import { CHAT, JSON_TYPE, PARAMS, answering, post, reply } from '../scenarios/messages.ts';
 import { npyHeader } from '../../yardstick/npy.ts';

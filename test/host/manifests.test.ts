@@ -9,7 +9,7 @@ import { parse } from 'yaml';
 import { chartFiles, TEMPLATES, valuesSchema } from '../../tools/chart.mjs';
 import { MANIFESTS, PLUGIN_CONFIGS, withPluginConfig, withTypedConfig } from '../../tools/manifests.mjs';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
-import { createEmulator } from '../host/index.ts';
+import { createEmulator } from './index.ts';
 
 const read = (path: string) => readFileSync(join(ROOT, path), 'utf8');
 const files = (folder: string): string[] =>

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { Ajv2020 } from 'ajv/dist/2020.js';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { FILTER_WASM, ROOT } from '../../tools/paths.mjs';
-import { createEmulator, type Emulator } from '../host/index.ts';
+import { createEmulator, type Emulator } from './index.ts';
 import {
   BEYOND_SCHEMA,
   REFUSED,

@@ -12,8 +12,8 @@ import {
   EnvoyCrash,
   LoadError,
   PAIRS_MAX_COUNT,
-} from '../host/index.ts';
-import { marshalPairs, unmarshalPairs } from '../host/headers.ts';
+} from './index.ts';
+import { marshalPairs, unmarshalPairs } from './headers.ts';
 import type { Engine, EngineReply, Header, Result, Scenario } from '../scenario.ts';
 import { compile, compileProbe } from './fixtures/compile.ts';
 

@@ -31,8 +31,21 @@ export class EnvoyBuffer {
     this.#check();
   }
 
-  /** Returns a copy that the caller owns. The slices of the buffer stay as they are. */
-  copyOut(start: number, length: number): Buffer {
+  /**
+   * Returns bytes that nobody may change: those of a slice where it has all of them, else a copy.
+   * The slices of the buffer stay as they are.
+   */
+  read(start: number, length: number): Buffer {
+    let at = start;
+    for (const slice of this.#slices) {
+      if (at + length <= slice.length) return slice.subarray(at, at + length);
+      if (at < slice.length) break;
+      at -= slice.length;
+    }
+    return this.#copyOut(start, length);
+  }
+
+  #copyOut(start: number, length: number): Buffer {
     const out = Buffer.allocUnsafe(length);
     let at = 0;
     let skip = start;
@@ -49,17 +62,19 @@ export class EnvoyBuffer {
   }
 
   bytes(): Buffer {
-    return this.copyOut(0, this.#length);
+    return this.read(0, this.#length);
   }
 
+  /** Takes over the bytes: they are not copied. */
   add(bytes: Uint8Array): void {
-    if (bytes.length > 0) this.#slices.push(Buffer.from(bytes));
+    if (bytes.length > 0) this.#slices.push(sliceOf(bytes));
     this.#length += bytes.length;
     this.#check();
   }
 
+  /** Takes over the bytes likewise. */
   prepend(bytes: Uint8Array): void {
-    if (bytes.length > 0) this.#slices.unshift(Buffer.from(bytes));
+    if (bytes.length > 0) this.#slices.unshift(sliceOf(bytes));
     this.#length += bytes.length;
     this.#check();
   }
@@ -102,13 +117,13 @@ export class EnvoyBuffer {
   }
 }
 
+const sliceOf = (bytes: Uint8Array): Buffer => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
 /** What `getBuffer` hands out: a body, which the guest may edit, or bytes that it may only read. */
 export type GuestBuffer = EnvoyBuffer | Buffer;
 
 export function readBuffer(buffer: GuestBuffer, start: number, length: number): Buffer {
-  return buffer instanceof EnvoyBuffer
-    ? buffer.copyOut(start, length)
-    : buffer.subarray(start, start + length);
+  return buffer instanceof EnvoyBuffer ? buffer.read(start, length) : buffer.subarray(start, start + length);
 }
 
 /**

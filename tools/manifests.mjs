@@ -35,6 +35,10 @@ export const MANIFESTS = {
     code: ['local: { filename: build/filter.wasm }'],
     configuration: { prefill: { cluster: 'prefill' }, connector: 'nixl', decode_rows: 'full' },
   },
+  'envoy/tracing/envoy.yaml': {
+    code: ['local: { filename: build/filter.wasm }'],
+    configuration: { prefill: { cluster: 'prefill' }, connector: 'nixl', decode_rows: 'full' },
+  },
   'envoy/istio/envoyfilter.yaml': {
     code: LOCAL,
     configuration: { prefill: { cluster: PREFILL_SERVICE }, connector: 'nixl', decode_rows: 'full' },

@@ -33,6 +33,8 @@ const DIFFERENCES = {
     until: 37,
     what: "the body of Envoy's own 503 says why the connection failed",
   },
+  /** Envoy before 1.38 refuses a configuration with this operator. */
+  lacksSpanId: { until: 37, what: 'no `%SPAN_ID%`, so the example with traces does not run' },
 } satisfies Record<string, Difference>;
 
 const minorOf = (version: string) => Number(version.split('.')[1]);
@@ -51,3 +53,4 @@ const applies = ({ until }: Difference) => MINOR <= until;
 export const FIRST_FILTER_AT_START = applies(DIFFERENCES.firstFilterAtStart);
 export const RESETS_WITHOUT_ERROR = applies(DIFFERENCES.resetsWithoutError);
 export const TELLS_TRANSPORT_FAILURES = applies(DIFFERENCES.tellsTransportFailures);
+export const KNOWS_SPAN_ID = !applies(DIFFERENCES.lacksSpanId);

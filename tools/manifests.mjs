@@ -64,18 +64,22 @@ export const MANIFESTS = {
   },
 };
 
+/** The configuration where Istio writes the typed_config. */
+const ISTIO_PLUGIN = {
+  prefill: { cluster: PREFILL_SERVICE },
+  connector: 'nixl',
+  decode_rows: 'full',
+  headers: 'pass',
+};
+
 /**
  * The files for which a control plane writes the typed_config, without
  * allow_on_headers_stop_iteration.
  * @type {Record<string, Record<string, unknown>>}
  */
 export const PLUGIN_CONFIGS = {
-  'envoy/istio/wasmplugin.yaml': {
-    prefill: { cluster: PREFILL_SERVICE },
-    connector: 'nixl',
-    decode_rows: 'full',
-    headers: 'pass',
-  },
+  'envoy/istio/wasmplugin.yaml': ISTIO_PLUGIN,
+  'envoy/istio/trafficextension.yaml': ISTIO_PLUGIN,
   'envoy/gateway/envoyextensionpolicy.yaml': {
     prefill: { cluster: PREFILL_ROUTE },
     connector: 'nixl',

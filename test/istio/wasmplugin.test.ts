@@ -1,5 +1,5 @@
-// Istio pushes the WasmPlugin, and the TrafficExtension that replaces it, to a real Envoy, which then
-// lacks allow_on_headers_stop_iteration.
+// Istio pushes the WasmPlugin, and the TrafficExtension that replaces it, to a real Envoy, which
+// then lacks allow_on_headers_stop_iteration.
 
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';

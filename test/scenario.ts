@@ -126,6 +126,8 @@ export interface Result {
    * it is not set.
    */
   logged: string | null;
+  /** `%FILTER_STATE(wasm.routed_experts_decode:PLAIN)%`, likewise. */
+  loggedDecode: string | null;
 }
 
 /** The number of prefill engines that a scenario can have. */

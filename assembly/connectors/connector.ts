@@ -97,6 +97,14 @@ export abstract class Connector {
     return true;
   }
 
+  /**
+   * Whether decode's `cached_tokens` are the tokens of the prompt that it did not compute itself:
+   * those that it has pulled, loaded or found in its own cache.
+   */
+  get countsCached(): bool {
+    return true;
+  }
+
   /** Edits for a request that decode serves alone, beside its `cache_salt`. */
   alone(rewrite: Rewrite, session: Session): void {}
 

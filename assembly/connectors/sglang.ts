@@ -61,6 +61,14 @@ export class Sglang extends Connector {
     return false;
   }
 
+  /**
+   * SGLang's decode reports the count that prefill has sent it with the KV (0.5.23,
+   * `_commit_transfer_to_req` in sglang/srt/disaggregation/decode.py).
+   */
+  get countsCached(): bool {
+    return false;
+  }
+
   prefill(rewrite: Rewrite, session: Session): void {
     this.meet(rewrite, session);
   }

@@ -21,10 +21,11 @@
 
 import { closeStream, log, logs, removeHeader, setProperty } from '../abi/host';
 import { HeaderMapKind, HeadersStatus, LogLevel, StreamKind } from '../abi/types';
+import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { Reason } from '../routing/reason';
 import { Config } from './config/config';
-import { OUTCOME_PROPERTY, ROUTED_EXPERTS } from './names';
+import { DECODE_PROPERTY, OUTCOME_PROPERTY, ROUTED_EXPERTS } from './names';
 import { reportHeld } from './outcome/metrics';
 import { Outcome } from './outcome/outcome';
 import { ErrorShape, replyError, replyPrefill } from './outcome/replies';
@@ -140,8 +141,16 @@ export class Exchange extends Course {
     // A client that has all bytes may leave before Envoy tells the filter that the body has ended.
     if (!this.current.hasAllLeft()) this.abort();
     this.finish();
-    const text = String.UTF8.encode(this.logged);
-    setProperty(OUTCOME_PROPERTY, changetype<usize>(text), text.byteLength);
+    this.tell(OUTCOME_PROPERTY, this.logged);
+    // The numbers have a property of their own, so that who reads the outcome need not know them.
+    const decodeCache = this.ending.decodeCache;
+    if (decodeCache !== null) this.tell(DECODE_PROPERTY, decodeCache.text);
+  }
+
+  /** Sets a property, which the access log can show. */
+  private tell(property: Ascii, value: string): void {
+    const text = String.UTF8.encode(value);
+    setProperty(property, changetype<usize>(text), text.byteLength);
   }
 
   onDone(): void {

@@ -22,6 +22,8 @@ export const ROUTED_EXPERTS = new Ascii('x-routed-experts');
  * `wasm.routed_experts`.
  */
 export const OUTCOME_PROPERTY = new Ascii('routed_experts');
+/** The same for what decode has told of its cache: `wasm.routed_experts_decode`. */
+export const DECODE_PROPERTY = new Ascii('routed_experts_decode');
 
 export const GET = new Ascii('GET');
 export const POST = new Ascii('POST');

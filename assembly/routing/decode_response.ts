@@ -90,6 +90,8 @@ export class DecodeResponse extends Site {
   nulled: Reason = Reason.None;
   /** Whether the document has ended. */
   complete: bool = false;
+  /** Decode's own `usage…cached_tokens`, which prefill's may replace; -1: it has told none. */
+  cachedTokens: i64 = -1;
   /** Offset up to which the body may leave. */
   settled: u64 = 0;
   /** Whether an array reads characters itself, instead of the scanner, and more are to come. */
@@ -267,6 +269,7 @@ export class DecodeResponse extends Site {
 
   /** Takes a notice while a value is being removed, of which only the end matters. */
   private takeOfSwap(notice: Notice): void {
+    if (notice == Notice.ValueEnd) this.noteCached();
     if (notice == Notice.ArrayEnd || notice == Notice.ValueEnd) this.endSwap();
     else if (notice == Notice.Broken) this.refuse(Reason.Json);
   }
@@ -276,7 +279,8 @@ export class DecodeResponse extends Site {
     const ofValue = notice == Notice.Value && this.reader.kind == Kind.PromptExperts;
     if (ofValue || notice == Notice.Array) {
       if (this.scanner.first != 0x6e) this.swap.begin(this, null);
-    } else if (notice == Notice.Broken) this.refuse(Reason.Json);
+    } else if (notice == Notice.ValueEnd) this.noteCached();
+    else if (notice == Notice.Broken) this.refuse(Reason.Json);
     else if (notice == Notice.DocumentEnd) this.complete = true;
   }
 
@@ -353,8 +357,15 @@ export class DecodeResponse extends Site {
   }
 
   private onValueEnd(): void {
+    this.noteCached();
     if (this.reader.kind == Kind.CachedTokens) this.cache.take(this);
     else if (this.reader.kind == Kind.PromptExperts && this.isAlone) this.endRouting(true);
+  }
+
+  /** A value has ended. Of several `cached_tokens`, one in each event, the last one counts. */
+  private noteCached(): void {
+    const told = this.reader.kind == Kind.CachedTokens ? this.scanner.integer : -1;
+    if (told >= 0) this.cachedTokens = told;
   }
 
   private onOtherEnd(): void {

@@ -54,6 +54,8 @@ export const enum Place {
   /** In an event of SGLang's: which prompt of a batch it is of. */
   Index,
   MetaCachedTokens,
+  /** `kv_transfer_params.remote_prefill_cached_tokens` */
+  RemoteCached,
   /** An element of a reply that is a list. */
   Element,
   /** `choices` of an element: no reply that is a list has them. */
@@ -132,6 +134,7 @@ function basePaths(): Paths {
     'prompt_tokens completion_tokens prompt_tokens_details prompt_tokens_details.cached_tokens',
     Place.PromptTokens,
   );
+  watch(made, 'kv_transfer_params.', 'remote_prefill_cached_tokens', Place.RemoteCached);
   watch(made, '', '* *.choices', Place.Element);
   watchSglang(made, '');
   watch(made, '', 'sglext', Place.Sglext);

@@ -154,6 +154,7 @@ export class PrefillReply {
     }
     if (this.reason != Reason.None) prompt.refuse(this.reason);
     prompt.tokens = this.promptTokens;
+    prompt.tellsCached = this.reader.has(Place.RemoteCached);
   }
 
   /** Gives back what was not handed over. */

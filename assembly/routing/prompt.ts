@@ -66,6 +66,11 @@ export class Prompt {
    * still counts (vLLM's mooncake_connector.py and nixl/base_scheduler.py).
    */
   decodeForwardsLast: bool = false;
+  /**
+   * Whether decode is told how many tokens prefill found in its cache, which it then reports as its
+   * own `cached_tokens` (vLLM 0.32, vllm/v1/engine/output_processor.py).
+   */
+  tellsCached: bool = false;
   /** The values (owned), at most one of each kind. */
   values: PrefillValue[] = [];
   /** The shape of the rows of `Format.Prompt`, whose text is a value of `Kind.PromptExperts`. */

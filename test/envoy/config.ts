@@ -154,6 +154,7 @@ export interface LogLine {
   details: string | null;
   flags: string | null;
   routed_experts: string | null;
+  routed_experts_decode: string | null;
   /**
    * Only with `idHeader`: the value of that header, the milliseconds from the first byte of the
    * head to the end, and the address of the engine that answered.
@@ -254,6 +255,7 @@ function accessLog(path: string, { idHeader }: EnvoyOptions) {
     details: '%RESPONSE_CODE_DETAILS%',
     flags: '%RESPONSE_FLAGS%',
     routed_experts: '%FILTER_STATE(wasm.routed_experts:PLAIN)%',
+    routed_experts_decode: '%FILTER_STATE(wasm.routed_experts_decode:PLAIN)%',
     ...(idHeader === undefined
       ? {}
       : { id: `%REQ(${idHeader})%`, duration: '%DURATION%', upstream: '%UPSTREAM_HOST%' }),

@@ -260,6 +260,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
         ...requests,
         counters: difference(before, await settledCounters()),
         logged: line.routed_experts,
+        loggedDecode: line.routed_experts_decode,
         line,
       };
     } finally {

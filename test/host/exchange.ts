@@ -317,6 +317,7 @@ export class Exchange {
       ...this.#requests,
       counters: { ...counters },
       logged: accessLog?.filterState.get('wasm.routed_experts')?.toString() ?? null,
+      loggedDecode: accessLog?.filterState.get('wasm.routed_experts_decode')?.toString() ?? null,
     };
   }
 }

@@ -58,6 +58,7 @@ export interface Comparable {
   trailers: Header[];
   body: string;
   logged: string | null;
+  loggedDecode: string | null;
   counters: Record<string, number>;
   prefillRequests: object[];
   bootstrapRequests: object[];
@@ -85,6 +86,7 @@ export function comparable(of: Case, result: Result): Comparable {
     ),
     body: made(same(result.body.toString('latin1'))),
     logged: result.logged,
+    loggedDecode: result.loggedDecode,
     counters: Object.fromEntries(Object.entries(result.counters).sort()),
     prefillRequests: result.prefillRequests.map(request),
     bootstrapRequests: result.bootstrapRequests.map(request),

@@ -4,6 +4,7 @@ import { replaceHeader } from '../../abi/host';
 import { HeaderMapKind } from '../../abi/types';
 import { Reason } from '../../routing/reason';
 import { ROUTED_EXPERTS } from '../names';
+import { DecodeCache } from './decode_cache';
 import { countOutcome, countSpliced } from './metrics';
 import { Outcome, outcomeText } from './outcome';
 
@@ -12,6 +13,8 @@ import { Outcome, outcomeText } from './outcome';
 export class Ending {
   /** The outcome as far as it is known. It is final when the exchange has ended. */
   outcome: Outcome = Outcome.Aborted;
+  /** Set where the response to a request that had a prefill leg has been read to its end. */
+  decodeCache: DecodeCache | null = null;
   private reason: Reason = Reason.None;
   /**
    * For a merged response: how many rows are prefill's, and in how many choices they are (-1: not
@@ -53,5 +56,7 @@ export class Ending {
   count(): void {
     if (this.outcome == Outcome.Merged) countSpliced(this.spliced);
     countOutcome(this.outcome, this.reason);
+    const decodeCache = this.decodeCache;
+    if (decodeCache !== null) decodeCache.count();
   }
 }

@@ -17,6 +17,9 @@ const reasons = new StaticArray<u32>(Reason.Count);
 let prefillFailures: u32 = 0;
 let endpointsRefused: u32 = 0;
 let splicedBytes: u32 = 0;
+let decodeCachedTokens: u32 = 0;
+let decodeComputedTokens: u32 = 0;
+let decodeUntold: u32 = 0;
 let prefillMs: u32 = 0;
 let held: u32 = 0;
 let defined = false;
@@ -39,6 +42,9 @@ export function defineMetrics(): void {
   prefillFailures = defineMetric(MetricKind.Counter, PREFIX + 'prefill_failures');
   endpointsRefused = defineMetric(MetricKind.Counter, PREFIX + 'endpoints_refused');
   splicedBytes = defineMetric(MetricKind.Counter, PREFIX + 'spliced_bytes');
+  decodeCachedTokens = defineMetric(MetricKind.Counter, PREFIX + 'decode_cached_tokens');
+  decodeComputedTokens = defineMetric(MetricKind.Counter, PREFIX + 'decode_computed_tokens');
+  decodeUntold = defineMetric(MetricKind.Counter, PREFIX + 'decode_untold');
   prefillMs = defineMetric(MetricKind.Histogram, PREFIX + 'prefill_ms');
   held = defineMetric(MetricKind.Gauge, PREFIX + 'held_bytes');
 }
@@ -63,6 +69,17 @@ export function countEndpointRefused(): void {
 
 export function countSpliced(bytes: u64): void {
   if (bytes > 0) increment(splicedBytes, bytes);
+}
+
+/** Counts the tokens of a prompt that decode did not compute itself, and those that it did. */
+export function countDecodeCache(cached: u64, computed: u64): void {
+  if (cached > 0) increment(decodeCachedTokens, cached);
+  if (computed > 0) increment(decodeComputedTokens, computed);
+}
+
+/** Counts an exchange of P/D in which decode has told neither. */
+export function countDecodeUntold(): void {
+  increment(decodeUntold, 1);
 }
 
 export function recordPrefill(ms: u64): void {

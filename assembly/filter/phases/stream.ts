@@ -176,8 +176,14 @@ abstract class Stream extends Phase {
     return true;
   }
 
+  /** Completes the ending of a response that has been read to its end. */
+  protected tellDecodeCache(): void {
+    this.course.ending.decodeCache = this.brought.decodeCache(this.response);
+  }
+
   /** Ends the exchange. Called when the whole response has left. */
   protected finish(): void {
+    this.tellDecodeCache();
     if (this.toldInTrailer) this.course.tellInTrailer();
     this.course.finish();
   }
@@ -274,6 +280,7 @@ export class StreamBody extends Stream {
   hasAllLeft(): bool {
     if (!this.response.complete) return false;
     this.tellChoices();
+    this.tellDecodeCache();
     return true;
   }
 }

@@ -7,6 +7,7 @@ import { Examination, Leg } from '../../routing/examination';
 import { Format } from '../../routing/prompt';
 import { Reason, reasonText } from '../../routing/reason';
 import { Config } from '../config/config';
+import { DecodeCache } from '../outcome/decode_cache';
 import { Captured } from './capture';
 import { Kept } from './room';
 
@@ -87,6 +88,17 @@ export class Brought {
   /** Whether decode was asked to begin behind row 0, so that arrays may not have their length. */
   private get joins(): bool {
     return this.expected.tail || this.expected.prompt.start > 0;
+  }
+
+  /**
+   * What decode has told of its cache in `response`, which has been read to its end; null where it
+   * served the request alone.
+   */
+  decodeCache(response: DecodeResponse): DecodeCache | null {
+    const expected = this.expected;
+    if (expected.alone !== null) return null;
+    const own = this.config.connector.countsCached && !expected.prompt.tellsCached;
+    return DecodeCache.of(own ? response.cachedTokens : -1, expected.prompt.tokens);
   }
 
   /**

@@ -1,0 +1,5 @@
+import { decodeCache } from '../scenarios/decode_cache.ts';
+import { onEmulator } from '../scenarios/hosts.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(decodeCache, onEmulator);

@@ -33,10 +33,10 @@ export abstract class StreamContext {
   abstract onResponseTrailers(): i32;
 
   /**
-   * A call of this stream has ended with `headers` headers and `bodySize` bytes; no headers mean
-   * that no answer came. The stream is the effective context.
+   * The call of this stream with the token `call` has ended with `headers` headers and `bodySize`
+   * bytes; no headers mean that no answer came. The stream is the effective context.
    */
-  abstract onCallResponse(headers: u32, bodySize: u32): void;
+  abstract onCallResponse(call: u32, headers: u32, bodySize: u32): void;
 
   /**
    * The stream is over, and Envoy writes the access log next. Heads and properties can still be

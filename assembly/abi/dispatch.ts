@@ -111,5 +111,5 @@ export function callResponse(token: u32, headers: u32, bodySize: u32): void {
   const id = calls.get(token);
   calls.delete(token);
   if (!streams.has(id) || setEffectiveContext(id) != Status.Ok) return;
-  streams.get(id).onCallResponse(headers, bodySize);
+  streams.get(id).onCallResponse(token, headers, bodySize);
 }

@@ -130,8 +130,8 @@ export class Exchange extends Course {
     return this.current.onResponseTrailers();
   }
 
-  onCallResponse(headers: u32, bodySize: u32): void {
-    this.current.onCallResponse(headers, bodySize);
+  onCallResponse(call: u32, headers: u32, bodySize: u32): void {
+    this.current.onCallResponse(call, headers, bodySize);
     // Where this callback has ended the exchange, it has freed its own blocks since, and the next
     // report would be that of `onDone`.
     reportHeld(this.ended);

@@ -118,7 +118,8 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
    * count, too, although Envoy never reads them.
    */
   const unread = async (name: string, protocol: Protocol) => {
-    const cluster = clusterOf(name === 'decode' ? 'decode' : 'prefill', protocol);
+    const leg = name === 'decode' || name === 'bootstrap' ? name : 'prefill';
+    const cluster = clusterOf(leg, protocol);
     const taken = (await stat(`cluster.${cluster}.upstream_cx_rx_bytes_total`)) ?? 0;
     return servers.get(`${name} ${protocol}`)!.bytesWritten - taken;
   };
@@ -243,7 +244,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
     const logged = await accessLogSize();
     const requests = noRequests();
     const unreadBefore = new Map<string, number>();
-    for (const name of ['decode', prefillName(0)])
+    for (const name of ['decode', prefillName(0), ...(scenario.bootstrap ? ['bootstrap'] : [])])
       unreadBefore.set(name, await unread(name, scenario.upstream ?? 'http1'));
     running = { scenario, requests, unread: unreadBefore };
     try {

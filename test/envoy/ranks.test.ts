@@ -1,4 +1,6 @@
 import { onEnvoy } from '../scenarios/hosts.ts';
 import { runRanks } from '../scenarios/ranks.ts';
+import { runRestarts } from '../scenarios/restarts.ts';
 
 runRanks(onEnvoy);
+runRestarts(onEnvoy);

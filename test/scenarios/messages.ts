@@ -147,6 +147,12 @@ export class Watch {
   }
 }
 
+/** One-shot event: `happened` resolves when `happen` is called. */
+export class Event {
+  happen = (): void => undefined;
+  readonly happened = new Promise<void>((resolve) => (this.happen = resolve));
+}
+
 export function cut(body: Buffer, bytes: number): Buffer[] {
   const pieces: Buffer[] = [];
   for (let at = 0; at < body.length; at += bytes) pieces.push(body.subarray(at, at + bytes));

@@ -10,6 +10,7 @@ import {
   cut,
   decodeBody,
   encoded,
+  Event,
   expectError,
   expectLength,
   expectOutcome,
@@ -35,12 +36,6 @@ const MERGED = 'merged; rows=5; choices=1';
 const SPLICED = { 'routed_experts.spliced_bytes': 30 };
 const FAILED = { 'routed_experts.prefill_failures': 1 };
 const CONFIG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
-
-/** One-shot event: `happened` resolves when `happen` is called. */
-class Event {
-  happen = (): void => undefined;
-  readonly happened = new Promise<void>((resolve) => (this.happen = resolve));
-}
 
 /**
  * What the filter gets first: prefill's reply, decode's head and first piece, or all of decode's

@@ -1,10 +1,12 @@
-// What a VM remembers of a Mooncake bootstrap server: the ranks take turns, and the filter asks for
-// them again when a leg has failed.
+// What a VM remembers of a Mooncake bootstrap server: the ranks, which take turns until a leg has
+// failed. Which engine a rank is, the server is asked in each exchange, while prefill works.
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Engine, EngineReply, Result, Scenario } from '../scenario.ts';
 import { header } from './case.ts';
 import {
+  Event,
+  expectError,
   GOOD_DECODE,
   GOOD_MERGED,
   HANDSHAKES,
@@ -27,6 +29,28 @@ const ranks = (ids: Record<string, string>): Engine =>
       ),
     ),
   );
+
+/** An engine that says so when it is asked. */
+const telling =
+  (asked: Event, engine: Engine): Engine =>
+  (request) => {
+    asked.happen();
+    return engine(request);
+  };
+
+/** An engine that answers only when something has happened. */
+const behind =
+  ({ happened }: Event, engine: Engine): Engine =>
+  async (request) => {
+    await happened;
+    return engine(request);
+  };
+
+/** An engine that says when its answer has been read to its end. */
+const read = (seen: Event, of: EngineReply): EngineReply => ({
+  ...of,
+  read: (pieces) => void (pieces > of.chunks.length && seen.happen()),
+});
 
 interface Leg {
   rank: string | undefined;
@@ -79,7 +103,7 @@ export function runRanks(start: Start): void {
       };
     }
 
-    test('are asked for once, and take turns', async () => {
+    test('take turns, and their engines are asked for in each exchange', async () => {
       const { run } = server({ 0: 'a', 1: 'b', 2: 'c' });
       const legs: Leg[] = [];
       for (let i = 0; i < 7; i++) {
@@ -96,9 +120,125 @@ export function runRanks(start: Start): void {
         '2c',
         '0a',
       ]);
-      // In sequence the server is asked again when more than a second has passed, as it may on a
-      // busy machine.
-      if (concurrent) expect(legs.map(({ queries }) => queries)).toEqual([1, 0, 0, 0, 0, 0, 0]);
+      // In sequence the server is asked twice when prefill has taken more than a second, as it may
+      // on a busy machine.
+      if (concurrent) expect(legs.map(({ queries }) => queries)).toEqual([1, 1, 1, 1, 1, 1, 1]);
+    });
+
+    /** For exchanges whose engines wait for each other, also on a busy machine. */
+    const PATIENT = { timeout_ms: 5000 };
+
+    /**
+     * Engines that show that the ranks are remembered: the bootstrap server answers only when
+     * prefill has its leg.
+     */
+    const remembering = (ids: Record<string, string>) => {
+      const leg = new Event();
+      return {
+        prefill: telling(leg, answering(MOONCAKE_PREFILL)),
+        bootstrap: behind(leg, ranks(ids)),
+      };
+    };
+
+    test('prefill’s leg does not wait for the server', async () => {
+      const { run } = server({ 0: 'old', 1: 'old too' }, PATIENT);
+      expect(told(await run())).toEqual({ rank: '0', engine: 'old', queries: 1 });
+      const decodeAsked = new Event();
+      const { prefill, bootstrap } = remembering({ 0: 'new', 1: 'new too' });
+      const result = await run({
+        // Where both legs are sent at once, decode has its own before prefill answers.
+        prefill: async (request) => {
+          const answer = await prefill(request);
+          if (concurrent) await decodeAsked.happened;
+          return answer;
+        },
+        bootstrap,
+        decode: telling(decodeAsked, answering(GOOD_DECODE)),
+      });
+      expect(told(result)).toEqual({ rank: '1', engine: 'new too', queries: 1 });
+      expect(result.body.toString()).toBe(GOOD_MERGED);
+    });
+
+    test('decode’s leg waits for the server, though prefill has answered', async () => {
+      const { run } = server({ 0: 'old' }, PATIENT);
+      await run();
+      const answered = new Event();
+      const result = await run({
+        prefill: () => read(answered, reply(MOONCAKE_PREFILL)),
+        bootstrap: behind(answered, ranks({ 0: 'new' })),
+      });
+      expect(told(result)).toEqual({ rank: '0', engine: 'new', queries: 1 });
+      expect(result.body.toString()).toBe(GOOD_MERGED);
+    });
+
+    test.each<[string, Engine]>([
+      ['fails', (request) => status(500)(request)],
+      ['says nonsense', answering('ready')],
+      ['does not name the rank any more', ranks({ 1: 'one' })],
+    ])('a server that %s while prefill works: what on_prefill_failure says', async (_name, bootstrap) => {
+      const { run } = server({ 0: 'old' }, PATIENT);
+      await run();
+      const decodeAsked = new Event();
+      const alone = await run({
+        // This reply comes when decode serves the request alone, and nobody reads it.
+        prefill: behind(decodeAsked, answering(MOONCAKE_PREFILL)),
+        bootstrap,
+        decode: telling(decodeAsked, answering(GOOD_DECODE)),
+      });
+      expect(alone.body.toString()).toBe(GOOD_DECODE);
+      expect(told(alone)).toEqual({ rank: '0', engine: undefined, queries: 1 });
+      const failures = { 'routed_experts.prefill_failures': 1 };
+      expect(alone.counters).toEqual({ 'routed_experts.local': 1, ...failures });
+      await run();
+      const refused = await run({ bootstrap }, { on_prefill_failure: 'reject' });
+      const message = 'prefill failed: the bootstrap server does not tell its ranks';
+      expectError(refused, 502, 'BadGatewayError', message);
+      expect(refused.decodeRequests).toEqual([]);
+      expect(refused.counters).toEqual({ 'routed_experts.rejected': 1, ...failures });
+    });
+
+    test('a late answer of the server is not taken for one of a second try', async () => {
+      const { run } = server({ 0: 'old' }, { ...PATIENT, retries: 1 });
+      await run();
+      const [again, late] = [new Event(), new Event()];
+      let legs = 0;
+      let queries = 0;
+      const result = await run({
+        prefill: async (request) => {
+          if (++legs === 1) return status(500)(request);
+          again.happen();
+          await late.happened;
+          return answering(MOONCAKE_PREFILL)(request);
+        },
+        bootstrap: async (request) => {
+          if (++queries > 1) return ranks({ 0: 'new' })(request);
+          await again.happened;
+          return read(late, reply('{"0":{"engine_id":"late"}}'));
+        },
+      });
+      expect(told(result)).toEqual({ rank: '0', engine: 'new', queries: 2 });
+      expect(result.body.toString()).toBe(GOOD_MERGED);
+      expect(result.prefillRequests).toHaveLength(2);
+      expect(result.counters).toMatchObject({
+        'routed_experts.merged': 1,
+        'routed_experts.prefill_failures': 1,
+      });
+    });
+
+    test('a client leaves while prefill and the server are asked', async () => {
+      const { run } = server({ 0: 'a' });
+      await run();
+      const [leg, query] = [new Event(), new Event()];
+      const stall = answering('', { fault: 'stall' });
+      const result = await run({
+        prefill: telling(leg, stall),
+        bootstrap: telling(query, stall),
+        leave: Promise.all([leg.happened, query.happened]),
+      });
+      expect(result.complete).toBe(false);
+      expect(result.decodeRequests).toEqual([]);
+      expect(result.counters).toEqual({ 'routed_experts.aborted': 1 });
+      expect((await run()).body.toString()).toBe(GOOD_MERGED);
     });
 
     test('are those of the server: others are asked for theirs', async () => {
@@ -161,25 +301,25 @@ export function runRanks(start: Start): void {
             reply(GOOD_DECODE, { fault: 'reset_body', pieces: [Buffer.from(GOOD_DECODE).subarray(0, 99)] }),
         },
       ],
-    ])('are asked for again when %s', async (_name, failing) => {
+    ])('are forgotten when %s', async (_name, failing) => {
       const { run, restart } = server({ 0: 'old' });
       expect(told(await run()).engine).toBe('old');
-      restart({ 0: 'new' });
       const failed = await run(failing, { on_unmergeable: 'forward' });
       expect(failed.body.toString()).not.toBe(GOOD_MERGED);
+      restart({ 1: 'new' });
       const next = await run();
-      expect(told(next)).toEqual({ rank: '0', engine: 'new', queries: 1 });
+      expect(told(next)).toEqual({ rank: '1', engine: 'new', queries: 1 });
       expect(next.body.toString()).toBe(GOOD_MERGED);
     });
 
     test.each([
       ['decode answers 400', { decode: status(400) }],
       ['decode has no routing', { decode: answering('{"choices":[]}') }],
-    ])('are not asked for again when %s', async (_name, more) => {
-      const { run } = server({ 0: 'a' });
+    ])('are not forgotten when %s', async (_name, more) => {
+      const { run } = server({ 0: 'a' }, PATIENT);
       await run();
       await run(more);
-      if (concurrent) expect(told(await run()).queries).toBe(0);
+      expect(told(await run(remembering({ 0: 'b' })))).toEqual({ rank: '0', engine: 'b', queries: 1 });
     });
 
     const ONE = '{"0":{"engine_id":"one"}}';
@@ -206,12 +346,12 @@ export function runRanks(start: Start): void {
 
     test('are asked for again after bootstrap_ttl_ms, and not before', async () => {
       // Only a busy machine takes half of this time for one exchange.
-      const { run } = server({}, { bootstrap_ttl_ms: 2000 });
-      const bootstrap = saying(ONE, TWO);
-      expect(told(await run({ bootstrap })).engine).toBe('one');
-      if (concurrent) expect(told(await run({ bootstrap }))).toMatchObject({ engine: 'one', queries: 0 });
+      const { run } = server({ 0: 'one' }, { ...PATIENT, bootstrap_ttl_ms: 2000 });
+      expect(told(await run())).toEqual({ rank: '0', engine: 'one', queries: 1 });
+      expect(told(await run(remembering({ 0: 'two' })))).toMatchObject({ rank: '0', engine: 'two' });
       await host.pass(2100);
-      expect(told(await run({ bootstrap }))).toMatchObject({ engine: 'two', queries: 1 });
+      const other = { bootstrap: ranks({ 3: 'three' }) };
+      expect(told(await run(other))).toEqual({ rank: '3', engine: 'three', queries: 1 });
     });
 
     if (!concurrent) {

@@ -1,6 +1,8 @@
 // Mooncake's bootstrap server, which stands beside prefill and names prefill's ranks and their
-// engine ids. An engine that restarts has other ids. A VM remembers what a server has said for a
-// time, and no longer than until a leg of an exchange with that server fails.
+// engine ids. An engine that restarts has other ids, so each exchange asks for them. What a VM
+// remembers of a server is which ranks there are, so that prefill's leg need not wait for the
+// answer. It does so for a time, and no longer than until a leg of an exchange with that server
+// fails.
 
 import { bufferBytes, httpCall, now } from '../../abi/host';
 import { PairWriter } from '../../abi/pairs';
@@ -21,8 +23,8 @@ const TIMEOUT_MS: u32 = 10000;
 /** How many servers are remembered at most. When one more comes, all are forgotten. */
 const MAX_SERVERS: i32 = 4096;
 /**
- * An engine that loads a model cannot restart in this time. So an answer that is not older names
- * the engine that is there.
+ * An engine that loads a model cannot restart in this time. So an answer that came after a leg was
+ * sent, and that is not older, names the engine that has answered the leg.
  */
 const FRESH_MS: u64 = 1000;
 
@@ -63,14 +65,14 @@ export class Bootstrap {
     this.key = name + ' ' + host + ':' + session.port.toString();
   }
 
-  /** Whether the server must be asked before the legs are sent. */
+  /** Whether the server must be asked for its ranks before the legs are sent. */
   get isDue(): bool {
     return !known.has(this.key) || known.get(this.key).age >= this.config.bootstrapTtlMs;
   }
 
   /**
-   * Whether the server must be asked for the engine of a leg that prefill has just answered, since
-   * another one may run there than the last answer named.
+   * Whether the server, which was asked while the leg was in flight, must be asked again for the
+   * engine that has just answered the leg.
    */
   get mayBeStale(): bool {
     return !known.has(this.key) || known.get(this.key).age >= min(FRESH_MS, <u64>this.config.bootstrapTtlMs);

@@ -1,6 +1,6 @@
 // The answer to the prefill leg: it is read, or becomes a `Failure`.
 
-import { log, logs, now } from '../../abi/host';
+import { log, logs, now, startedCall } from '../../abi/host';
 import { HeaderMapKind, LogLevel } from '../../abi/types';
 import { prefillStart } from '../../connectors/connector';
 import { RequestBody } from '../../connectors/request_body';
@@ -43,6 +43,8 @@ export const enum Failure {
 /** A call that is in flight, to prefill or to its bootstrap server. */
 @final
 export class SentCall {
+  /** The call's token, which is read first: it is lost with the next call to the host. */
+  readonly token: u32 = startedCall();
   private readonly sentAt: u64 = now();
 
   constructor(
@@ -51,7 +53,7 @@ export class SentCall {
     private readonly start: u64,
   ) {}
 
-  /** Makes the record of a call that is sent now. */
+  /** Makes the record of the call that was just started. */
   static of(config: Config, asked: RequestBody): SentCall {
     return new SentCall(config, prefillStart(asked));
   }

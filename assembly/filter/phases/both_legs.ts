@@ -20,7 +20,8 @@ export abstract class BothLegs extends Phase {
   /** Called when the prefill call has ended, successfully or not, and the exchange goes on. */
   protected abstract prefillEnded(): void;
 
-  onCallResponse(headers: u32, bodySize: u32): void {
+  onCallResponse(call: u32, headers: u32, bodySize: u32): void {
+    if (call != this.sent.token) return;
     const course = this.course;
     const failure = takeAnswer(course, this.sent, headers, bodySize, this.brought);
     if (course.ended) return;

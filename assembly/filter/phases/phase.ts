@@ -154,8 +154,11 @@ export abstract class Phase {
     return HeadersStatus.Continue;
   }
 
-  /** A call of this exchange has ended. `headers` is 0 when no answer came. */
-  onCallResponse(headers: u32, bodySize: u32): void {}
+  /**
+   * A call of this exchange has ended, which `call` is the token of. `headers` is 0 when no answer
+   * came.
+   */
+  onCallResponse(call: u32, headers: u32, bodySize: u32): void {}
 
   /**
    * Called when the stream is over. Returns whether the client has the whole response all the same,

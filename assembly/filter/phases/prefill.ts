@@ -2,7 +2,7 @@
 // becomes of the request when it fails. Meanwhile the client's request waits in Envoy's buffer.
 
 import { expectCall } from '../../abi/dispatch';
-import { continueStream, log, logs, randomBytes, startedCall } from '../../abi/host';
+import { continueStream, log, logs, randomBytes } from '../../abi/host';
 import { BodyStatus, HeaderMapKind, LogLevel, Status, StreamKind } from '../../abi/types';
 import { Block } from '../../bytes/block';
 import { prefillLeg } from '../../connectors/connector';
@@ -33,17 +33,19 @@ import { sendDecodeLeg, takeAnswer } from './legs';
 import { Course, Phase } from './phase';
 import { Race } from './race';
 
-/** Which call is in flight. */
+/** Which calls are in flight. */
 const enum Call {
   /** Prefill is asked for the longest sequence of its models. */
   Models,
   /** The bootstrap server is asked for prefill's ranks, before the leg is sent. */
   Ranks,
-  /** The bootstrap server is asked for the engine that has answered the leg. */
-  Engine,
   /** A dynamic forward proxy is made to look up the address of the endpoint. */
   Lookup,
   Leg,
+  /** The leg, and at the same time the bootstrap server is asked for the engine that takes it. */
+  LegAndEngine,
+  /** The leg has been answered, and the bootstrap server is asked for the engine that did. */
+  Engine,
 }
 
 /**
@@ -63,7 +65,9 @@ export class Prefill extends Phase {
   private readonly session: Session = new Session();
   private readonly brought: Brought;
   private inFlight: Call = Call.Leg;
-  private sent!: SentCall;
+  /** The leg that was sent last, and the last call that was none. */
+  private leg!: SentCall;
+  private query!: SentCall;
   /** The longest sequence that the engines take; 0 when it is not known. */
   private limit: i64 = 0;
   /** How many times the leg has been sent. */
@@ -104,7 +108,7 @@ export class Prefill extends Phase {
       course.models = models;
       this.limit = models.limitFor(this.asked, body);
       if (this.limit < 0) {
-        if (models.ask(this.request) == Status.Ok) this.expect(Call.Models);
+        if (models.ask(this.request) == Status.Ok) this.query = this.expect(Call.Models);
         else this.failed(Failure.NoHost, Waits.InCallback);
         return;
       }
@@ -128,24 +132,47 @@ export class Prefill extends Phase {
         return;
       }
     }
-    if (!this.send(body) && !this.lookUp()) return this.failed(Failure.NoHost, waits);
-    if (this.inFlight != Call.Leg || !config.concurrent) return;
-    this.race();
+    if (this.send(body)) this.follow(waits);
+    else if (!this.lookUp()) this.failed(Failure.NoHost, waits);
+  }
+
+  /**
+   * The leg has been sent to a rank that was named before this exchange, so another engine may run
+   * there by now. Under the id of an engine that is gone, decode finds no KV: it fails, waits for
+   * minutes or computes the prompt itself, while prefill's blocks stay. So the bootstrap server is
+   * asked while prefill works, and decode is told the id that it names.
+   */
+  private follow(waits: Waits): void {
+    const bootstrap = this.course.bootstrap;
+    if (bootstrap === null) this.sendDecodeToo(waits);
+    else if (!this.ask(bootstrap, Call.LegAndEngine)) this.failed(Failure.NoHost, waits);
+  }
+
+  /**
+   * The leg has been sent, and the engine that takes it is known: decode's leg follows at once,
+   * unless it has to wait for prefill's reply.
+   */
+  private sendDecodeToo(waits: Waits): void {
+    if (!this.course.config.concurrent) return;
+    this.course.enter(new Race(this.course, this.leg, this.brought));
+    sendDecodeLeg(this.course, this.request, this.asked, this.session, this.brought, -1);
+    this.request.free();
     if (waits == Waits.InEnvoy) this.resume();
   }
 
   /** Asks the bootstrap server. Returns false when Envoy cannot start the call. */
   private ask(bootstrap: Bootstrap, call: Call): bool {
     if (bootstrap.ask(this.session) != Status.Ok) return false;
-    this.expect(call);
+    this.query = this.expect(call);
     return true;
   }
 
   /** Has the answer to the call that was just started delivered to this exchange. */
-  private expect(call: Call): void {
-    expectCall(startedCall(), this.course.id);
+  private expect(call: Call): SentCall {
+    const sent = SentCall.of(this.course.config, this.asked);
+    expectCall(sent.token, this.course.id);
     this.inFlight = call;
-    this.sent = SentCall.of(this.course.config, this.asked);
+    return sent;
   }
 
   /**
@@ -167,7 +194,7 @@ export class Prefill extends Phase {
     leg.free();
     session.release();
     if (status != Status.Ok) return false;
-    this.expect(Call.Leg);
+    this.leg = this.expect(Call.Leg);
     this.tries++;
     return true;
   }
@@ -181,10 +208,6 @@ export class Prefill extends Phase {
     if (body === null) return false;
     const sent = this.send(body);
     body.free();
-    if (sent && this.course.config.concurrent) {
-      this.race();
-      this.resume();
-    }
     return sent;
   }
 
@@ -194,8 +217,7 @@ export class Prefill extends Phase {
    */
   private sendAgain(): bool {
     const bootstrap = this.course.bootstrap;
-    if (bootstrap === null || bootstrap.chooseRank(this.session)) return this.sendLate();
-    return this.ask(bootstrap, Call.Ranks);
+    return bootstrap === null ? this.sendLate() : this.ask(bootstrap, Call.Ranks);
   }
 
   /**
@@ -207,36 +229,24 @@ export class Prefill extends Phase {
     const endpoint = this.request.endpoint;
     if (endpoint === null || config.clusterType != ClusterType.DynamicForwardProxy) return false;
     if (startLookup(config, endpoint) != Status.Ok) return false;
-    this.expect(Call.Lookup);
+    this.query = this.expect(Call.Lookup);
     return true;
   }
 
-  /** Enters the phase with both legs, and sends decode's after prefill's. */
-  private race(): void {
-    const race = new Race(this.course, this.sent, this.brought);
-    this.course.enter(race);
-    sendDecodeLeg(this.course, this.request, this.asked, this.session, this.brought, -1);
-    this.request.free();
-  }
-
-  onCallResponse(headers: u32, bodySize: u32): void {
-    switch (this.inFlight) {
-      case Call.Models:
-        return this.takeModels(headers, bodySize);
-      case Call.Ranks:
-      case Call.Engine:
-        return this.takeRanks(headers, bodySize);
-      case Call.Lookup:
-        // The status of the answer does not matter. If the address can be found, it is known now.
-        if (!this.sendLate()) this.failed(Failure.NoHost, Waits.InEnvoy);
-        return;
-      default:
-        return this.takeReply(headers, bodySize);
-    }
+  onCallResponse(call: u32, headers: u32, bodySize: u32): void {
+    const legIsOut = this.inFlight == Call.Leg || this.inFlight == Call.LegAndEngine;
+    if (legIsOut && this.leg.token == call) return this.takeReply(headers, bodySize);
+    // Of a try that has failed, the answer to the other call may still come.
+    if (this.inFlight == Call.Leg || this.query.token != call) return;
+    if (this.inFlight == Call.Models) return this.takeModels(headers, bodySize);
+    if (this.inFlight != Call.Lookup) return this.takeRanks(headers, bodySize);
+    // The status of the answer does not matter. If the address can be found, it is known now.
+    if (this.sendLate()) this.follow(Waits.InEnvoy);
+    else this.failed(Failure.NoHost, Waits.InEnvoy);
   }
 
   private takeModels(headers: u32, bodySize: u32): void {
-    if (headers == 0) return this.failed(this.sent.failure, Waits.InEnvoy);
+    if (headers == 0) return this.failed(this.query.failure, Waits.InEnvoy);
     const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
     if (head.status == 504) return this.failed(Failure.Timeout, Waits.InEnvoy);
     if (isUnavailable(head.status)) return this.failed(Failure.Unavailable, Waits.InEnvoy);
@@ -250,30 +260,36 @@ export class Prefill extends Phase {
   }
 
   private takeRanks(headers: u32, bodySize: u32): void {
-    if (headers == 0) return this.failed(this.sent.failure, Waits.InEnvoy);
+    if (headers == 0) return this.failed(this.query.failure, Waits.InEnvoy);
     const head = ResponseHead.read(HeaderMapKind.CallResponseHeaders);
     if (head.status == 504) return this.failed(Failure.Timeout, Waits.InEnvoy);
     const bootstrap = this.course.bootstrap!;
+    const session = this.session;
     const good = head.good && !head.encoded;
     if (!good || !bootstrap.takeRanks(bodySize)) return this.failed(Failure.NoRanks, Waits.InEnvoy);
-    if (this.inFlight == Call.Engine) {
-      if (bootstrap.nameEngine(this.session)) this.sendDecode();
-      else this.failed(Failure.NoRanks, Waits.InEnvoy);
-      return;
+    if (this.inFlight == Call.Ranks) {
+      bootstrap.chooseRank(session);
+      if (this.sendLate()) this.sendDecodeToo(Waits.InEnvoy);
+      else if (!this.lookUp()) this.failed(Failure.NoHost, Waits.InEnvoy);
+    } else if (!bootstrap.nameEngine(session)) this.failed(Failure.NoRanks, Waits.InEnvoy);
+    else if (this.inFlight == Call.Engine) this.sendDecode();
+    else {
+      this.inFlight = Call.Leg;
+      this.sendDecodeToo(Waits.InEnvoy);
     }
-    bootstrap.chooseRank(this.session);
-    if (!this.sendLate() && !this.lookUp()) this.failed(Failure.NoHost, Waits.InEnvoy);
   }
 
   private takeReply(headers: u32, bodySize: u32): void {
     const course = this.course;
     const config = course.config;
     const brought = this.brought;
-    const failure = takeAnswer(course, this.sent, headers, bodySize, brought);
+    const named = this.inFlight == Call.Leg;
+    this.inFlight = Call.Leg;
+    const failure = takeAnswer(course, this.leg, headers, bodySize, brought);
     if (course.ended) return;
     if (failure != Failure.None) return this.failed(failure, Waits.InEnvoy);
     if (config.connector.needsParams && brought.captured.params === null) {
-      if (brought.captured.capped) return this.refuseHandshake();
+      if (brought.captured.capped) return refuseHandshake(course);
       // The text ended with its first token, so prefill offers nothing to pull: decode serves the
       // whole request.
       return this.goAlone(Waits.InEnvoy);
@@ -282,17 +298,17 @@ export class Prefill extends Phase {
     if (config.connector.namesTransfer && !brought.captured.capped) return this.goAlone(Waits.InEnvoy);
     const prompt = brought.captured.prompt;
     if (config.tail && prompt.tokens < 0) return this.failed(Failure.NoLength, Waits.InEnvoy);
-    if (prompt.tokens >= 0 && prompt.start > <u64>prompt.tokens) return this.refuseStart(prompt.tokens);
+    if (prompt.tokens >= 0 && prompt.start > <u64>prompt.tokens) return refuseStart(course, prompt.tokens);
     if (this.limit > 0 && this.checked.exceeds(this.limit, max<i64>(prompt.tokens, 0))) {
       return this.refuseLength();
     }
-    this.nameEngine();
+    if (named) this.nameEngine();
+    else this.inFlight = Call.Engine;
   }
 
   /**
-   * Sends decode's leg with the id of the engine that has answered prefill's. Where that engine may
-   * have restarted since its id was asked for, it is asked for again: under a stale id decode finds
-   * no KV, and either fails or computes the prompt itself, while prefill's blocks stay.
+   * Sends decode's leg with the id of the engine that has answered prefill's, which is asked for
+   * again where it may have restarted since the bootstrap server named it.
    */
   private nameEngine(): void {
     const bootstrap = this.course.bootstrap;
@@ -349,34 +365,6 @@ export class Prefill extends Phase {
   }
 
   /**
-   * Refuses a reply of prefill's that stopped at its cap of one token and has no parameters.
-   * NixlConnector always returns them at that cap (vLLM's nixl/scheduler.py, request_finished). So
-   * the engines run another connector, by which decode may find the prompt's KV in a store although
-   * nothing was handed over. No rows that decode returns could be trusted, whatever
-   * `on_prefill_failure` says.
-   */
-  private refuseHandshake(): void {
-    const message =
-      'prefill reached its cap of one token and returned no kv_transfer_params: its engine does not run the ' +
-      'connector that the setting connector: ' +
-      this.course.config.connector.name +
-      ' is for';
-    if (logs(LogLevel.Warn)) log(LogLevel.Warn, message);
-    this.course.answer(502, message, Reason.None);
-  }
-
-  /**
-   * Refuses a request for rows from behind its prompt on, as vLLM does since 0.30
-   * (vllm/v1/engine/input_processor.py). A prefill engine that does so answers 400 itself, so this
-   * one does not know the member, and decode's may.
-   */
-  private refuseStart(tokens: i64): void {
-    const most = tokens.toString();
-    const message = 'routed_experts_prompt_start exceeds the number of prompt tokens, which is ' + most;
-    this.course.answer(400, message, Reason.None);
-  }
-
-  /**
    * The call in flight has failed. The leg is sent again, or the configuration says what follows.
    */
   private failed(failure: Failure, waits: Waits): void {
@@ -412,4 +400,32 @@ export class Prefill extends Phase {
 /** Answers as the engine would. */
 function refuseRequest(course: Course, checked: Checked): void {
   course.answer(400, checked.refusal, Reason.None, checked.param);
+}
+
+/**
+ * Refuses a reply of prefill's that stopped at its cap of one token and has no parameters.
+ * NixlConnector always returns them at that cap (vLLM's nixl/scheduler.py, request_finished). So
+ * the engines run another connector, by which decode may find the prompt's KV in a store although
+ * nothing was handed over. No rows that decode returns could be trusted, whatever
+ * `on_prefill_failure` says.
+ */
+function refuseHandshake(course: Course): void {
+  const message =
+    'prefill reached its cap of one token and returned no kv_transfer_params: its engine does not run the ' +
+    'connector that the setting connector: ' +
+    course.config.connector.name +
+    ' is for';
+  if (logs(LogLevel.Warn)) log(LogLevel.Warn, message);
+  course.answer(502, message, Reason.None);
+}
+
+/**
+ * Refuses a request for rows from behind its prompt on, as vLLM does since 0.30
+ * (vllm/v1/engine/input_processor.py). A prefill engine that does so answers 400 itself, so this
+ * one does not know the member, and decode's may.
+ */
+function refuseStart(course: Course, tokens: i64): void {
+  const most = tokens.toString();
+  const message = 'routed_experts_prompt_start exceeds the number of prompt tokens, which is ' + most;
+  course.answer(400, message, Reason.None);
 }

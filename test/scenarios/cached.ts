@@ -9,6 +9,7 @@ import {
   CHAT,
   COMPLETIONS,
   GENERATE,
+  HANDSHAKES,
   NATIVE,
   answering,
   expectError,
@@ -170,13 +171,13 @@ const salted: Spec[] = [
     outcome: LOCAL,
   },
   { name: 'salted, an empty object', client: post('{}'), body: bodyOf({}), outcome: LOCAL },
-  {
-    name: 'salted, two samples that share what decode forwarded for them',
+  ...HANDSHAKES.map((handshake): Spec => ({
+    name: `salted, two samples that share what decode forwarded for them, ${handshake}`,
     client: completion({ n: 2 }),
-    config: { connector: 'mooncake', prefill: { bootstrap_host: 'p', retries: 0 } },
+    config: { connector: 'mooncake', handshake, prefill: { bootstrap_host: 'p', retries: 0 } },
     body: bodyOf({ arrays: [ROWS, ROWS], cached: 8 }),
     outcome: LOCAL,
-  },
+  })),
   {
     name: 'salted, two prompts that share what decode forwarded for them',
     client: completion({ prompt: ['a', 'b'] }),

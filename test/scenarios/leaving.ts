@@ -18,6 +18,7 @@ import {
   GOOD_DECODE,
   GOOD_MERGED,
   GOOD_PREFILL,
+  HANDSHAKES,
   NO_ARRAY,
   PARAMS,
   post,
@@ -162,15 +163,15 @@ const stages: Stage[] = [
     // The one request is the look-up `GET /health`, not a leg.
     legs: [1, 0],
   },
-  {
-    name: 'while ranks are asked for',
+  ...HANDSHAKES.map((handshake, i): Stage => ({
+    name: `while ranks are asked for, ${handshake}`,
     scenario: () =>
       leaving((reach) => ({ bootstrap: silent(reach, '', 0) }), {
-        connector: 'mooncake',
-        prefill: { bootstrap_host: '127.0.0.1', bootstrap_port: 39_999, timeout_ms: 300 },
+        ...{ connector: 'mooncake', handshake },
+        prefill: { bootstrap_host: '127.0.0.1', bootstrap_port: 39_998 + i, timeout_ms: 300 },
       }),
     legs: [0, 0],
-  },
+  })),
   {
     name: 'before prefill answers, its head gone on',
     scenario: () =>

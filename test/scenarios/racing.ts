@@ -31,19 +31,19 @@ import {
   Watch,
 } from './messages.ts';
 
-const PROTOCOLS: Protocol[] = ['http1', 'http2'];
-const MERGED = 'merged; rows=5; choices=1';
-const SPLICED = { 'routed_experts.spliced_bytes': 30 };
-const FAILED = { 'routed_experts.prefill_failures': 1 };
+export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
+export const MERGED = 'merged; rows=5; choices=1';
+export const SPLICED = { 'routed_experts.spliced_bytes': 30 };
+export const FAILED = { 'routed_experts.prefill_failures': 1 };
 const CONFIG = { connector: 'sglang', prefill: { bootstrap_host: '127.0.0.1' } };
 
 /**
  * What the filter gets first: prefill's reply, decode's head and first piece, or all of decode's
  * response.
  */
-type First = 'prefill' | 'piece' | 'end';
-const FIRST: First[] = ['prefill', 'piece', 'end'];
-const NAMES: Record<First, string> = {
+export type First = 'prefill' | 'piece' | 'end';
+export const FIRST: First[] = ['prefill', 'piece', 'end'];
+export const NAMES: Record<First, string> = {
   prefill: 'prefill first',
   piece: 'decode’s first piece first',
   end: 'all of decode first',
@@ -57,7 +57,7 @@ interface Legs {
 }
 
 /** Creates two engines whose replies arrive in the given order. */
-function legs(first: First, of: Legs): { prefill: Engine; decode: Engine } {
+export function legs(first: First, of: Legs): { prefill: Engine; decode: Engine } {
   const asked = new Event();
   const prefillRead = new Event();
   const decodeRead = new Event();
@@ -110,7 +110,7 @@ function scenarioOf(
 
 const prefillReply = (body: string | Buffer = GOOD_PREFILL, options?: ReplyOptions) => reply(body, options);
 /** A decode reply in at least two pieces. */
-const decodeReply = (body: string | Buffer = GOOD_DECODE, options: ReplyOptions = {}) =>
+export const decodeReply = (body: string | Buffer = GOOD_DECODE, options: ReplyOptions = {}) =>
   reply(body, { pieces: Math.ceil(Buffer.byteLength(body) / 2), ...options });
 
 // ---- both answer
@@ -699,10 +699,10 @@ const SSE: Header[] = [['content-type', 'text/event-stream']];
 const EARLY = 'data: {"choices":[{"index":0,"text":"he"}]}\n\n';
 const last = (value: string) => `data: {"choices":[{"index":0,"text":"llo","routed_experts":${value}}]}\n\n`;
 const DONE = 'data: [DONE]\n\n';
-const STREAM = [EARLY, last(array), DONE];
-const STREAM_MERGED = [EARLY, last(right), DONE].join('');
+export const STREAM = [EARLY, last(array), DONE];
+export const STREAM_MERGED = [EARLY, last(right), DONE].join('');
 
-const eventStream = (pieces: string[], more: ReplyOptions = {}) =>
+export const eventStream = (pieces: string[], more: ReplyOptions = {}) =>
   reply(pieces.join(''), {
     headers: SSE,
     contentLength: null,
@@ -841,7 +841,8 @@ const eventsFail: Case[] = FIRST.flatMap((first) =>
 
 interface Leaving {
   name: string;
-  make(leave: () => void): { prefill: Engine; decode: Engine };
+  /** `answer` is what prefill answers, if it does. */
+  make(leave: () => void, answer: EngineReply): { prefill: Engine; decode: Engine };
 }
 
 const STALL: EngineReply = { status: 0, headers: [], chunks: [], fault: 'stall' };
@@ -851,7 +852,7 @@ const stopping = (body: EngineReply, leave: () => void): EngineReply => ({
   read: (pieces) => void (pieces === body.chunks.length && leave()),
 });
 
-const LEAVING: Leaving[] = [
+export const LEAVING: Leaving[] = [
   {
     name: 'while both engines are silent',
     make: (leave) => {
@@ -900,8 +901,8 @@ const LEAVING: Leaving[] = [
   },
   {
     name: 'when prefill has answered and decode has not',
-    make: (leave) => {
-      const { prefill } = legs('prefill', { prefill: prefillReply(), decode: reply('') });
+    make: (leave, of) => {
+      const { prefill } = legs('prefill', { prefill: of, decode: reply('') });
       return {
         prefill: async (request) => {
           const answer = await prefill(request);
@@ -923,7 +924,7 @@ const leaving: Case[] = LEAVING.flatMap((of) =>
           name: 'leaving',
           config: { ...CONFIG, prefill: { ...CONFIG.prefill, timeout_ms: 2000 } },
           client: post(REQUEST),
-          ...of.make(left.happen),
+          ...of.make(left.happen, prefillReply()),
           leave: left.happened,
           downstream: protocol,
           upstream: protocol,

@@ -6,7 +6,16 @@ import { expect } from 'vitest';
 import type { EngineOptions } from '../engine/engine.ts';
 import type { Result, Scenario } from '../scenario.ts';
 import { type Case, type Suite } from './case.ts';
-import { CACHED_TEXT, CHAT, COMPLETIONS, GENERATE, expectError, post, saltOf } from './messages.ts';
+import {
+  CACHED_TEXT,
+  CHAT,
+  COMPLETIONS,
+  GENERATE,
+  HANDSHAKES,
+  expectError,
+  post,
+  saltOf,
+} from './messages.ts';
 import { meaningOf } from '../../yardstick/meaning.ts';
 import { oracleOf, usedDeployment } from './used.ts';
 
@@ -108,6 +117,7 @@ function caseOf(name: string, { ask, engine, config, right, unknown }: Spec): Ca
         config: { prefill: { retries: 0 }, ...config },
         client: post(request, { path }),
         prefill: ask.served ? 'down' : prefill,
+        ...(config?.['connector'] === 'mooncake' ? { bootstrap: 'down' as const } : {}),
         decode,
       };
     },
@@ -234,7 +244,26 @@ const stores: Case[] = [
   ),
 ];
 
+const HOST = '127.0.0.1';
+/** A port of a bootstrap server that no exchange of another suite on the same host asks. */
+const PORT = 26_999;
+
+/** Decode has pulled the KV of the prompts over Mooncake transfers before. */
+const transferred: Case[] = HANDSHAKES.flatMap((handshake) =>
+  ASKS.filter(({ name }) => /^(a completion|a stream of generate|two samples)$/.test(name)).map((ask) =>
+    caseOf(`after Mooncake's transfers, ${handshake}`, {
+      ask,
+      engine: { connector: 'mooncake', bootstrap: { host: HOST, port: PORT }, ...TOLD },
+      config: {
+        ...{ connector: 'mooncake', handshake },
+        prefill: { bootstrap_host: HOST, bootstrap_port: PORT, retries: 0 },
+      },
+      right: true,
+    }),
+  ),
+);
+
 export const reused: Suite = {
   name: 'what decode serves alone after P/D',
-  cases: [...ownCache, ...others, ...saltless, ...stores],
+  cases: [...ownCache, ...others, ...saltless, ...stores, ...transferred],
 };

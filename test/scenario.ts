@@ -87,6 +87,11 @@ export interface Scenario {
    */
   models?: Engine;
   decode: Engine | 'down';
+  /**
+   * The engine that audits ask. The configuration gets its cluster where it has an `audit` without
+   * one, and the result is there when the audit is over.
+   */
+  audit?: Engine | 'down';
   /** Protocol between client and Envoy. Default `http1`. */
   downstream?: Protocol;
   /** Protocol between Envoy and both engines. Default `http1`. */
@@ -116,6 +121,9 @@ export interface Result {
   modelsRequests: EngineRequest[];
   bootstrapRequests: EngineRequest[];
   decodeRequests: EngineRequest[];
+  auditRequests: EngineRequest[];
+  /** What the filter has logged of audits. */
+  auditLog: string[];
   /**
    * The counters of the filter that this exchange changed, and by how much. Names lack the prefix
    * `wasmcustom.`.
@@ -139,13 +147,15 @@ export const ENGINES = [
   'decode',
   ...Array.from({ length: PREFILL_ENGINES }, (_, i) => prefillName(i)),
   'bootstrap',
+  'audit',
 ];
 
 /** The engine with this name; undefined when the scenario has none. */
 export function engineOf(scenario: Scenario, name: string): Engine | 'down' | undefined {
-  const { prefill, bootstrap, decode } = scenario;
+  const { prefill, bootstrap, decode, audit } = scenario;
   if (name === 'decode') return decode;
   if (name === 'bootstrap') return bootstrap;
+  if (name === 'audit') return audit;
   const i = ENGINES.slice(1).indexOf(name);
   return Array.isArray(prefill) ? prefill[i] : i === 0 ? prefill : undefined;
 }
@@ -153,7 +163,7 @@ export function engineOf(scenario: Scenario, name: string): Engine | 'down' | un
 /** The requests that an exchange makes, by the engine that got them. */
 export type Requests = Pick<
   Result,
-  'prefillRequests' | 'modelsRequests' | 'bootstrapRequests' | 'decodeRequests'
+  'prefillRequests' | 'modelsRequests' | 'bootstrapRequests' | 'decodeRequests' | 'auditRequests'
 >;
 
 export const noRequests = (): Requests => ({
@@ -161,11 +171,13 @@ export const noRequests = (): Requests => ({
   modelsRequests: [],
   bootstrapRequests: [],
   decodeRequests: [],
+  auditRequests: [],
 });
 
 /** The member of `Result` that holds the requests of an engine. */
 export function requestsOf(name: string): keyof Requests {
   if (name === 'decode') return 'decodeRequests';
+  if (name === 'audit') return 'auditRequests';
   return name === 'bootstrap' ? 'bootstrapRequests' : 'prefillRequests';
 }
 
@@ -226,6 +238,17 @@ export function withAddresses(scenario: Scenario, port: (engine: string) => numb
 export function asksBootstrap(config: Record<string, unknown>, prefill: object): boolean {
   return config['connector'] === 'mooncake' && !('endpoint_header' in prefill);
 }
+
+/** The configuration with this cluster where it has an `audit` that names none. */
+export function withAuditCluster(config: Record<string, unknown>, cluster: string): Record<string, unknown> {
+  const { audit } = config;
+  if (typeof audit !== 'object' || audit === null || Array.isArray(audit)) return config;
+  return { ...config, audit: { cluster, ...audit } };
+}
+
+/** The lines on audits in what the filter has logged. */
+export const auditLines = (log: string): string[] =>
+  [...log.matchAll(/audit(?: failed)?: .*/g)].map(([line]) => line);
 
 export interface Host {
   readonly name: 'emulator' | 'envoy';

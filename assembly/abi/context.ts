@@ -15,6 +15,18 @@ export abstract class RootContext {
 
   /** The timer that `setTick` has set is due. No stream is the effective context. */
   abstract onTick(): void;
+
+  /**
+   * A call of this root context, which it knows by its token, has ended; the rest is as for a
+   * stream.
+   */
+  abstract onCallResponse(token: u32, headers: u32, bodySize: u32): void;
+
+  /**
+   * Called when no stream uses the configuration any more. The root context gives back what it
+   * owns, and no answer to a call of its own will come.
+   */
+  abstract onDelete(): void;
 }
 
 /**

@@ -13,6 +13,8 @@ const roots = new Map<u32, RootContext>();
 const streams = new Map<u32, StreamContext>();
 /** By the token of a call in flight, the id of the stream that waits for it. */
 const calls = new Map<u32, u32>();
+/** The same for calls of root contexts. */
+const rootCalls = new Map<u32, u32>();
 
 /** Registers what makes a root context. Called once, before the host calls anything. */
 export function onCreateRoot(create: (id: u32) => RootContext): void {
@@ -22,6 +24,11 @@ export function onCreateRoot(create: (id: u32) => RootContext): void {
 /** Registers the stream that gets the answer to a call; `token` is that of `startedCall`. */
 export function expectCall(token: u32, stream: u32): void {
   calls.set(token, stream);
+}
+
+/** Registers the root context that gets the answer to a call; `token` is that of `startedCall`. */
+export function expectRootCall(token: u32, root: u32): void {
+  rootCalls.set(token, root);
 }
 
 /** The host has a new context: a root context when `parent` is 0, else a stream. */
@@ -75,7 +82,10 @@ export function contextDone(id: u32): void {
 /** The host has deleted a context. */
 export function contextDelete(id: u32): void {
   contextDone(id);
+  if (!roots.has(id)) return;
+  const root = roots.get(id);
   roots.delete(id);
+  root.onDelete();
 }
 
 export function requestHeaders(id: u32, endOfStream: bool): i32 {
@@ -107,6 +117,12 @@ export function responseTrailers(id: u32): i32 {
  * is dropped unread.
  */
 export function callResponse(token: u32, headers: u32, bodySize: u32): void {
+  if (rootCalls.has(token)) {
+    const root = rootCalls.get(token);
+    rootCalls.delete(token);
+    if (roots.has(root)) roots.get(root).onCallResponse(token, headers, bodySize);
+    return;
+  }
   if (!calls.has(token)) return;
   const id = calls.get(token);
   calls.delete(token);

@@ -105,7 +105,7 @@ export abstract class Connector {
     return true;
   }
 
-  /** Edits for a request that decode serves alone, beside its `cache_salt`. */
+  /** Edits for a request that one engine serves alone, beside its salt. */
   alone(rewrite: Rewrite, session: Session): void {}
 
   /** Why P/D does not serve a request that its dialect lets it serve; `No` when it does. */
@@ -125,21 +125,47 @@ export abstract class Connector {
  * borrows from the session.
  */
 export function prefillLeg(body: RequestBody, connector: Connector, session: Session): Rewrite {
+  const rewrite = forWholeReply(body);
+  if (body.schema.dialect == Dialect.Vllm) {
+    capOutput(rewrite, body);
+    askForRows(rewrite, body, session);
+  }
+  connector.prefill(rewrite, session);
+  return rewrite;
+}
+
+/**
+ * The request for an engine that forwards the whole prompt once more, whose rows are compared with
+ * those of prefill. It asks for the same rows as the prefill leg, for one token, and for nothing
+ * out of a cache. The rewrite borrows from the session.
+ */
+export function auditLeg(body: RequestBody, connector: Connector, session: Session): Rewrite {
+  const rewrite = forWholeReply(body);
+  capOutput(rewrite, body);
+  askForRows(rewrite, body, session);
+  rewrite.remove(Field.PromptLogprobs);
+  zeroCacheHitThreshold(rewrite);
+  saltCaches(rewrite, body, connector, session);
+  return rewrite;
+}
+
+/** The request for a reply that is one whole body. */
+function forWholeReply(body: RequestBody): Rewrite {
   const rewrite = withoutClientParams(body);
   // `/inference/v1/generate` has `stream` for streams only; to the other endpoints the leg says
   // `false`, whatever the client has sent.
   if (body.api == Api.Generate) rewrite.remove(Field.Stream);
   else rewrite.set(Field.Stream, FALSE.ptr, FALSE.len);
   rewrite.remove(Field.StreamOptions);
-  if (body.schema.dialect == Dialect.Vllm) {
-    rewrite.set(Field.MaxTokens, ONE.ptr, ONE.len);
-    rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
-    capToOne(rewrite, body, Field.MinTokens);
-    capToOne(rewrite, body, Field.N);
-    askForRows(rewrite, body, session);
-  }
-  connector.prefill(rewrite, session);
   return rewrite;
+}
+
+/** Asks for one token of one choice. */
+function capOutput(rewrite: Rewrite, body: RequestBody): void {
+  rewrite.set(Field.MaxTokens, ONE.ptr, ONE.len);
+  rewrite.setPresent(Field.MaxCompletionTokens, ONE.ptr, ONE.len);
+  capToOne(rewrite, body, Field.MinTokens);
+  capToOne(rewrite, body, Field.N);
 }
 
 /** Asks vLLM's prefill for the rows from `prefillStart` on. */
@@ -205,18 +231,25 @@ export function decodeLeg(
  */
 export function localLeg(body: RequestBody, connector: Connector, session: Session, fresh: bool): Rewrite {
   const rewrite = withoutClientParams(body);
-  if (fresh && canSalt(body)) {
-    const salt = new Text(UUID_BYTES + 2 * QUOTE.len).add(QUOTE).uuid(session.randomPtr).add(QUOTE);
-    const value = session.keep(salt.end());
-    rewrite.set(Field.CacheSalt, value.ptr, value.len);
-    connector.alone(rewrite, session);
-  }
+  if (fresh && canSalt(body)) saltCaches(rewrite, body, connector, session);
   return rewrite;
 }
 
 /**
- * Whether an engine can be told to forward the whole prompt. No member of SGLang's API is known to
- * do so.
+ * Gives a request a salt that no other one has. It is part of the keys of vLLM's prefix cache, and
+ * of SGLang's radix cache (`_compute_extra_key` in sglang/srt/entrypoints/openai/serving_base.py,
+ * `GenerateReqInput` in sglang/srt/managers/io_struct.py).
+ */
+function saltCaches(rewrite: Rewrite, body: RequestBody, connector: Connector, session: Session): void {
+  const salt = new Text(UUID_BYTES + 2 * QUOTE.len).add(QUOTE).uuid(session.randomPtr).add(QUOTE);
+  const value = session.keep(salt.end());
+  rewrite.set(body.api == Api.Native ? Field.ExtraKey : Field.CacheSalt, value.ptr, value.len);
+  connector.alone(rewrite, session);
+}
+
+/**
+ * Whether a decode engine can be told to forward the whole prompt. A decode engine of SGLang's
+ * never forwards one, whatever its request says.
  */
 export function canSalt(body: RequestBody): bool {
   return body.schema.dialect == Dialect.Vllm;

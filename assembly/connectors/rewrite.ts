@@ -146,7 +146,7 @@ export class Rewrite {
       const change = this.changes[i];
       if (!this.isInsertion(change, object)) continue;
       if (separate) sink.write(COMMA, 1);
-      const key = this.body.schema.key(change.field);
+      const key = this.body.schema.key(change.field, this.body.api);
       sink.write(key.ptr, key.len);
       sink.write(change.ptr, change.len);
       separate = true;
@@ -154,7 +154,7 @@ export class Rewrite {
     const missing = object == Field.Root && this.body.last(Field.SamplingParams) === null;
     if (missing && this.insertsInto(Field.SamplingParams)) {
       if (separate) sink.write(COMMA, 1);
-      const key = this.body.schema.key(Field.SamplingParams);
+      const key = this.body.schema.key(Field.SamplingParams, this.body.api);
       sink.write(key.ptr, key.len);
       this.writeSamplingParams(sink);
     }

@@ -62,6 +62,11 @@ export const enum Field {
   BeamSearch,
   TruncatePrompt,
   Model,
+  /**
+   * SGLang's `extra_key`, which is part of the key of its radix cache. Its OpenAI endpoints make it
+   * of `cache_salt`, which `/generate` does not have.
+   */
+  ExtraKey,
   /** The first of the members that are a connector's own. */
   Own,
 }
@@ -100,8 +105,9 @@ export class Schema {
     return paths;
   }
 
-  /** The key of a field with its quotes and colon, as it is written into a body. */
-  key(field: Field): Ascii {
+  /** The key of a field with its quotes and colon, as it is written into a body for an API. */
+  key(field: Field, api: Api): Ascii {
+    if (api == Api.Native && field == Field.MaxTokens) return MAX_NEW_TOKENS;
     if (this.keys.length == 0) {
       for (let i = 0; i < NAMES.length; i++) this.keys.push(new Ascii('"' + NAMES[i] + '":'));
       for (let i = 0; i < this.own.length; i++) this.keys.push(new Ascii('"' + this.own[i] + '":'));
@@ -109,6 +115,9 @@ export class Schema {
     return this.keys[field];
   }
 }
+
+/** The key of `Field.MaxTokens` at SGLang's `/generate`. */
+const MAX_NEW_TOKENS = new Ascii('"max_new_tokens":');
 
 /** Keys by field, as vLLM has them. */
 const NAMES: string[] = [
@@ -140,6 +149,7 @@ const NAMES: string[] = [
   'use_beam_search',
   'truncate_prompt_tokens',
   'model',
+  'extra_key',
 ];
 
 /** The name of a field that is no connector's own. */
@@ -198,6 +208,7 @@ function fixedPaths(api: Api): Paths {
 function nativePaths(paths: Paths): Paths {
   return paths
     .add('text', Field.Prompt)
+    .add('extra_key', Field.ExtraKey)
     .add('input_ids', Field.PromptIds)
     .add('sampling_params', Field.SamplingParams)
     .add('sampling_params.max_new_tokens', Field.MaxTokens)

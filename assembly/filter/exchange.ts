@@ -24,6 +24,7 @@ import { HeaderMapKind, HeadersStatus, LogLevel, StreamKind } from '../abi/types
 import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { Reason } from '../routing/reason';
+import { Auditor } from './audit/auditor';
 import { Config } from './config/config';
 import { DECODE_PROPERTY, OUTCOME_PROPERTY, ROUTED_EXPERTS } from './names';
 import { reportHeld } from './outcome/metrics';
@@ -44,8 +45,8 @@ export class Exchange extends Course {
    */
   private logged: string = '';
 
-  constructor(id: u32, config: Config) {
-    super(id, config);
+  constructor(id: u32, config: Config, auditor: Auditor | null) {
+    super(id, config, auditor);
     this.current = new Start(this);
   }
 
@@ -92,6 +93,7 @@ export class Exchange extends Course {
     forgetHead(this.id);
     this.logged = this.ending.text;
     this.ending.count();
+    if (this.ending.outcome == Outcome.Merged) phase.onMerged();
     phase.free();
     reportHeld(true);
   }

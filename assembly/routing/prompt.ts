@@ -168,6 +168,27 @@ export class Prompt {
     return sum;
   }
 
+  /**
+   * Hands the rows over to a prompt that the caller owns, and keeps the other values. Copies of the
+   * rows at other positions are freed.
+   */
+  giveRows(): Prompt {
+    const given = new Prompt();
+    given.format = this.format;
+    given.layers = this.layers;
+    given.topK = this.topK;
+    given.valueRows = this.valueRows;
+    given.plans = this.plans;
+    for (let i = 0; i < given.plans.length; i++) given.plans[i].rows.freeCopies();
+    this.plans = [];
+    this.refuse(Reason.Missing);
+    const values = this.values;
+    for (let i = values.length - 1; i >= 0; i--) {
+      if (values[i].kind == Kind.PromptExperts) given.values.push(values.splice(i, 1)[0]);
+    }
+    return given;
+  }
+
   /** The rows can't be used: they are freed, and only the other values are kept. */
   refuse(reason: Reason): void {
     this.format = Format.None;

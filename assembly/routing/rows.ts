@@ -3,7 +3,7 @@
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
-import { carriers, joined, leadOf, shiftLeft } from './base64';
+import { carriers, decodeRow, joined, leadOf, shiftLeft } from './base64';
 import { Examination, Leg } from './examination';
 import { Dtype, NpyHeader, itemSize } from './npy';
 import { Reason } from './reason';
@@ -401,13 +401,43 @@ export class PromptRows {
     return reason;
   }
 
-  free(): void {
-    this.wide.length = 0;
-    for (let i = 0; i < 3; i++) {
-      const chars = this.aligned[i];
-      if (chars !== null) chars.free();
-      this.aligned[i] = null;
+  /**
+   * Decodes the row of a token, which must have one, to `target`. `scratch` has room for the
+   * characters of a row. Returns false when some of them are lost.
+   */
+  decode(token: u64, scratch: usize, target: usize): bool {
+    const bits = <u64>this.lead + (token - this.start) * this.rowBytes * 8;
+    const first = bits / 6;
+    const lead = <i32>(bits % 6);
+    const len = (<u64>lead + this.rowBytes * 8 + 5) / 6;
+    const chars = this.aligned[this.lead >> 1]!;
+    for (let at: u64 = 0; at < len;) {
+      const got = chars.fetch(first + at, len - at);
+      if (got == 0) return false;
+      // A row whose characters are in one piece is decoded where it is.
+      if (got == len) scratch = chars.ptr;
+      else memory.copy(scratch + <usize>at, chars.ptr, <usize>got);
+      at += got;
     }
+    decodeRow(scratch, lead, target, <usize>this.rowBytes);
+    return true;
+  }
+
+  /** Frees what has been made of the rows for arrays. */
+  freeCopies(): void {
+    this.wide.length = 0;
+    for (let i = 0; i < 3; i++) if (i != this.lead >> 1) this.freeAt(i);
+  }
+
+  private freeAt(i: i32): void {
+    const chars = this.aligned[i];
+    if (chars !== null) chars.free();
+    this.aligned[i] = null;
+  }
+
+  free(): void {
+    this.freeCopies();
+    this.freeAt(this.lead >> 1);
   }
 }
 

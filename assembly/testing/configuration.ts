@@ -1,6 +1,6 @@
 // What a configuration has that says nothing but the cluster.
 
-import { Config } from '../filter/config/config';
+import { AuditSettings, Config } from '../filter/config/config';
 
 const standard = new Config();
 
@@ -26,4 +26,22 @@ export function standardMaxCapture(): f64 {
 
 export function standardMaxParked(): f64 {
   return <f64>standard.maxParkedBytes;
+}
+
+const audit = new AuditSettings();
+
+export function standardAuditFraction(): f64 {
+  return audit.fraction;
+}
+
+export function standardAuditTimeout(): u32 {
+  return audit.timeoutMs;
+}
+
+export function standardAuditCalls(): i32 {
+  return audit.maxCalls;
+}
+
+export function standardAuditBytes(): f64 {
+  return <f64>audit.maxBytes;
 }

@@ -9,7 +9,7 @@ export const PROTOCOLS: Protocol[] = ['http1', 'http2'];
 export const STAT_PREFIX = 'ingress';
 
 /** Names of clusters, by the leg that they serve. Nothing listens at the port of `down`. */
-export type Leg = 'prefill' | 'decode' | 'bootstrap';
+export type Leg = 'prefill' | 'decode' | 'bootstrap' | 'audit';
 export const clusterOf = (leg: Leg, protocol: Protocol) => `${leg}_${protocol}`;
 export const CLUSTER_DOWN = 'down';
 /** The cluster whose endpoint the call names in the header `x-envoy-original-dst-host`. */
@@ -78,10 +78,8 @@ export function bootstrap(options: EnvoyOptions, ports: Ports, files: Files): ob
         ...PROTOCOLS.flatMap((protocol) => [
           staticCluster(clusterOf('prefill', protocol), protocol, ports.get(prefillName(0))![protocol]),
           staticCluster(clusterOf('decode', protocol), protocol, ports.get('decode')![protocol]),
-          staticCluster(
-            clusterOf('bootstrap', protocol),
-            protocol,
-            ports.get('bootstrap')?.[protocol] ?? CLOSED_PORT,
+          ...(['bootstrap', 'audit'] as const).map((leg) =>
+            staticCluster(clusterOf(leg, protocol), protocol, ports.get(leg)?.[protocol] ?? CLOSED_PORT),
           ),
           {
             ...cluster(originalDstCluster(protocol), protocol),

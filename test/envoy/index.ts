@@ -8,11 +8,13 @@ import { FILTER_WASM } from '../../tools/paths.mjs';
 import { serveEngine, type EngineServer } from '../engine/server.ts';
 import {
   asksBootstrap,
+  auditLines,
   deliver,
   ENGINES,
   noRequests,
   prefillName,
   withAddresses,
+  withAuditCluster,
   type Engine,
   type Host,
   type Protocol,
@@ -84,6 +86,7 @@ interface Run {
 }
 
 const METRICS = 'wasmcustom.';
+const HELD = `${METRICS}routed_experts.held_bytes`;
 const LOG_TAIL = 4_000;
 
 export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyHost> {
@@ -242,6 +245,7 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
       }).then(() => undefined);
 
     const logged = await accessLogSize();
+    const said = envoy.logs().length;
     const requests = noRequests();
     const unreadBefore = new Map<string, number>();
     for (const name of ['decode', prefillName(0), ...(scenario.bootstrap ? ['bootstrap'] : [])])
@@ -256,9 +260,13 @@ export async function createEnvoyHost(options: HostOptions = {}): Promise<EnvoyH
         if (death) throw new Error(death);
         return (await accessLogFrom(logged)).find(({ client }) => client === `127.0.0.1:${localPort}`);
       });
+      // An audit that is under way holds what it needs.
+      if (scenario.audit)
+        await waitFor('The audit ends', async () => ((await stat(HELD)) === 0 ? true : undefined));
       return {
         ...reply,
         ...requests,
+        auditLog: auditLines(envoy.logs().slice(said)),
         counters: difference(before, await settledCounters()),
         logged: line.routed_experts,
         loggedDecode: line.routed_experts_decode,
@@ -354,7 +362,7 @@ interface Dump {
  * names one.
  */
 function withCluster(
-  { config = {}, prefill, bootstrap }: Scenario,
+  { config = {}, prefill, bootstrap, audit }: Scenario,
   upstream: Protocol,
 ): Record<string, unknown> {
   const written = config.prefill ?? {};
@@ -366,7 +374,8 @@ function withCluster(
   const asked = asksBootstrap(config, written)
     ? { bootstrap_cluster: bootstrap === 'down' ? CLUSTER_DOWN : clusterOf('bootstrap', upstream) }
     : {};
-  return { ...config, prefill: { cluster, ...asked, ...written } };
+  const auditor = audit === 'down' ? CLUSTER_DOWN : clusterOf('audit', upstream);
+  return withAuditCluster({ ...config, prefill: { cluster, ...asked, ...written } }, auditor);
 }
 
 function difference(before: Record<string, number>, after: Record<string, number>): Record<string, number> {

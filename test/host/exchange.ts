@@ -108,6 +108,8 @@ export class Exchange {
     // told.
     while (stream.ended && !this.#left && this.#response.length > 0) this.#response.shift()?.();
     stream.clientDisconnect();
+    // An audit asks when the exchange is over and the timer of the plugin is due.
+    if (this.#scenario.audit) this.#callouts.runTimers(stream);
     // Calls that are answered after the client has left still reach the filter.
     do this.#askForCallouts();
     while (await this.#nextAnswer());
@@ -315,6 +317,7 @@ export class Exchange {
       trailers: client.trailers,
       complete: ended && body.length === announced,
       ...this.#requests,
+      auditLog: [],
       counters: { ...counters },
       logged: accessLog?.filterState.get('wasm.routed_experts')?.toString() ?? null,
       loggedDecode: accessLog?.filterState.get('wasm.routed_experts_decode')?.toString() ?? null,
@@ -339,6 +342,7 @@ function nameOf({ cluster, headers }: PendingCallout): string | null {
   }
   if (cluster === 'down') return null;
   if (cluster.startsWith('bootstrap')) return 'bootstrap';
+  if (cluster.startsWith('audit')) return 'audit';
   return cluster.startsWith('decode') ? 'decode' : prefillName(0);
 }
 

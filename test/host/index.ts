@@ -7,7 +7,9 @@
 import { readFile } from 'node:fs/promises';
 import {
   asksBootstrap,
+  auditLines,
   withAddresses,
+  withAuditCluster,
   type Host,
   type Protocol,
   type Result,
@@ -139,6 +141,7 @@ const CLUSTERS: Record<string, ClusterSpec> = {
   decode_http1: {},
   decode_http2: {},
   bootstrap: {},
+  audit: {},
   down: {},
   original_dst: originalDst,
   original_dst_http1: originalDst,
@@ -306,7 +309,10 @@ class EnvoyEmulator implements Host, EmulatorExtras {
     const placed = withAddresses(scenario, portOf);
     const stream = this.openStream(placed.config, placed);
     const exchange = new Exchange(this, stream, placed, this.#options.mergeEndOfStream ?? false);
-    return exchange.run();
+    const logged = this.logs.length;
+    const result = await exchange.run();
+    const said = this.logs.slice(logged).map(({ message }) => message);
+    return { ...result, auditLog: auditLines(said.join('\n')) };
   }
 
   async close(): Promise<void> {}
@@ -320,5 +326,5 @@ function configurationOf(config: Record<string, unknown>, upstream: Protocol = '
   const byRequest = `${proxy ? 'dynamic_forward_proxy' : 'original_dst'}_${upstream}`;
   const cluster = 'endpoint_header' in prefill ? byRequest : 'prefill';
   const asked = asksBootstrap(config, prefill) ? { bootstrap_cluster: 'bootstrap' } : {};
-  return JSON.stringify({ ...config, prefill: { cluster, ...asked, ...prefill } });
+  return JSON.stringify(withAuditCluster({ ...config, prefill: { cluster, ...asked, ...prefill } }, 'audit'));
 }

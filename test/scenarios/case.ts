@@ -48,7 +48,7 @@ const ENVOYS_OWN = /^(date|server|x-envoy-.*|x-forwarded-.*|connection|keep-aliv
  * in caches. They have a fixed length.
  */
 const SALTS =
-  /(?<="cache(?:_|\\u005f)salt"\s*:\s*")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=")|(?<="lmcache\.tag\.routed_experts":")[0-9a-f]{32}(?=")/g;
+  /(?<="(?:extra_key|cache(?:_|\\u005f)salt)"\s*:\s*")[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=")|(?<="lmcache\.tag\.routed_experts":")[0-9a-f]{32}(?=")/g;
 
 /** A result in the form in which both hosts must agree. */
 export interface Comparable {
@@ -63,6 +63,8 @@ export interface Comparable {
   prefillRequests: object[];
   bootstrapRequests: object[];
   decodeRequests: object[];
+  auditRequests: object[];
+  auditLog: string[];
 }
 
 export function comparable(of: Case, result: Result): Comparable {
@@ -91,6 +93,9 @@ export function comparable(of: Case, result: Result): Comparable {
     prefillRequests: result.prefillRequests.map(request),
     bootstrapRequests: result.bootstrapRequests.map(request),
     decodeRequests: result.decodeRequests.map(unsalted).map(request),
+    auditRequests: result.auditRequests.map(unsalted).map(request),
+    // Each host has names of its own for clusters.
+    auditLog: result.auditLog.map((line) => same(line).replace(/of cluster \w+/, '')),
   };
 }
 

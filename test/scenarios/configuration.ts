@@ -26,11 +26,13 @@ const integer = (least: number, most: number) => `expected an integer from ${lea
 const MIB = 1 << 20;
 const KNOWN =
   'prefill, connector, handshake, decode_rows, last_prompt_row, local_prefix_cache, check_rows, model, max_model_len, headers, paths, on_prefill_failure, on_unmergeable, hold_bytes, max_hold_bytes, ' +
-  'max_capture_bytes, max_parked_bytes, max_piece_bytes';
+  'max_capture_bytes, max_parked_bytes, max_piece_bytes, audit';
 const PATHS = 'expected a path ending in one of /completions, /chat/completions, /inference/v1/generate';
 
 const ENDPOINT =
   'expected host:port, where host is an address, a CIDR block (IPv6 in brackets) or a name, and port may be a range';
+
+const audit = (more: Config) => ({ audit: { cluster: 'oracle', ...more } });
 
 const BY_REQUEST = { endpoint_header: 'x-to', allowed_endpoints: ['10.0.0.1:80'] };
 
@@ -243,12 +245,37 @@ export const REFUSED: [Config, string, typeof BEYOND_SCHEMA?][] = [
   [{ max_capture_bytes: 640 * MIB + 1 }, `max_capture_bytes: ${integer(0, 640 * MIB)}`],
   [{ max_parked_bytes: -1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
   [{ max_parked_bytes: 2 ** 40 + 1 }, `max_parked_bytes: ${integer(0, 2 ** 40)}`],
+  [{ audit: 'oracle' }, 'audit: expected an object with the member cluster'],
+  [{ audit: null }, 'audit: expected an object with the member cluster'],
+  [audit({ cluster: '' }), 'audit.cluster: expected the name of a cluster'],
+  [audit({ cluster: 1 }), 'audit.cluster: expected a string'],
+  [
+    audit({ share: 1 }),
+    'audit.share: expected no such key; known are cluster, fraction, timeout_ms, max_calls, max_bytes',
+  ],
+  ...[-0.1, 1.1, '0.1', null, true].map((fraction): [Config, string] => [
+    audit({ fraction }),
+    'audit.fraction: expected a number from 0 to 1',
+  ]),
+  ...[0, 86_400_001, 0.5].map((timeout_ms): [Config, string] => [
+    audit({ timeout_ms }),
+    `audit.timeout_ms: ${integer(1, 86_400_000)}`,
+  ]),
+  ...[0, 1025, '1'].map((max_calls): [Config, string] => [
+    audit({ max_calls }),
+    `audit.max_calls: ${integer(1, 1024)}`,
+  ]),
+  ...[MIB - 1, 256 * MIB + 1].map((max_bytes): [Config, string] => [
+    audit({ max_bytes }),
+    `audit.max_bytes: ${integer(MIB, 256 * MIB)}`,
+  ]),
   [{ max_piece_bytes: 65_535 }, `max_piece_bytes: ${integer(65_536, 256 * MIB)}`],
   [{ max_piece_bytes: 256 * MIB + 1 }, `max_piece_bytes: ${integer(65_536, 256 * MIB)}`],
 ];
 
 /** Configurations that are refused because of a key that the hosts otherwise fill in. */
 export const REFUSED_UNFILLED: [Config, string][] = [
+  [{ audit: {} }, 'audit.cluster: expected the name of a cluster'],
   [
     { connector: 'mooncake', prefill: { bootstrap_host: 'prefill' } },
     'prefill.bootstrap_cluster: expected a value: connector mooncake needs it unless there is an endpoint_header',
@@ -295,6 +322,8 @@ export const TAKEN: Config[] = [
   { max_piece_bytes: 65_536 },
   { max_piece_bytes: 256 * MIB },
   { paths: ['/v1/completions', '/x/v1/chat/completions'] },
+  audit({ fraction: 0 }),
+  audit({ fraction: 0.000_001, timeout_ms: 1, max_calls: 1024, max_bytes: 256 * MIB }),
 ];
 
 const scenarioOf = (config: Config, more: Partial<Scenario> = {}): Scenario => ({

@@ -13,7 +13,7 @@ const SCHEMA = JSON.parse(
   readFileSync(new URL('../../envoy/config.schema.json', import.meta.url), 'utf8'),
 ) as Schema;
 
-const { prefill } = SCHEMA.properties as { prefill: Schema };
+const { prefill, audit } = SCHEMA.properties as { prefill: Schema; audit: Schema };
 
 // The default of a choice is the first of its values, in the schema and where it is read.
 test.each([
@@ -23,6 +23,10 @@ test.each([
   ['max_hold_bytes', SCHEMA.properties['max_hold_bytes'], () => wasm.standardMaxHold!()],
   ['max_capture_bytes', SCHEMA.properties['max_capture_bytes'], () => wasm.standardMaxCapture!()],
   ['max_parked_bytes', SCHEMA.properties['max_parked_bytes'], () => wasm.standardMaxParked!()],
+  ['audit.fraction', audit.properties['fraction'], () => wasm.standardAuditFraction!()],
+  ['audit.timeout_ms', audit.properties['timeout_ms'], () => wasm.standardAuditTimeout!()],
+  ['audit.max_calls', audit.properties['max_calls'], () => wasm.standardAuditCalls!()],
+  ['audit.max_bytes', audit.properties['max_bytes'], () => wasm.standardAuditBytes!()],
 ])('%s has the default of the schema', (_, schema, standard) => {
   expect(schema?.default).toBeTypeOf('number');
   expect(standard()).toBe(schema!.default);

@@ -227,13 +227,23 @@ describe('SGLang’s radix tree', () => {
     expect(ask(of, [9, ...PROMPT])).toEqual([0]);
   });
 
-  test.each(['cache_salt', 'extra_key'])('is divided by %s, a text or one for each prompt', (key) => {
+  test('is divided by extra_key, a text or one for each prompt', () => {
     const of = engine();
-    expect(ask(of, PROMPT, { [key]: 'a' })).toEqual([0]);
+    expect(ask(of, PROMPT, { extra_key: 'a' })).toEqual([0]);
     expect(ask(of, PROMPT)).toEqual([0]);
-    expect(ask(of, PROMPT, { [key]: '' })).toEqual([49]);
-    expect(ask(of, PROMPT, { [key]: 'b' })).toEqual([0]);
-    expect(ask(of, [PROMPT, PROMPT, PROMPT], { [key]: ['c', 'a', 'b'] })).toEqual([0, 49, 49]);
+    expect(ask(of, PROMPT, { extra_key: '' })).toEqual([49]);
+    expect(ask(of, PROMPT, { extra_key: 'b' })).toEqual([0]);
+    expect(ask(of, [PROMPT, PROMPT, PROMPT], { extra_key: ['c', 'a', 'b'] })).toEqual([0, 49, 49]);
+  });
+
+  test('is divided by cache_salt on the OpenAI endpoints only', () => {
+    const of = engine();
+    expect(ask(of, PROMPT)).toEqual([0]);
+    expect(ask(of, PROMPT, { cache_salt: 'a' })).toEqual([49]);
+    const salted = { prompt: PROMPT, max_tokens: 1, cache_salt: 'a' };
+    const cachedOf = (reply: Json): unknown => reply['usage'].prompt_tokens_details?.cached_tokens ?? 0;
+    expect(cachedOf(ok(of(post(COMPLETIONS, salted)) as EngineReply))).toBe(0);
+    expect(cachedOf(ok(of(post(COMPLETIONS, { ...salted, cache_salt: null })) as EngineReply))).toBe(0);
   });
 });
 

@@ -4,13 +4,12 @@ import { log, logs, now, startedCall } from '../../abi/host';
 import { HeaderMapKind, LogLevel } from '../../abi/types';
 import { prefillStart } from '../../connectors/connector';
 import { RequestBody } from '../../connectors/request_body';
-import { Dialect } from '../../connectors/schema';
 import { Config } from '../config/config';
 import { ResponseHead } from '../heads';
 import { countPrefillFailure, recordPrefill } from '../outcome/metrics';
 import { Brought } from '../rows/brought';
 import { Capture, capture } from '../rows/capture';
-import { Room } from '../rows/room';
+import { CaptureRoom } from '../rows/room';
 import { isRetriedSeen, isUnavailable } from './prefill_call';
 
 /** Why the prefill leg failed. */
@@ -89,11 +88,8 @@ export class SentCall {
     if (isUnavailable(head.status)) return Failure.Unavailable;
     if (!head.good) return Failure.Status;
     if (head.encoded) return Failure.Unreadable;
-    const connector = this.config.connector;
-    // SGLang answers several prompts with a list. A list is also taken where the connector needs no
-    // parameters of prefill's, in case SGLang's engines stand behind a store that they share.
-    const lists = connector.schema.dialect == Dialect.Sglang || !connector.needsParams;
-    const room = new Room(this.config);
+    const room = new CaptureRoom(this.config);
+    const lists = this.config.takesLists;
     const result = capture(size, lists, this.start, brought.examination, room, brought.captured);
     if (result == Capture.TooLarge) return Failure.TooLarge;
     if (result == Capture.Unreadable) return Failure.Unreadable;

@@ -68,15 +68,29 @@ export function startPrefill(
   session: Session,
   retries: i32,
 ): Status {
+  const writer = legHeaders(config, headers, endpoint, session);
+  if (id !== null) writer.add(REQUEST_ID.ptr, REQUEST_ID.len, id.ptr, id.len);
+  const retried = isRetriedSeen(config) ? RETRIED : RETRIED_UNSEEN;
+  return startCall(config, writer, body, retried, retries, config.timeoutMs);
+}
+
+/**
+ * The headers of a call that asks an engine in the client's place: those of the client's request,
+ * those of the session, and the endpoint. All are borrowed.
+ */
+export function legHeaders(
+  config: Config,
+  headers: Block,
+  endpoint: Block | null,
+  session: Session,
+): PairWriter {
   const writer = new PairWriter();
   addHeaders(writer, config, headers, endpoint, session);
-  if (id !== null) writer.add(REQUEST_ID.ptr, REQUEST_ID.len, id.ptr, id.len);
   for (let i = 0; i < session.headers.length; i++) {
     const own = session.headers[i];
     writer.add(own.name.ptr, own.name.len, own.value.ptr, own.value.len);
   }
-  const retried = isRetriedSeen(config) ? RETRIED : RETRIED_UNSEEN;
-  return startCall(config, writer, body, retried, retries, config.timeoutMs);
+  return writer;
 }
 
 /**

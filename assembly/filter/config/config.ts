@@ -3,7 +3,7 @@
 import { Ascii, hexValue } from '../../bytes/ascii';
 import { Block } from '../../bytes/block';
 import { Connector } from '../../connectors/connector';
-import { Api } from '../../connectors/schema';
+import { Api, Dialect } from '../../connectors/schema';
 import { connectorNamed } from '../../connectors/table';
 import { Model, RowCheck } from '../../routing/examination';
 import { Endpoints } from './endpoints';
@@ -28,6 +28,20 @@ export const enum ClusterType {
   OriginalDst,
   /** The endpoint is in `:authority`. */
   DynamicForwardProxy,
+}
+
+/** How responses that have been merged are audited. */
+@final
+export class AuditSettings {
+  /** The cluster whose engine is asked again. */
+  cluster: Ascii = new Ascii('');
+  /** The share of the exchanges that are audited, from 0 to 1. */
+  fraction: f64 = 0.001;
+  timeoutMs: u32 = 60000;
+  /** How many calls are in flight at a time at most. */
+  maxCalls: i32 = 1;
+  /** How many bytes the audits of a VM may hold together. */
+  maxBytes: u64 = 64 << 20;
 }
 
 
@@ -85,6 +99,8 @@ export class Config {
    * any number. It is set where another filter sees the response after this one.
    */
   maxPieceBytes: u64 = 0;
+  /** Null when no response is audited. */
+  audit: AuditSettings | null = null;
 
   /**
    * The API of a request's path (borrowed), which may have a query and escapes. `None` when P/D
@@ -97,6 +113,15 @@ export class Config {
       if (this.paths[i].equals(plain.ptr, plain.len)) api = this.apis[i];
     plain.free();
     return api;
+  }
+
+  /**
+   * Whether a reply may be a list of elements, as SGLang answers several prompts. A list is also
+   * taken where the connector needs no parameters of prefill's, in case SGLang's engines stand
+   * behind a store that they share.
+   */
+  get takesLists(): bool {
+    return this.connector.schema.dialect == Dialect.Sglang || !this.connector.needsParams;
   }
 
   /** Adds a path that P/D serves. Its end says which API it speaks. */

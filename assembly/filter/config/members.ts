@@ -81,6 +81,18 @@ export class Members {
     return standard;
   }
 
+  /** Reads a number from 0 to 1. */
+  share(key: string, standard: f64): f64 {
+    const value = this.object.get(key);
+    if (value === null) return standard;
+    if (value.type == JSON.Types.F64) {
+      const number = value.get<f64>();
+      if (number >= 0 && number <= 1) return number;
+    }
+    this.wrong(key, 'a number from 0 to 1');
+    return standard;
+  }
+
   /** Reads an integer from 1 to `most` that must be there. */
   required(key: string, most: i64): u64 {
     if (!this.has(key)) this.wrong(key, 'an integer from 1 to ' + most.toString());

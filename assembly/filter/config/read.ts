@@ -12,7 +12,7 @@ import { Event, Scanner } from '../../json/scanner';
 import { Model } from '../../routing/examination';
 import { MAX_DIMENSION } from '../../routing/npy';
 import { isReserved } from '../names';
-import { ClusterType, Config, OnUnmergeable, apiOfPath } from './config';
+import { AuditSettings, ClusterType, Config, OnUnmergeable, apiOfPath } from './config';
 import { Endpoint, Entry } from './endpoints';
 import { Members, Problem } from './members';
 
@@ -33,6 +33,10 @@ const MAX_PARKED_BYTES: i64 = 1 << 40;
  */
 const MAX_MODEL_LAYERS: i64 = 1024;
 const MAX_MODEL_TOP_K: i64 = 256;
+/** Rows that are audited share the VM with those of exchanges, whose room this leaves. */
+const MIN_AUDIT_BYTES: i64 = 1 << 20;
+const MAX_AUDIT_BYTES: i64 = 256 << 20;
+const MAX_AUDIT_CALLS: i64 = 1024;
 
 /**
  * Reads a configuration (borrowed) into `config`. Returns what is wrong with it, or an empty text.
@@ -62,6 +66,7 @@ export function readConfig(text: Block, config: Config): string {
     'max_capture_bytes',
     'max_parked_bytes',
     'max_piece_bytes',
+    'audit',
   ]);
   const prefill = members.members('prefill', 'an object with the member cluster', false);
   if (prefill === null) return problem.text;
@@ -75,6 +80,7 @@ export function readConfig(text: Block, config: Config): string {
   readPaths(members, config);
   readPolicies(members, config);
   readBounds(members, config);
+  readAudit(members, config);
   return problem.text;
 }
 
@@ -146,6 +152,22 @@ function readBounds(members: Members, config: Config): void {
   config.maxCaptureBytes = members.integer('max_capture_bytes', 0, MAX_CAPTURE_BYTES, captured);
   config.maxParkedBytes = members.integer('max_parked_bytes', 0, MAX_PARKED_BYTES, config.maxParkedBytes);
   config.maxPieceBytes = members.integer('max_piece_bytes', MIN_PIECE_BYTES, MAX_HOLD_BYTES, 0);
+}
+
+/** Reads which responses are audited, and by whom. */
+function readAudit(members: Members, config: Config): void {
+  const audit = members.members('audit', 'an object with the member cluster', true);
+  if (audit === null) return;
+  audit.only(['cluster', 'fraction', 'timeout_ms', 'max_calls', 'max_bytes']);
+  const settings = new AuditSettings();
+  const cluster = audit.text('cluster', '');
+  if (cluster.length == 0) audit.wrong('cluster', 'the name of a cluster');
+  settings.cluster = new Ascii(cluster);
+  settings.fraction = audit.share('fraction', settings.fraction);
+  settings.timeoutMs = <u32>audit.integer('timeout_ms', 1, MAX_TIMEOUT_MS, settings.timeoutMs);
+  settings.maxCalls = <i32>audit.integer('max_calls', 1, MAX_AUDIT_CALLS, settings.maxCalls);
+  settings.maxBytes = audit.integer('max_bytes', MIN_AUDIT_BYTES, MAX_AUDIT_BYTES, settings.maxBytes);
+  config.audit = settings;
 }
 
 function readPrefill(prefill: Members, config: Config): void {

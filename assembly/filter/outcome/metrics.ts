@@ -22,6 +22,13 @@ let decodeComputedTokens: u32 = 0;
 let decodeUntold: u32 = 0;
 let prefillMs: u32 = 0;
 let held: u32 = 0;
+let auditRequests: u32 = 0;
+let auditFailed: u32 = 0;
+let auditSkipped: u32 = 0;
+let auditRequestsWrong: u32 = 0;
+let auditRows: u32 = 0;
+let auditRowsDiffering: u32 = 0;
+let auditRowsWrong: u32 = 0;
 let defined = false;
 /** The bytes that this VM has added to the gauge. */
 let reported: usize = 0;
@@ -47,6 +54,13 @@ export function defineMetrics(): void {
   decodeUntold = defineMetric(MetricKind.Counter, PREFIX + 'decode_untold');
   prefillMs = defineMetric(MetricKind.Histogram, PREFIX + 'prefill_ms');
   held = defineMetric(MetricKind.Gauge, PREFIX + 'held_bytes');
+  auditRequests = defineMetric(MetricKind.Counter, PREFIX + 'audit.requests');
+  auditFailed = defineMetric(MetricKind.Counter, PREFIX + 'audit.failed');
+  auditSkipped = defineMetric(MetricKind.Counter, PREFIX + 'audit.skipped');
+  auditRequestsWrong = defineMetric(MetricKind.Counter, PREFIX + 'audit.requests_wrong');
+  auditRows = defineMetric(MetricKind.Counter, PREFIX + 'audit.rows');
+  auditRowsDiffering = defineMetric(MetricKind.Counter, PREFIX + 'audit.rows_differing');
+  auditRowsWrong = defineMetric(MetricKind.Counter, PREFIX + 'audit.rows_wrong');
 }
 
 /**
@@ -84,6 +98,30 @@ export function countDecodeUntold(): void {
 
 export function recordPrefill(ms: u64): void {
   record(prefillMs, ms);
+}
+
+/** Counts a call that asks for an audit. */
+export function countAuditRequest(): void {
+  increment(auditRequests, 1);
+}
+
+/** Counts an audit that brought no rows to compare. */
+export function countAuditFailed(): void {
+  increment(auditFailed, 1);
+}
+
+/** Counts an exchange that was chosen for an audit, for which there is no room. */
+export function countAuditSkipped(): void {
+  increment(auditSkipped, 1);
+}
+
+/** Counts the rows that an audit has compared; of those that differ, some may be wrong. */
+export function countAudited(rows: u64, differing: u64, wrong: u64): void {
+  increment(auditRows, rows);
+  if (differing > 0) increment(auditRowsDiffering, differing);
+  if (wrong == 0) return;
+  increment(auditRowsWrong, wrong);
+  increment(auditRequestsWrong, 1);
 }
 
 /** While an exchange runs, changes below this many bytes are not reported. */

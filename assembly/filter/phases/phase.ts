@@ -16,6 +16,7 @@ import { StreamContext } from '../../abi/context';
 import { BodyStatus, HeaderMapKind, HeadersStatus } from '../../abi/types';
 import { Block } from '../../bytes/block';
 import { Reason } from '../../routing/reason';
+import { Auditor } from '../audit/auditor';
 import { Bootstrap } from '../calls/bootstrap';
 import { Models } from '../calls/models';
 import { Config } from '../config/config';
@@ -39,6 +40,8 @@ export abstract class Course extends StreamContext {
   constructor(
     id: u32,
     readonly config: Config,
+    /** Audits exchanges of this configuration; null when none are audited. */
+    readonly auditor: Auditor | null,
   ) {
     super(id);
   }
@@ -167,6 +170,9 @@ export abstract class Phase {
   hasAllLeft(): bool {
     return false;
   }
+
+  /** The exchange has ended in this phase, and its response is merged. `free` comes next. */
+  onMerged(): void {}
 
   /**
    * Gives back what the phase owns. Called when the exchange ends in this phase, and possibly

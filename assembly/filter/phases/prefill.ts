@@ -102,6 +102,7 @@ export class Prefill extends Phase {
     const config = course.config;
     this.request.ensureId();
     this.request.locateBootstrap(this.session);
+    this.brought.nominate(course.auditor, this.request, this.asked, body);
     this.limit = config.maxModelLen;
     if (this.limit == 0 && config.connector.needsLimit && this.checked.needsLimit) {
       const models = new Models(config, this.request);
@@ -365,8 +366,7 @@ export class Prefill extends Phase {
   }
 
   /**
-   * The call in flight has failed. The leg is sent again, or the configuration says what follows.
-   */
+  /** The call in flight has failed: the leg is sent again, or the configuration decides. */
   private failed(failure: Failure, waits: Waits): void {
     const course = this.course;
     const config = course.config;

@@ -197,6 +197,10 @@ abstract class Stream extends Phase {
     return false;
   }
 
+  onMerged(): void {
+    this.brought.audit();
+  }
+
   free(): void {
     this.response.free();
     this.body.free();

@@ -1,13 +1,16 @@
 // What an exchange knows when decode's response comes: what prefill brought, what the client asked
 // for, and what the rows of both legs show.
 
+import { Block } from '../../bytes/block';
 import { RequestBody } from '../../connectors/request_body';
 import { Alone, DecodeResponse, Expected } from '../../routing/decode_response';
 import { Examination, Leg } from '../../routing/examination';
 import { Format } from '../../routing/prompt';
 import { Reason, reasonText } from '../../routing/reason';
+import { Auditor, Candidate } from '../audit/auditor';
 import { Config } from '../config/config';
 import { DecodeCache } from '../outcome/decode_cache';
+import { ClientRequest } from '../request/client_request';
 import { Captured } from './capture';
 import { Kept } from './room';
 
@@ -23,12 +26,27 @@ export class Brought {
   /** What the rows of both legs show (owned). */
   readonly examination: Examination;
   private readonly kept: Kept = new Kept();
+  /** The exchange, if it has been chosen to be audited (owned). */
+  private candidate: Candidate | null = null;
 
   constructor(private readonly config: Config) {
     this.examination = new Examination(config.rowCheck, config.model);
     this.expected.examination = this.examination;
     this.captured.prompt.lastRowOfDecode = config.lastRowOfDecode;
     this.captured.prompt.decodeForwardsLast = config.connector.decodeForwardsLast;
+  }
+
+  /** The exchange may be chosen to be audited. `body` is the client's (borrowed). */
+  nominate(auditor: Auditor | null, client: ClientRequest, asked: RequestBody, body: Block): void {
+    if (auditor !== null) this.candidate = auditor.choose(client, asked, body);
+  }
+
+  /** The response has been merged, and has left: an audit takes the rows, if there is one. */
+  audit(): void {
+    const candidate = this.candidate;
+    if (candidate === null) return;
+    this.candidate = null;
+    candidate.audit(this.captured.prompt);
   }
 
   /** Prefill's reply has been read. From now on its bytes count against what the VM may keep. */
@@ -53,6 +71,7 @@ export class Brought {
     this.expected.alone = alone;
     this.expectChoices(request);
     this.forgetRows();
+    this.forgetCandidate();
   }
 
   private expectChoices(request: RequestBody): void {
@@ -123,9 +142,16 @@ export class Brought {
     this.examination.forget(Leg.Prefill);
   }
 
+  private forgetCandidate(): void {
+    const candidate = this.candidate;
+    if (candidate !== null) candidate.free();
+    this.candidate = null;
+  }
+
   /** Gives back everything. It may be called again. */
   free(): void {
     this.forgetRows();
+    this.forgetCandidate();
     this.examination.free();
   }
 }

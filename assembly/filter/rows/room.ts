@@ -64,20 +64,31 @@ class SharedData extends Parking {
 
 const parking = new SharedData();
 
-/** The room that a configuration leaves. */
-@final
-export class Room {
-  constructor(private config: Config) {}
-
+/** Where what a reply brings is kept. */
+export abstract class Room {
   /** Whether `len` more bytes may be kept in the VM. */
+  abstract takes(len: u64): bool;
+
+  /**
+   * Returns where up to `len` characters, in pieces of `pieceLen`, are kept: in the VM, or
+   * elsewhere. Returns null when there is no room.
+   */
+  charsFor(len: u64, pieceLen: u64): RowChars | null {
+    return this.takes(len) ? new HeldChars(pieceLen) : null;
+  }
+}
+
+/** The room that a configuration leaves for what prefill brings. */
+@final
+export class CaptureRoom extends Room {
+  constructor(private config: Config) {
+    super();
+  }
+
   takes(len: u64): bool {
     return captured + len <= this.config.maxCaptureBytes && fits(len);
   }
 
-  /**
-   * Returns where up to `len` characters, in pieces of `pieceLen`, are kept: in the VM, or else
-   * parked. Returns null when there is no room.
-   */
   charsFor(len: u64, pieceLen: u64): RowChars | null {
     if (this.takes(len)) return new HeldChars(pieceLen);
     // A piece that is parked passes through the VM's memory.

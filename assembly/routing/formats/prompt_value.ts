@@ -16,7 +16,7 @@ import { Examination, Leg } from '../examination';
 import { Place, ROWS_OBJECT, watch } from '../places';
 import { Reason } from '../reason';
 import { RowLists } from '../row_lists';
-import { RowChars, SliceChars } from '../rows';
+import { PromptRows, RowChars, SliceChars } from '../rows';
 import { Members } from './members';
 import { Prompt } from '../prompt';
 import { firstTokenOf, Progress } from './format';
@@ -99,6 +99,15 @@ export class PromptCheck {
     return this.reason;
   }
 
+  /**
+   * The rows of a value (borrowed) that is an object; null when it is lists. Called when the value
+   * has been checked and is good.
+   */
+  rowsIn(text: RowChars): PromptRows | null {
+    const members = this.members;
+    return this.object ? members.rowsOf(new SliceChars(text, members.dataAt, members.run.chars)) : null;
+  }
+
   private judge(text: RowChars, promptTokens: i64, start: u64): void {
     if (this.object) {
       const members = this.members;
@@ -107,8 +116,7 @@ export class PromptCheck {
       this.rows = members.rows;
       this.layers = members.layers;
       this.topK = members.topK;
-      const rows = members.rowsOf(new SliceChars(text, members.dataAt, members.run.chars));
-      this.refuse(rows.read(this.examination));
+      this.refuse(this.rowsIn(text)!.read(this.examination));
     }
     const first = promptTokens < 0 ? -1 : firstTokenOf(this.rows, start, promptTokens, false);
     if (this.rows == 0 || first < 0) this.refuse(Reason.Prompt);

@@ -48,7 +48,8 @@ function nativeCall(json: Json): Call {
     logprobs: null,
     promptLogprobs: null,
     echo: false,
-    ...ownFields(json, batch),
+    // This endpoint has no `cache_salt` (`GenerateReqInput` in sglang/srt/managers/io_struct.py).
+    ...ownFields({ ...json, cache_salt: [] }, batch),
   };
 }
 

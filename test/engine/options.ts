@@ -187,9 +187,11 @@ export interface EngineOptions {
   keepsKv?: Patience;
   /**
    * vLLM's `kv_load_failure_policy`: what a Mooncake decode does with a request whose KV it cannot
-   * load. `fail`, the default, ends it with 500; `recompute` forwards the prompt itself.
+   * load. `fail`, the default, ends it with 500; `recompute` forwards the prompt itself. `wait` is
+   * what versions do that do not tell their scheduler of an engine that is not known (vLLM issue
+   * 55870): under the id of one that is gone, the request waits until patience ends.
    */
-  kvLoadFailure?: 'fail' | 'recompute';
+  kvLoadFailure?: 'fail' | 'recompute' | 'wait';
   /**
    * An SGLang engine that gives each sample of one prompt a transfer of its own. Without this
    * option the samples share a room and wait until patience ends.

@@ -33,6 +33,7 @@ const generate = (_: string, token_ids: number[]) => ({ token_ids, sampling_para
 const ASKS: Ask[] = [
   { name: 'a completion', path: COMPLETIONS, body: completion },
   { name: 'a completion, recompute', path: COMPLETIONS, body: completion, kvLoadFailure: 'recompute' },
+  { name: 'a completion, wait', path: COMPLETIONS, body: completion, kvLoadFailure: 'wait' },
   { name: 'a completion, its tail', path: COMPLETIONS, body: completion, config: TAIL },
   // vLLM's events have arrays on `/inference/v1/generate` only.
   {

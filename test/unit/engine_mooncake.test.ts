@@ -203,6 +203,20 @@ describe('one transfer', () => {
     expect([...prefill.fleet.kept]).toHaveLength(1);
   });
 
+  test('of an engine that is not known is waited for, under wait', async () => {
+    const { prefill, decode, lose } = deploy({ kvLoadFailure: 'wait' });
+    ok(await prefill(prefillLeg()));
+    const params = { remote_engine_id: 'of an engine that was there before' };
+    let answered = false;
+    const waiting = Promise.resolve(decode(await decodeLeg(prefill, { params }))).finally(
+      () => (answered = true),
+    );
+    await turns();
+    expect(answered).toBe(false);
+    lose();
+    expect((await waiting).status).toBe(500);
+  });
+
   test('is forgotten with the engine that offered it', async () => {
     const { prefill } = deploy();
     ok(await prefill(prefillLeg()));

@@ -115,7 +115,10 @@ export class Mooncake implements Handshake, PrefillEngine {
     if (call.prompts.length > 1) throw kvError('one transfer_id for several requests');
     const host = address[1]!.replace(/^\[(.*)\]$/, '$1');
     const prefill = this.fleet.prefillAt(host, Number(address[2]));
-    if (!prefill?.engineIds.includes(remote_engine_id)) return this.#loadFailure();
+    if (!prefill?.engineIds.includes(remote_engine_id)) {
+      if (this.options.kvLoadFailure === 'wait') await within(never(), this.#patience);
+      return this.#loadFailure();
+    }
     const { tokens } = call.prompts[0]!;
     const meeting = this.fleet.meeting(keyOf(remote_engine_id, transfer_id));
     const first = meeting.decode.arrive(tokens);

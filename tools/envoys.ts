@@ -64,7 +64,7 @@ async function runOn(version: string, filters: string[]): Promise<Count> {
     const counts = join(dir, 'counts.json');
     const reporters = ['--reporter=default', `--reporter=${join(ROOT, 'tools', 'reporter.mjs')}`];
     const began = Date.now();
-    const env = { ENVOY_BIN: path, COUNT_FILE: counts, TEST_CLIENTS: '1' };
+    const env = { ENVOY_BIN: path, COUNT_FILE: counts, TEST_CURL: '1' };
     await runNode(bin('vitest'), ['run', '--project', 'envoy', ...reporters, ...filters], {
       live: true,
       env,

@@ -1,10 +1,11 @@
 // `npm test`: sets up what is missing, checks format and types, and runs every suite. The last line
 // is `N passed, N failed`. With TEST_ISTIO=1 it also runs `test:istio`, which builds Istio; with
 // TEST_ISTIO=built, as in CI, only where Istio has been built. TEST_GATEWAY does the same for
-// `test:gateway` and Envoy Gateway.
+// `test:gateway` and Envoy Gateway, and TEST_CLIENTS for `test:clients` and the clients' packages.
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { clientsAreInstalled, ensureClients } from './clients.mjs';
 import { ensureGateway, gatewayIsBuilt } from './gateway.mjs';
 import { ensureIstio, istioIsBuilt } from './istio.mjs';
 import { makePackage } from './package.mjs';
@@ -13,21 +14,31 @@ import { Problem, report } from './problem.mjs';
 import { runNode } from './run.mjs';
 import { setup, steps } from './setup.mjs';
 
-/** The suites on control planes, which have to be built. */
+/** The suites for which something has to be built or installed that takes minutes. */
 const PROOFS = [
   {
     suite: 'istio',
     of: "Istio's control plane",
+    needs: 'It needs Go, and builds for minutes',
     variable: 'TEST_ISTIO',
     isBuilt: istioIsBuilt,
-    ensure: ensureIstio,
+    ensure: () => ensureIstio().then(makePackage),
   },
   {
     suite: 'gateway',
     of: 'Envoy Gateway',
+    needs: 'It needs Go, and builds for minutes',
     variable: 'TEST_GATEWAY',
     isBuilt: gatewayIsBuilt,
-    ensure: ensureGateway,
+    ensure: () => ensureGateway().then(makePackage),
+  },
+  {
+    suite: 'clients',
+    of: 'real clients',
+    needs: 'It needs Python 3.11 with pip, and installs for minutes',
+    variable: 'TEST_CLIENTS',
+    isBuilt: clientsAreInstalled,
+    ensure: ensureClients,
   },
 ];
 
@@ -75,19 +86,18 @@ async function check(name, script, args) {
 }
 
 /** @param {(typeof PROOFS)[number]} proof */
-async function runProof({ suite, of, variable, isBuilt, ensure }) {
+async function runProof({ suite, of, needs, variable, isBuilt, ensure }) {
   const script = `test:${suite}`;
   const wanted = process.env[variable];
   if (wanted === undefined) return;
   if (wanted !== '1' && !(wanted === 'built' && isBuilt())) {
-    console.log(`\nLEFT OUT: ${script}, the proof on ${of}. It needs Go, and builds for minutes:`);
+    console.log(`\nLEFT OUT: ${script}, the proof on ${of}. ${needs}:`);
     console.log(`"npm run ${script}" does both; with ${variable}=1 this run would have.\n`);
     return;
   }
   console.log(`\n${script}, the proof on ${of}:`);
   await attempt(async () => {
     await ensure();
-    await makePackage();
     await runSuites(['--config', join('test', suite, 'vitest.config.ts')]);
   });
 }

@@ -50,6 +50,8 @@ export interface SglangExtras {
   batch: boolean;
   /** Whether each choice of a chat reply carries `meta_info`. */
   returnMetaInfo: boolean;
+  /** Whether `meta_info` has the log probability of each generated token. */
+  returnLogprob: boolean;
   /**
    * The engine computes the prompt for another engine, so it stops after the first token, whatever
    * cap the client asked for.

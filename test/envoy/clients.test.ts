@@ -1,6 +1,6 @@
 // What clients of HTTP/2 have when the filter resets a stream. Up to Envoy 1.36 the reset has no
 // error, and Node and curl take it for the end of the body: so what has left must never look whole.
-// `npm run test:envoys` sets TEST_CLIENTS, with which curl is asked, too.
+// `npm run test:envoys` sets TEST_CURL, with which curl is asked, too.
 
 import { once } from 'node:events';
 import { connect } from 'node:http2';
@@ -40,7 +40,7 @@ const curl: Client = async (url, body) => {
   return { body: output, whole: code === 0 };
 };
 
-const ASKED = process.env.TEST_CLIENTS ? { node, curl } : { node };
+const ASKED = process.env.TEST_CURL ? { node, curl } : { node };
 
 // ---- the exchanges
 

@@ -537,6 +537,15 @@ describe('replies', () => {
     expect(text(reply)).toMatch(/"prompt_logprobs":\[null,\{"300":\{"logprob":-[\d.]+,"rank":2,/);
   });
 
+  test('name tokens by their ids in the logprobs of /inference/v1/generate', () => {
+    const asked = { token_ids: [5, 6, 7], sampling_params: { max_tokens: 3, logprobs: 1 } };
+    const { token_ids, logprobs } = ok(
+      createEngine({ role: 'oracle' })(post('/inference/v1/generate', asked)),
+    )['choices'][0];
+    const named = logprobs.content.map(({ token }: { token: string }) => token);
+    expect(named).toEqual(token_ids.map((id: number) => `token_id:${id}`));
+  });
+
   test('repeat the prompt under echo, alone when nothing may be generated', () => {
     const oracle = createEngine({ role: 'oracle' });
     const asked = { prompt: 'fox', echo: true, logprobs: 1 };

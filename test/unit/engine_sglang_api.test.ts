@@ -50,6 +50,16 @@ describe('replies', () => {
     expect(stopped['meta_info'].finish_reason).toEqual({ type: 'stop', matched: 2 });
   });
 
+  test('have the log probability of each generated token in front of the rows', () => {
+    const reply = oracle()(post(NATIVE, routed(NATIVE, { return_logprob: true })));
+    const { output_ids, meta_info } = ok(reply);
+    expect(meta_info.output_token_logprobs.map(([, id]: [number, number]) => id)).toEqual(output_ids);
+    const [logprobs, rows] = ['"output_token_logprobs"', '"routed_experts"'].map((key) =>
+      text(reply).indexOf(key),
+    );
+    expect(logprobs).toBeLessThan(rows!);
+  });
+
   test('have one array for several choices beside them, one each in a list', () => {
     const openAi = ok(oracle()(post(COMPLETIONS, routed(COMPLETIONS, { n: 2 }))));
     expect(openAi['choices']).toHaveLength(2);

@@ -21,6 +21,22 @@ test('the oldest Node is the same everywhere', () => {
   expect(versions!.split(', ')[0]).toBe(oldest);
 });
 
+test('the report of the clients has been written with the versions that are pinned', () => {
+  const report = read('bench/results/clients.md');
+  const pinned = `${read('test/clients/requirements.txt')}${read('test/clients/requirements-openai.txt')}`;
+  const [, rows] = /^\| package .+\n\| -.+\n((?:\|.+\n)+)/m.exec(report)!;
+  const versions = [...rows!.matchAll(/^\| (.+?) +\| (\S+) +\|$/gm)].map(([, name, version]) => [
+    name,
+    version,
+  ]);
+  expect(versions.length).toBeGreaterThan(9);
+  const { dependencies } = JSON.parse(read('test/clients/package.json')) as {
+    dependencies: { openai: string };
+  };
+  const lines = [...pinned.split('\n'), `Node's openai==${dependencies.openai}`];
+  for (const version of versions) expect(lines).toContain(version.join('=='));
+});
+
 test('only .ci/run says what CI does', () => {
   const commands = [...read('.github/workflows/ci.yml').matchAll(/^ +-? *run: *(.+)$/gm)];
   expect(commands.map(([, command]) => command)).toEqual(['.ci/run']);

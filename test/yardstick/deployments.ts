@@ -78,6 +78,19 @@ export function mergesNothing({ prefill, decode }: Pick<Engines, 'prefill' | 'de
   };
 }
 
+/** The same for SGLang, whose legs run at once and name a room in which they meet. */
+export function mergesNothingAtOnce({ prefill, decode }: Pick<Engines, 'prefill' | 'decode'>): Engine {
+  let rooms = 0;
+  return async (request) => {
+    if (request.method !== 'POST') return decode(request);
+    const body = JSON.parse(request.body.toString()) as Json;
+    const room = { bootstrap_host: '127.0.0.1', bootstrap_port: 8998, bootstrap_room: ++rooms };
+    const leg = changed(request, { ...body, ...room }, `r-${rooms}`);
+    const [, reply] = await Promise.all([prefill(leg), decode(leg)]);
+    return reply;
+  };
+}
+
 function changed(request: EngineRequest, body: Json, id: string): EngineRequest {
   const type = header(request, 'content-type')!;
   return {

@@ -43,18 +43,27 @@ export function promptLogprobsOf(call: Call, { tokens }: Prompt): unknown[] | nu
 
 export function chatLogprobs(call: Call, choice: Choice, from: number, to: number): object | null {
   if (call.logprobs === null) return null;
+  // `/inference/v1/generate` has no texts, and names each token by its id. prime-rl's client
+  // refuses other names (renderers/client.py, `_parse_completion_logprobs`).
+  const shown = call.endpoint === 'generate' ? shownById : shownAsText;
   const content = choice.tokens.slice(from, to).map((token, i) => {
-    const [own, ...others] = candidates(choice.states[from + i]!, token, Math.max(call.logprobs!, 0)).map(
-      shown,
-    );
+    const top = candidates(choice.states[from + i]!, token, Math.max(call.logprobs!, 0));
+    const [own, ...others] = top.map(shown);
     return { ...own!, top_logprobs: call.logprobs! > 0 ? [own!, ...others].slice(0, call.logprobs!) : [] };
   });
   return { content };
 }
 
-function shown({ id, logprob }: Candidate): object {
-  const token = decode([id]);
+const shownAsText = ({ id, logprob }: Candidate) => shown(decode([id]), logprob);
+const shownById = ({ id, logprob }: Candidate) => shown(`token_id:${id}`, logprob);
+
+function shown(token: string, logprob: number): object {
   return { token, logprob, bytes: [...Buffer.from(token)] };
+}
+
+/** The log probability of each generated token: its value, the token's id, and no text. */
+export function outputLogprobs({ tokens, states }: Choice): [number, number, null][] {
+  return tokens.map((token, i) => [candidates(states[i]!, token, 0)[0]!.logprob, token, null]);
 }
 
 export function completionLogprobs(call: Call, choice: Choice): object | null {

@@ -7,7 +7,7 @@ import type { Answer } from '../api.ts';
 import type { Call } from '../call.ts';
 import type { Choice } from '../compute.ts';
 import type { Encoded } from '../formats/format.ts';
-import { chatLogprobs, completionLogprobs } from '../openai/logprobs.ts';
+import { chatLogprobs, completionLogprobs, outputLogprobs } from '../openai/logprobs.ts';
 import { countsOf, detailsOf } from '../openai/usage.ts';
 import { EOS, decode } from '../tokenizer.ts';
 import type { Context } from './api.ts';
@@ -100,6 +100,10 @@ export function metaInfo(
     prompt_tokens: choice.of.prompt.tokens.length,
     weight_version: WEIGHT_VERSION,
     num_retractions: 0,
+    // By default the prompt's are not computed (`logprob_start_len`).
+    ...(call.sglang!.returnLogprob && done
+      ? { input_token_logprobs: [], output_token_logprobs: outputLogprobs(choice) }
+      : {}),
     reasoning_tokens: 0,
     completion_tokens: tokens,
     cached_tokens: cached,

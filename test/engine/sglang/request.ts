@@ -116,6 +116,7 @@ function ownFields(json: Json, batch: boolean) {
       bootstrap: null,
       batch,
       returnMetaInfo: bool(json, 'return_meta_info') ?? false,
+      returnLogprob: bool(json, 'return_logprob') ?? false,
       prefillOnly: false,
     },
   };

@@ -2,6 +2,7 @@
 // requests P/D may serve, and which requests the engines get.
 
 import { CHAT, COMPLETIONS, GENERATE, NATIVE } from '../scenarios/messages.ts';
+import { refusalOf, type Refusal } from './refusals.ts';
 import { all, integer, isNull, last as lastOf, parse, read, type Node } from './json.ts';
 
 export type Json = Record<string, unknown>;
@@ -63,6 +64,10 @@ export interface Asked {
   start: number;
   /** The position of the first token whose row prefill is asked for. */
   prefillStart: number;
+  /** The number of tokens of a prompt that is a list of numbers; -1 if it is none. */
+  tokens: number;
+  /** Whether vLLM refuses it, as far as prefill could not tell; of SGLang nothing is known. */
+  refusal: Refusal;
 }
 
 /** Whether the filter serves requests to this path. */
@@ -96,8 +101,11 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   // SGLang accepts one `sampling_params` per prompt.
   const last: unknown = Array.isArray(params) ? params.at(-1) : params;
   const sampling = within ? (isObject(last) ? last : {}) : value;
-  const prompts = path === NATIVE ? [value['text'], value['input_ids']] : [value['prompt']];
-  const batch = path === GENERATE ? 0 : Math.max(...prompts.map(listed));
+  const prompts =
+    path === NATIVE
+      ? [value['text'], value['input_ids']]
+      : [value['prompt'], ...(path === GENERATE ? [value['token_ids']] : [])];
+  const batch = Math.max(...prompts.map(listed));
   const samples = plain(sampling['n']) && (sampling['n'] as number) > 0 ? (sampling['n'] as number) : 1;
   const root = parse(text)!;
   const owner = path === GENERATE ? lastOf(root, 'sampling_params') : root;
@@ -112,6 +120,8 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
     n: samples * Math.max(batch, 1),
     start,
     prefillStart: sglang ? start : prefillStartOf(start, tokensIn(value, path)),
+    tokens: tokensIn(value, path),
+    refusal: sglang ? SERVED : refusalOf(path, text, root),
   };
   if (sglang) {
     const fit = start >= 0;
@@ -125,7 +135,10 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   const caps = [sampling['max_tokens'], ...(path === CHAT ? [value['max_completion_tokens']] : [])];
   const fit = !(
     batch > 1 ||
+    all(root, 'sampling_params').length > 1 ||
     (!within && !absent(value['prompt_embeds'])) ||
+    (!within && !absent(value['truncate_prompt_tokens'])) ||
+    (!within && !absent(value['use_beam_search']) && value['use_beam_search'] !== false) ||
     // Prefill's prompt logprobs replace decode's in a whole reply, but not in a stream.
     (!absent(sampling['prompt_logprobs']) && ![undefined, null, false].includes(value['stream'] as never)) ||
     !(absent(echo) || echo === false) ||
@@ -139,7 +152,15 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
   return { ...asked, fit, maxTokens };
 }
 
-/** The number of tokens of a prompt that is a list of numbers; -1 if it is none. */
+const SERVED: Refusal = { verdict: 'served', cap: null, least: 0 };
+
+/** Whether a prompt of so many tokens and what is to be generated exceed the model's length. */
+export function exceeds({ path, refusal }: Asked, { max_model_len: limit }: Json, prompt: number): boolean {
+  if (path === GENERATE || limit === undefined) return false;
+  const { cap, least } = refusal;
+  return cap === null ? least > (limit as number) - prompt : prompt + cap > (limit as number);
+}
+
 function tokensIn(value: Json, path: string): number {
   const lists = [value['prompt'], ...(path === GENERATE ? [value['token_ids']] : [])];
   const digits = (first: unknown) => typeof first === 'number' && (first > 0 || Object.is(first, 0));

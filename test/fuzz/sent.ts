@@ -2,7 +2,7 @@
 
 import { isDeepStrictEqual } from 'node:util';
 import type { EngineRequest, Result } from '../scenario.ts';
-import { GENERATE } from '../scenarios/messages.ts';
+import { CHAT, GENERATE } from '../scenarios/messages.ts';
 import type { FuzzCase } from './case.ts';
 import {
   askedOf,
@@ -25,6 +25,7 @@ import {
   REMOTE_DECODE,
   asksSamples,
   decodeLeg,
+  exceeds,
   isBootstrapped,
   isConcurrent,
   isServed,
@@ -53,6 +54,8 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
     if (prefilled.length + decoded.length > 0) return 'an engine was asked for several choices';
     return of.leave !== undefined || result.status === 400 ? null : `answered ${result.status}, not 400`;
   }
+  const refused = asked?.fit ? refusedWrong(of, asked, result) : null;
+  if (refused !== null) return refused === RIGHT ? null : refused;
   // Envoy retries each call, and the filter makes further calls itself.
   const { retries } = of.config['prefill'] as { retries: number };
   if (prefilled.length > (1 + retries) ** 2) return 'too many tries';
@@ -72,6 +75,7 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
     of.prefill[0] !== 'down' &&
     of.leave === undefined &&
     asked?.fit &&
+    asked.refusal.verdict === 'served' &&
     !of.notes.some((note) => note.startsWith('request')) &&
     outcome !== 'rejected' &&
     !result.counters['routed_experts.prefill_failures']
@@ -97,6 +101,8 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   }
   if (by === 'unsure' && alone === null) return null;
   if (!brought) return 'decode was asked after a prefill that failed';
+  if (brought.usage >= 0 && exceeds(asked, of.config, brought.usage))
+    return alone === null && of.path === CHAT ? null : 'decode was asked for more than the model takes';
   if (
     connector === 'nixl'
       ? sent.length !== 1 || sent[0] !== brought.params
@@ -110,6 +116,33 @@ export function sentWrong(of: FuzzCase, result: Result, outcome: string): string
   return isDeepStrictEqual(jsonOf(request), leg)
     ? null
     : `decode was sent ${request.body.toString('latin1')}`;
+}
+
+const RIGHT = 'right';
+
+/**
+ * What is wrong with a request that vLLM would refuse although prefill could not tell; `RIGHT` if
+ * the filter has refused it, null if it is to be served.
+ */
+function refusedWrong(of: FuzzCase, asked: Asked, result: Result): string | null {
+  const { verdict } = asked.refusal;
+  const sent = result.prefillRequests.length + result.decodeRequests.length;
+  const answered = result.status === 400 && sent === 0;
+  const tooLong = verdict === 'served' && exceeds(asked, of.config, Math.max(asked.tokens, 0));
+  if (verdict === 'refused' || tooLong) {
+    if (sent > 0) return 'an engine was sent what vLLM refuses';
+    return of.leave !== undefined || answered ? RIGHT : `answered ${result.status}, not 400`;
+  }
+  return answered && verdict === 'served' && isUtf8(of.body) ? 'refused what vLLM serves' : null;
+}
+
+function isUtf8(latin1: string): boolean {
+  try {
+    new TextDecoder('utf8', { fatal: true }).decode(Buffer.from(latin1, 'latin1'));
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**

@@ -172,8 +172,9 @@ export class Checked {
   private checkTemperature(body: RequestBody, ptr: usize, n: i64): void {
     const heat = body.last(Field.Temperature);
     if (heat === null || heat.isNull) return;
-    // A number may be so small that it is zero as a double.
-    if (heat.first != 0x74 && heat.first != 0x66 && heat.has(0x65, ptr)) this.unsure = true;
+    // A number may be so small that it is zero as a double; NaN and Infinity are no zeros.
+    const odd = heat.has(0x65, ptr) || heat.has(0x6e, ptr) || heat.has(0x69, ptr);
+    if (heat.first != 0x74 && heat.first != 0x66 && odd) this.unsure = true;
     else if (body.isZero(Field.Temperature, ptr)) {
       this.refuse('n', 'n must be 1 when using greedy sampling, got ' + n.toString() + '.');
     }

@@ -40,9 +40,15 @@ const START_LEN = 'routed_experts_start_len';
 const VLLM_PATHS = [COMPLETIONS, CHAT, GENERATE];
 const SGLANG_PATHS = [COMPLETIONS, CHAT, NATIVE];
 
-/** Whether a value is zero as Pydantic reads an integer. */
+/**
+ * Whether a cap is zero as Pydantic reads an integer, or no number at all: decode is asked about
+ * such a request, and prefill is not.
+ */
 const isZero = (value: unknown) =>
-  value === 0 || value === false || (typeof value === 'string' && /^-?0+(\.0*)?$/.test(value.trim()));
+  value === 0 ||
+  value === false ||
+  (typeof value === 'number' && !Number.isFinite(value)) ||
+  (typeof value === 'string' && !/^[^1-9eE]*[1-9]/.test(value));
 
 /** A request as P/D sees it. */
 export interface Asked {

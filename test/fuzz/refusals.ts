@@ -141,7 +141,7 @@ function isZero(text: string, node: Node): boolean | 'unsure' {
     return plain === null || /[eE]/.test(plain) ? 'unsure' : /^ *[+-]?0+(\.0*)? *$/.test(plain);
   }
   if (own === 'false') return true;
-  return /[eE]/.test(own) ? 'unsure' : node.kind === 'number' && Number(own) === 0;
+  return /[eNI]/.test(own) ? 'unsure' : node.kind === 'number' && Number(own) === 0;
 }
 
 /** The truth of a value as Python has it: `stream` before it is read as a boolean. */

@@ -77,12 +77,22 @@ function wholeEvents(text: string, expected: Expected): Verdict {
   let why = '';
   let at = 0;
   const sole = new SoleEvents(expected);
+  // What stands between documents. The rows of a sole token come before `[DONE]` at the latest.
+  const between = (part: string): string => {
+    const done = out.choices === 0 ? /^data:[ \t]*(?=\[D)/m.exec(part) : null;
+    const event = done ? sole.beforeDone() : '';
+    if (!done || event === '') return part;
+    out.choices++;
+    const behind = done.index + done[0].length;
+    return part.slice(0, behind) + event + part.slice(behind);
+  };
   for (const { start, end } of documentsOf(text)) {
     const part = text.slice(start, end);
     const root = parse(part);
     if (root?.kind !== 'object') return refused('an event that is no JSON object');
     const found = places(part, root);
     nulled += text.slice(at, start) + nullsOf(part, found);
+    const before = between(text.slice(at, start));
     const merged = split
       ? splitMerge(part, root, found, expected, true)
       : rawMerge(
@@ -102,18 +112,14 @@ function wholeEvents(text: string, expected: Expected): Verdict {
         const ends = generated.map(({ choice, set }) => ({ choice, end: split!.tokens + set.rows.length }));
         why ||= counted.fault(part, root, ends) ?? '';
       }
-      out.body += text.slice(at, start) + merged.body;
+      out.body += before + merged.body;
       out.choices += merged.choices;
       out.placed ||= merged.placed;
     }
     at = end;
   }
   nulled += text.slice(at);
-  const done = /^data:[ \t]*(?=\[D)/m.exec(text.slice(at));
-  const event = done && out.choices === 0 ? sole.beforeDone() : '';
-  const rest = at + (event === '' ? 0 : done!.index + done![0].length);
-  if (event !== '') out.choices++;
-  out.body += text.slice(at, rest) + event + text.slice(rest);
+  out.body += between(text.slice(at));
   if (split && out.choices > expected.n) why ||= 'more arrays than choices';
   if (split && out.choices > 0 && !out.placed) why ||= 'no place for the rows of the prompt';
   why ||= (out.choices > 0 && faultOf(expected.rules, { prefill: sets, decode: own })) || '';

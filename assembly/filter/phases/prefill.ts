@@ -365,7 +365,6 @@ export class Prefill extends Phase {
     return true;
   }
 
-  /**
   /** The call in flight has failed: the leg is sent again, or the configuration decides. */
   private failed(failure: Failure, waits: Waits): void {
     const course = this.course;

@@ -151,7 +151,7 @@ export function readRequest(path: string, body: Buffer, connector: ConnectorName
     caps.some(isZero) ||
     start < 0 ||
     // A Mooncake transfer can be taken only once, so there may be only one choice.
-    (connector === 'mooncake' && !absent(sampling['n']) && !(plain(sampling['n']) && samples === 1))
+    (connector === 'mooncake' && !absent(sampling['n']) && sampling['n'] !== 1)
   );
   const known = caps.filter((cap) => !absent(cap));
   const maxTokens = known.length > 0 && known.every(plain) ? Math.max(...(known as number[])) : -1;

@@ -1,5 +1,6 @@
-// Which requests vLLM 0.30 refuses for a member that the prefill leg caps or drops, independently of
-// the filter's code. `refusals.test.ts` compares it with the verdicts of vLLM's own request classes.
+// Which requests vLLM 0.30 refuses for a member that the prefill leg caps or drops, independently
+// of the filter's code. `refusals.test.ts` compares it with the verdicts of vLLM's own request
+// classes.
 
 import { CHAT, GENERATE } from '../scenarios/messages.ts';
 import { last, type Node } from './json.ts';

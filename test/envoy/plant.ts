@@ -30,6 +30,8 @@ export interface PlantOptions extends EnvoyOptions {
   decodePort: number;
   /** The port of prefill's bootstrap server. */
   bootstrapPort?: number;
+  /** The port of the engine that audits ask; `clusterOf('audit', 'http1')` leads to it. */
+  auditPort?: number;
   /** The plugin configuration of the first listener. */
   config?: Record<string, unknown>;
   /** The plugin configurations of more listeners, whose filters share the VM of the first. */
@@ -110,6 +112,7 @@ export async function createPlant(options: PlantOptions): Promise<Plant> {
     ['decode', leg(options.decodePort)],
   ]);
   if (options.bootstrapPort !== undefined) engines.set('bootstrap', leg(options.bootstrapPort));
+  if (options.auditPort !== undefined) engines.set('audit', leg(options.auditPort));
   const envoy = await launchEnvoy({
     config: (dir) => {
       files = { lds: join(dir, 'lds.json'), accessLog: join(dir, 'access.log') };

@@ -739,6 +739,25 @@ const heads: Case[] = [
       expect(result.auditLog).toEqual([`audit failed: status 400. Request ${id}`]);
     },
   },
+  {
+    ...byHand('prefill itself is asked at the endpoint that the request names', () => ({
+      client: post(REQUEST, { headers: [...post(REQUEST).headers, ['x-to', '{prefill:1}']] }),
+      prefill: [answering('{}', { status: 500 }), answering(GOOD_PREFILL)],
+      config: {
+        prefill: { endpoint_header: 'x-to', allowed_endpoints: ['127.0.0.1:1-65535'] },
+        audit: { fraction: 1, cluster: 'original_dst_http1' },
+      },
+      counters: { requests: 1, rows: 5 },
+      said: [],
+      asked: 0,
+    })),
+    check(result) {
+      expect(auditCounters(result)).toEqual({ requests: 1, rows: 5 });
+      const ids = result.prefillRequests.map(({ headers }) => header(headers, 'x-request-id'));
+      expect(ids).toEqual([REQUEST_ID, `audit-${REQUEST_ID}`]);
+      expect(header(result.prefillRequests[1]!.headers, 'x-to')).toBeUndefined();
+    },
+  },
   byHand('heads that pass are audited, too', () => ({
     config: { headers: 'pass' },
     counters: { requests: 1, rows: 5 },

@@ -6,8 +6,10 @@
 // yardstick/compare.ts.
 
 import { Block, fits } from '../bytes/block';
+import { sameLength } from '../bytes/same';
 import { Examination, RowCheck } from './examination';
 import { PromptCheck } from './formats/prompt_value';
+import { decodeRow } from './base64';
 import { Dtype, itemSize } from './npy';
 import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
@@ -72,11 +74,17 @@ export class RowComparison {
     const one = new Row(block.ptr, here.dtype);
     const two = new Row(block.ptr + <usize>room, there.dtype);
     const topK = here.topK > 0 ? here.topK : this.topK;
+    const alike = areAlike(here, there);
     let reason = Reason.None;
     for (let token = from; token < to && reason == Reason.None; token++) {
-      const whole =
-        here.decode(token, one.ptr + <usize>here.rowBytes, one.ptr) &&
-        there.decode(token, two.ptr + <usize>there.rowBytes, two.ptr);
+      if (alike) {
+        // As a rule all rows are the same, and then none is decoded.
+        const next = firstOther(here, there, token, to);
+        this.rows += next - token;
+        token = next;
+        if (token == to) break;
+      }
+      const whole = decode(here, token, one.ptr) && decode(there, token, two.ptr);
       if (whole) this.take(element, token, one, two, ids, topK);
       else reason = Reason.Memory;
     }
@@ -219,10 +227,60 @@ function isSame(one: RowChars, two: RowChars): bool {
   if (one.length != two.length) return false;
   for (let at: u64 = 0; at < one.length;) {
     const got = min(one.fetch(at, one.length - at), two.fetch(at, two.length - at));
-    if (got == 0 || memory.compare(one.ptr, two.ptr, <usize>got) != 0) return false;
+    if (got == 0 || sameLength(one.ptr, two.ptr, <usize>got) != got) return false;
     at += got;
   }
   return true;
+}
+
+/**
+ * Decodes the row of a token to `target`. Behind the row, there must be room for its characters.
+ * Returns false when some of them are lost.
+ */
+function decode(rows: PromptRows, token: u64, target: usize): bool {
+  const bits = <u64>rows.lead + (token - rows.start) * rows.rowBytes * 8;
+  const lead = <i32>(bits % 6);
+  const len = (<u64>lead + rows.rowBytes * 8 + 5) / 6;
+  const chars = rows.chars;
+  let from = target + <usize>rows.rowBytes;
+  for (let at: u64 = 0; at < len;) {
+    const got = chars.fetch(bits / 6 + at, len - at);
+    if (got == 0) return false;
+    // A row whose characters are in one piece is decoded where it is.
+    if (got == len) from = chars.ptr;
+    else memory.copy(from + <usize>at, chars.ptr, <usize>got);
+    at += got;
+  }
+  decodeRow(from, lead, target, <usize>rows.rowBytes);
+  return true;
+}
+
+/** Whether the rows of two arrays stand at the same places in base64, in one dtype. */
+function areAlike(one: PromptRows, two: PromptRows): bool {
+  const same = one.lead == two.lead && one.start == two.start;
+  return same && one.dtype == two.dtype && one.rowBytes == two.rowBytes;
+}
+
+/**
+ * The first token, from `from` to before `to`, of which two arrays that are alike do not have the
+ * same characters; `to` when there is none. Its rows may be the same all the same, as a character
+ * can have bits of two rows.
+ */
+function firstOther(one: PromptRows, two: PromptRows, from: u64, to: u64): u64 {
+  const bits = one.rowBytes * 8;
+  const lead = <u64>one.lead;
+  const ours = one.chars;
+  const theirs = two.chars;
+  const end = (lead + (to - one.start) * bits + 5) / 6;
+  for (let at = (lead + (from - one.start) * bits) / 6; at < end;) {
+    const got = min(ours.fetch(at, end - at), theirs.fetch(at, end - at));
+    const same = sameLength(ours.ptr, theirs.ptr, <usize>got);
+    at += same;
+    // Where characters are lost, decoding the row will tell.
+    if (got > 0 && same == got) continue;
+    return max(from, one.start + (at * 6 > lead ? (at * 6 - lead) / bits : 0));
+  }
+  return to;
 }
 
 /** Room for a row, and for the characters that it is decoded from. */

@@ -3,7 +3,7 @@
 
 import { Block, fits } from '../bytes/block';
 import { Source } from '../bytes/rope';
-import { carriers, decodeRow, joined, leadOf, shiftLeft } from './base64';
+import { carriers, joined, leadOf, shiftLeft } from './base64';
 import { Examination, Leg } from './examination';
 import { Dtype, NpyHeader, itemSize } from './npy';
 import { Reason } from './reason';
@@ -254,7 +254,7 @@ export class PromptRows {
   /** Takes over `chars`, which are all of the base64 alphabet. */
   constructor(
     chars: RowChars,
-    private lead: i32,
+    readonly lead: i32,
     /** The first token that has a row. */
     readonly start: u64,
     /** How many rows there are. */
@@ -401,26 +401,9 @@ export class PromptRows {
     return reason;
   }
 
-  /**
-   * Decodes the row of a token, which must have one, to `target`. `scratch` has room for the
-   * characters of a row. Returns false when some of them are lost.
-   */
-  decode(token: u64, scratch: usize, target: usize): bool {
-    const bits = <u64>this.lead + (token - this.start) * this.rowBytes * 8;
-    const first = bits / 6;
-    const lead = <i32>(bits % 6);
-    const len = (<u64>lead + this.rowBytes * 8 + 5) / 6;
-    const chars = this.aligned[this.lead >> 1]!;
-    for (let at: u64 = 0; at < len;) {
-      const got = chars.fetch(first + at, len - at);
-      if (got == 0) return false;
-      // A row whose characters are in one piece is decoded where it is.
-      if (got == len) scratch = chars.ptr;
-      else memory.copy(scratch + <usize>at, chars.ptr, <usize>got);
-      at += got;
-    }
-    decodeRow(scratch, lead, target, <usize>this.rowBytes);
-    return true;
+  /** The rows as they came (borrowed), which begin `lead` bits into the first character. */
+  get chars(): RowChars {
+    return this.aligned[this.lead >> 1]!;
   }
 
   /** Frees what has been made of the rows for arrays. */

@@ -31,6 +31,11 @@ export interface FuzzCase {
   decode: Reply | 'down';
   /** The reply of prefill's bootstrap server. */
   bootstrap?: Reply;
+  /**
+   * The reply to an audit, if the responses of this case are audited, and whether it has prefill's
+   * rows.
+   */
+  audit?: { reply: Reply; same: boolean };
   downstream: Protocol;
   upstream: Protocol;
   /**

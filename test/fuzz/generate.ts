@@ -256,6 +256,7 @@ export function caseOf(seed: number): FuzzCase {
       ? { bootstrap_host: `p${seed}`, bootstrap_port: random.between(1, 65_535) }
       : {}),
   };
+  const audit = auditOf(seed, prefillText, messages.prefill.headers);
   return {
     seed,
     clean,
@@ -287,6 +288,7 @@ export function caseOf(seed: number): FuzzCase {
     prefill,
     decode,
     ...(bootstrap ? { bootstrap } : {}),
+    ...(audit ? { audit } : {}),
     downstream,
     upstream,
     ...(leaves
@@ -314,6 +316,23 @@ function rowsConfig(random: Random, { model }: Messages): { config: Record<strin
     }
   }
   return { config, fits };
+}
+
+/**
+ * The reply to an audit, which is prefill's, or that damaged; undefined for cases that are not
+ * audited. It is drawn apart from the case.
+ */
+function auditOf(seed: number, text: string, headers: Header[]): FuzzCase['audit'] {
+  const random = new Random(seed ^ 0x5bd1e995);
+  for (let i = 0; i < 3; i++) random.next();
+  if (random.chance(0.5)) return undefined;
+  const same = random.chance(0.4);
+  let body = text;
+  for (let i = same ? 0 : random.between(1, 3); i > 0; i--) body = mutate(random, body)[0];
+  const reply = replyOf(random, body, headers);
+  if (!same && random.chance(0.1)) damageHead(random, reply);
+  if (!same && random.chance(0.05)) reply.fault = random.pick(FAULTS);
+  return { reply, same };
 }
 
 const RANKS = 'bootstrap: damaged';

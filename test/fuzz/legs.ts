@@ -226,6 +226,30 @@ export function prefillLeg(asked: Asked, own: Json): Json {
   return { ...out, ...threshold(asked), ...own };
 }
 
+/** The request of an audit, without its salt. */
+export function auditLeg(asked: Asked): Json {
+  const { path, connector, value } = asked;
+  const own = 'cache_hit_threshold' in value ? { cache_hit_threshold: 0 } : {};
+  if (connector !== 'sglang') {
+    const leg = prefillLeg({ ...asked, connector: 'nixl' }, own);
+    const holder = path === GENERATE ? (leg['sampling_params'] as Json) : leg;
+    delete holder['prompt_logprobs'];
+    return leg;
+  }
+  const leg = prefillLeg(asked, own);
+  if (path === NATIVE) {
+    const params = isObject(leg['sampling_params']) ? leg['sampling_params'] : {};
+    const least = params['min_new_tokens'];
+    const capped = absent(least) || (plain(least) && (least as number) <= 1) ? {} : { min_new_tokens: 1 };
+    return { ...leg, sampling_params: { ...params, ...capped, max_new_tokens: 1 } };
+  }
+  const least = leg['min_tokens'];
+  if (!absent(least) && !(plain(least) && (least as number) <= 1)) leg['min_tokens'] = 1;
+  if (path === CHAT && 'max_completion_tokens' in leg) leg['max_completion_tokens'] = 1;
+  delete leg['prompt_logprobs'];
+  return { ...leg, max_tokens: 1 };
+}
+
 /**
  * The request of the decode leg. `own` are the members that only the connector sets; `promptStart`
  * null asks for all rows.

@@ -2,6 +2,7 @@
 
 import { createEmulator, type Emulator } from '../host/index.ts';
 import type { Engine, Result, Scenario } from '../scenario.ts';
+import { auditWrong } from './audits.ts';
 import { cutAt, type FuzzCase, type Reply } from './case.ts';
 import { judge } from './judge.ts';
 
@@ -13,9 +14,14 @@ export interface Find {
 
 const latin1 = (text: string) => Buffer.from(text, 'latin1');
 
-export function scenarioOf(of: FuzzCase): Scenario {
+/**
+ * `audited`: audits are asked for, if the case has any. All cases that run side by side have one
+ * timer, so these are cases that run alone.
+ */
+export function scenarioOf(of: FuzzCase, audited: boolean): Scenario {
   let reach = () => {};
   const { leave, decode } = of;
+  const audit = audited ? of.audit : undefined;
   const left = leave === undefined ? undefined : new Promise<void>((resolve) => (reach = resolve));
   const engine = (replies: (Reply | 'down')[], leg: string): Engine | 'down' => {
     let asked = 0;
@@ -32,7 +38,7 @@ export function scenarioOf(of: FuzzCase): Scenario {
   };
   return {
     name: String(of.seed),
-    config: of.config,
+    config: audit ? { ...of.config, audit: { fraction: 1 } } : of.config,
     client: {
       method: 'POST',
       path: of.path,
@@ -43,6 +49,7 @@ export function scenarioOf(of: FuzzCase): Scenario {
     prefill: engine(of.prefill, 'prefill'),
     decode: decode === 'down' ? 'down' : engine([decode], 'decode'),
     ...(of.bootstrap ? { bootstrap: engine([of.bootstrap], 'bootstrap') } : {}),
+    ...(audit ? { audit: engine([audit.reply], 'audit') } : {}),
     downstream: of.downstream,
     upstream: of.upstream,
     ...(left ? { leave: left } : {}),
@@ -82,7 +89,7 @@ export class Runner {
     let results: Result[];
     try {
       for (const vm of host.vms) vm.poison = poison;
-      results = await Promise.all(cases.map((each) => host.run(scenarioOf(each))));
+      results = await Promise.all(cases.map((each) => host.run(scenarioOf(each, cases.length === 1))));
     } catch (error) {
       this.#hosts = await this.start();
       return find((error as Error).stack ?? String(error));
@@ -100,7 +107,7 @@ export class Runner {
     host.logs.length = 0;
     host.accessLog.length = 0;
     for (const [i, each] of cases.entries()) {
-      const wrong = judge(each, results[i]!);
+      const wrong = judge(each, results[i]!) ?? auditWrong(each, results[i]!, cases.length === 1);
       if (wrong !== null)
         return {
           cases: [each, ...cases.filter((other) => other !== each)],

@@ -616,27 +616,42 @@ const notAudited: Case[] = [
 
 const WIDE = { layers: 8, topK: 4 };
 const PROMPT_ROWS = rowsOf(0, 6, 0, WIDE);
-const ALL_ROWS = rowsOf(0, 8, 0, WIDE);
+
+interface Compared {
+  write: Write;
+  /** How the engine that is asked writes its rows. Default: as prefill does. */
+  writes?: Write;
+  /** The rows of prefill, which are also the first six of decode's. */
+  ours?: Rows;
+  /** The rows that the audit finds. */
+  theirs: Rows;
+  counters: Json;
+  said: RegExp[];
+}
 
 /** An exchange whose rows are these, and an audit that finds others. */
-function rowsCase(name: string, write: Write, theirs: Rows, counters: Json, said: RegExp[]): Case {
+function rowsCase(
+  name: string,
+  { write, writes = write, ours = PROMPT_ROWS, theirs, ...found }: Compared,
+): Case {
   const split = write === inLists;
-  const prefilled = (rows: Rows) => {
-    const text = prefillBody(split ? null : write(rows), rows.length);
-    return split ? text.replace('"choices"', `"prompt_routed_experts":${write(rows)},"choices"`) : text;
+  const prefilled = (rows: Rows, written: Write) => {
+    const text = prefillBody(split ? null : written(rows), rows.length);
+    return split ? text.replace('"choices"', `"prompt_routed_experts":${written(rows)},"choices"`) : text;
   };
+  const generated = ours.slice(0, 2);
   const decoded = GOOD_DECODE.replace('"prompt_tokens":5', '"prompt_tokens":6').replace(
     quoted(encoded(FULL)),
-    write(split ? ALL_ROWS.slice(6) : ALL_ROWS),
+    write(split ? generated : [...ours, ...generated]),
   );
   return byHand(name, () => ({
-    prefill: answering(prefilled(PROMPT_ROWS)),
+    prefill: answering(prefilled(ours, write)),
     decode: answering(
       split ? decoded.replace('"choices"', '"prompt_routed_experts":null,"choices"') : decoded,
     ),
-    audit: answering(prefilled(theirs)),
-    counters: { requests: 1, rows: 6, ...counters },
-    said,
+    audit: answering(prefilled(theirs, writes)),
+    counters: { requests: 1, rows: 6, ...found.counters },
+    said: found.said,
     asked: 1,
   }));
 }
@@ -653,48 +668,80 @@ const line = (first: string, wrong: number, differing = 1) =>
   );
 const WRONG = { rows_differing: 1, rows_wrong: 1, requests_wrong: 1 };
 
+const DIFFERS = { rows_differing: 1 };
 const written = (form: 'npy' | 'object' | 'lists'): Case[] => {
   const write = { npy: inNpy(), object: inObject(), lists: inLists }[form];
-  const two = (i: number, layer: number, ids: number[]) =>
-    i === 4 && layer === 5 ? [41, 40, ...ids.slice(2)] : ids;
+  const two = changed(PROMPT_ROWS, (i, layer, ids) =>
+    i === 4 && layer === 5 ? [41, 40, ...ids.slice(2)] : ids,
+  );
+  const reversed = changed(PROMPT_ROWS, (i, layer, ids) =>
+    i === 4 && layer === 7 ? [...ids].reverse() : ids,
+  );
   const later = changed(near(0), (i, layer, ids) => (i === 5 && layer === 3 ? [40, 41, 42, 43] : ids));
+  const found = (what: string, theirs: Rows, counters: Json, ...said: RegExp[]): Case =>
+    rowsCase(`${form}: ${what}`, { write, theirs, counters, said });
   return [
-    rowsCase(
-      `${form}: one expert of a layer differs as numerics differ`,
-      write,
-      near(6),
-      { rows_differing: 1 },
-      [line('4, in layer 6', 0)],
-    ),
-    rowsCase(
-      `${form}: experts in another order differ as numerics differ`,
-      write,
-      changed(PROMPT_ROWS, (i, layer, ids) => (i === 4 && layer === 7 ? [...ids].reverse() : ids)),
-      { rows_differing: 1 },
-      [line('4, in layer 7', 0)],
-    ),
-    rowsCase(
-      `${form}: near ties in a quarter of the layers are numerics`,
-      write,
-      near(2, 5),
-      { rows_differing: 1 },
-      [line('4, in layer 2', 0)],
-    ),
-    rowsCase(`${form}: near ties in more layers are wrong`, write, near(2, 5, 6), WRONG, [
-      line('4, in layer 2', 1),
-    ]),
-    rowsCase(`${form}: two other experts in a layer are wrong`, write, changed(PROMPT_ROWS, two), WRONG, [
-      line('4, in layer 5', 1),
-    ]),
-    rowsCase(
-      `${form}: the first wrong row is named before rows that only differ`,
-      write,
+    found('one expert of a layer differs as numerics differ', near(6), DIFFERS, line('4, in layer 6', 0)),
+    found('experts in another order differ as numerics differ', reversed, DIFFERS, line('4, in layer 7', 0)),
+    found('near ties in a quarter of the layers are numerics', near(2, 5), DIFFERS, line('4, in layer 2', 0)),
+    found('near ties in more layers are wrong', near(2, 5, 6), WRONG, line('4, in layer 2', 1)),
+    found('two other experts in a layer are wrong', two, WRONG, line('4, in layer 5', 1)),
+    found(
+      'the first wrong row is named before rows that only differ',
       later,
       { ...WRONG, rows_differing: 2 },
-      [line('5, in layer 3', 1, 2)],
+      line('5, in layer 3', 1, 2),
     ),
   ];
 };
+
+/** Every row of arrays whose rows begin anywhere in a character of base64, or have bits of two. */
+const places: Case[] = [
+  { layers: 1, topK: 5 },
+  { layers: 1, topK: 7 },
+  { layers: 2, topK: 4 },
+].flatMap((shape) =>
+  Array.from({ length: 6 }, (_, at) => {
+    const ours = rowsOf(0, 6, 0, shape);
+    const theirs = changed(ours, (i, layer, ids) =>
+      i === at && layer === 0 ? [60 + at, ...ids.slice(1)] : ids,
+    );
+    return rowsCase(`${shape.layers} x ${shape.topK}: row ${at} differs`, {
+      write: inNpy(),
+      ours,
+      theirs,
+      counters: DIFFERS,
+      said: [line(`${at}, in layer 0`, 0)],
+    });
+  }),
+);
+
+/** Ids that differ in their high byte only. */
+const high = changed(PROMPT_ROWS, (i, layer, ids) =>
+  i === 3 && layer === 1 ? [ids[0]! + 256, ...ids.slice(1)] : ids,
+);
+const dtypes: Case[] = (['<u2', '<i2', '<i4'] as const).flatMap((dtype) => [
+  rowsCase(`${dtype}: an id differs in its high byte`, {
+    write: inNpy(dtype),
+    theirs: high,
+    counters: DIFFERS,
+    said: [line('3, in layer 1', 0)],
+  }),
+  rowsCase(`|u1 beside ${dtype}: an id differs in its high byte`, {
+    write: inNpy(),
+    writes: inNpy(dtype),
+    theirs: high,
+    counters: DIFFERS,
+    said: [line('3, in layer 1', 0)],
+  }),
+  rowsCase(`|u1 beside ${dtype}: the same ids`, {
+    write: inNpy(),
+    writes: inNpy(dtype),
+    theirs: PROMPT_ROWS,
+    counters: {},
+    said: [],
+  }),
+]);
 
 // ---- heads
 
@@ -758,6 +805,18 @@ const heads: Case[] = [
       expect(header(result.prefillRequests[1]!.headers, 'x-to')).toBeUndefined();
     },
   },
+  {
+    ...byHand('a cache_hit_threshold of the client asks for nothing out of a cache', () => ({
+      client: post(REQUEST.replace('}', ',"cache_hit_threshold":0.5}')),
+      counters: { requests: 1, rows: 5 },
+      said: [],
+      asked: 1,
+    })),
+    check(result) {
+      expect(jsonOf(result.auditRequests[0]!)['cache_hit_threshold']).toBe(0);
+      expect(auditCounters(result)).toEqual({ requests: 1, rows: 5 });
+    },
+  },
   byHand('heads that pass are audited, too', () => ({
     config: { headers: 'pass' },
     counters: { requests: 1, rows: 5 },
@@ -774,5 +833,12 @@ export const audit: Suite = {
 /** The same questions in every format and deployment. */
 export const auditMatrix: Suite = {
   name: 'audits of every format',
-  cases: [...ofNixl('B'), ...defects(OTHER_FAULTS), ...written('object'), ...written('lists')],
+  cases: [
+    ...ofNixl('B'),
+    ...defects(OTHER_FAULTS),
+    ...written('object'),
+    ...written('lists'),
+    ...places,
+    ...dtypes,
+  ],
 };

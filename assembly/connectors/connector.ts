@@ -3,6 +3,7 @@
 
 import { Ascii } from '../bytes/ascii';
 import { DECIMAL_BYTES, Text, UUID_BYTES } from '../bytes/text';
+import { Name } from '../routing/named_array';
 import { RequestBody, Unfit } from './request_body';
 import { Rewrite } from './rewrite';
 import { Api, Dialect, Field, Schema } from './schema';
@@ -144,6 +145,8 @@ export function auditLeg(body: RequestBody, connector: Connector, session: Sessi
   capOutput(rewrite, body);
   askForRows(rewrite, body, session);
   rewrite.remove(Field.PromptLogprobs);
+  // Only routing is compared.
+  for (let name: i32 = Name.RoutedExperts + 1; name < Name.Count; name++) rewrite.remove(Field.Asks + name);
   zeroCacheHitThreshold(rewrite);
   saltCaches(rewrite, body, connector, session);
   return rewrite;

@@ -2,6 +2,7 @@
 // memory, and keeps offsets only.
 
 import { Event, Scanner } from '../json/scanner';
+import { Name } from '../routing/named_array';
 import { Api, Dialect, Field, Schema, ownerOf } from './schema';
 
 /** Why P/D does not serve a request; `No` when it does. */
@@ -183,6 +184,12 @@ export class RequestBody {
   get rowStart(): i64 {
     const field = this.rowStartField;
     return this.present(field) ? this.integer(field) : 0;
+  }
+
+  /** Whether the client asks for an array, or by a value that an engine may take for true. */
+  asksFor(name: Name): bool {
+    const member = this.last(Field.Asks + name);
+    return member !== null && !member.isNull && member.first != 0x66;
   }
 
   /** The member by which a client of this dialect chooses its rows. */

@@ -2,6 +2,7 @@
 
 import { Ascii } from '../bytes/ascii';
 import { Paths } from '../json/paths';
+import { NAMED, Name } from '../routing/named_array';
 
 /** The API that a request is for, which decides where its members are. */
 export const enum Api {
@@ -67,8 +68,10 @@ export const enum Field {
    * of `cache_salt`, which `/generate` does not have.
    */
   ExtraKey,
+  /** The member by which a client of SGLang's asks for the array of name n is `Asks + n`. */
+  Asks,
   /** The first of the members that are a connector's own. */
-  Own,
+  Own = Asks + Name.Count,
 }
 
 /**
@@ -151,6 +154,7 @@ const NAMES: string[] = [
   'model',
   'extra_key',
 ];
+for (let name = 0; name < Name.Count; name++) NAMES.push(NAMED[name].askedBy);
 
 /** The name of a field that is no connector's own. */
 export function nameOf(field: Field): string {
@@ -172,6 +176,7 @@ function fixedPaths(api: Api): Paths {
     .add('cache_hit_threshold', Field.CacheHitThreshold)
     .add('routed_experts_start_len', Field.StartLen)
     .add('cache_salt', Field.CacheSalt);
+  for (let name = 0; name < Name.Count; name++) paths.add(NAMED[name].askedBy, Field.Asks + name);
   if (api == Api.Native) return nativePaths(paths);
   if (api == Api.Generate) {
     return paths

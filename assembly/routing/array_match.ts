@@ -2,8 +2,9 @@
 // with it. Where decode has served the request alone, there are none.
 
 import { formatAt } from './formats/format';
-import { Place } from './places';
-import { Format, Prompt } from './prompt';
+import { Name } from './named_array';
+import { Place, isElementRaw, nameAt } from './places';
+import { Format, Prompt, PromptArray } from './prompt';
 import { Reason } from './reason';
 import { ReplyReader } from './reply_reader';
 import { RowPlan } from './row_plan';
@@ -17,6 +18,8 @@ const MAX_VALUES: i32 = 16384;
 
 @final
 export class ArrayMatch {
+  /** The name of the array. After `judge`. */
+  name: Name = Name.RoutedExperts;
   /** The format; of `Format.Prompt` the array is nested lists. After `judge`. */
   format: Format = Format.None;
   /** Prefill's rows for the array (borrowed); null where none are merged with it. After `judge`. */
@@ -51,32 +54,34 @@ export class ArrayMatch {
   judge(reader: ReplyReader, first: u8): Reason {
     const prompt = this.prompt;
     const format = formatAt(reader.place, first);
+    this.name = nameAt(reader.place);
     this.format = format;
     this.plan = null;
     this.later = false;
-    if (!this.alone && prompt.format == Format.None) return prompt.missing;
+    const array = prompt.array(this.name);
+    if (!this.alone && !array.came) return array.missing;
     if (format == Format.None) return Reason.Format;
     if (this.alone) return Reason.None;
-    if (prompt.format == Format.Prompt && (format == Format.Prompt || format == Format.Object)) {
+    if (array.format == Format.Prompt && (format == Format.Prompt || format == Format.Object)) {
       // Generated rows, beside prefill's value. That ends with the row of the last prompt token,
       // and a row of decode's can't be put into it.
       return prompt.lastRowOfDecode ? Reason.Rows : Reason.None;
     }
-    if (format != prompt.format) return Reason.Mixed;
-    this.plan = this.planHere(reader);
+    if (format != array.format) return Reason.Mixed;
+    this.plan = this.planHere(reader, array);
     return this.plan === null && !this.later ? Reason.Choices : Reason.None;
   }
 
   /** Prefill's rows for the element that is being read; null: nobody can tell which they are. */
-  private planHere(reader: ReplyReader): RowPlan | null {
-    const several = this.prompt.plans.length > 1;
+  private planHere(reader: ReplyReader, array: PromptArray): RowPlan | null {
+    const several = array.plans.length > 1;
     const prompts = this.prompts > 1;
     // An event of SGLang's has the `index` of its prompt behind the array.
-    this.later = this.events && several && reader.place == Place.Raw;
+    this.later = this.events && several && isElementRaw(reader.place);
     if (this.later) return null;
     // Outside of a list an array does not tell which of several prompts it is of. In a list each
     // element is of one prompt, so prefill must have brought rows for each.
     if (reader.list ? prompts && !several : prompts || several) return null;
-    return this.prompt.planOf(max(reader.element, 0));
+    return array.planOf(max(reader.element, 0));
   }
 }

@@ -6,6 +6,7 @@ import { DecodeArray, Progress, Site } from './formats/format';
 import { NpyDecode } from './formats/npy_string';
 import { ObjectDecode } from './formats/raw_object';
 import { RawDecode } from './formats/raw_string';
+import { Name } from './named_array';
 import { Place } from './places';
 import { Format } from './prompt';
 import { Reason } from './reason';
@@ -43,8 +44,8 @@ export class CurrentArray {
    * Begins an array at the scanner's cursor; `plan` (borrowed) is null where decode has served the
    * request alone, and where it is known `later`. True: `read` comes next. False: see `reason`.
    */
-  begin(site: Site, format: Format, plan: RowPlan | null, later: bool): bool {
-    const array = this.arrayOf(format);
+  begin(site: Site, name: Name, format: Format, plan: RowPlan | null, later: bool): bool {
+    const array = this.arrayOf(format, name);
     array.reason = Reason.None;
     this.array = array;
     this.from = site.position;
@@ -125,7 +126,7 @@ export class CurrentArray {
     freeArray(this.raw);
   }
 
-  private arrayOf(format: Format): DecodeArray {
+  private arrayOf(format: Format, name: Name): DecodeArray {
     if (format == Format.Npy) {
       let npy = this.npy;
       if (npy === null) this.npy = npy = new NpyDecode();
@@ -138,6 +139,7 @@ export class CurrentArray {
     }
     let raw = this.raw;
     if (raw === null) this.raw = raw = new RawDecode();
+    raw.name = name;
     return raw;
   }
 }

@@ -22,6 +22,7 @@ import { CurrentArray } from './current_array';
 import { DecodeLists } from './decode_lists';
 import { Examination, Leg, RowCheck } from './examination';
 import { Deferred, Progress, Site } from './formats/format';
+import { Name } from './named_array';
 import { Place, alonePaths, replyPaths } from './places';
 import { PrefillValues } from './prefill_values';
 import { Format, Kind, Prompt } from './prompt';
@@ -77,6 +78,8 @@ export class Expected {
   choices: i32 = 1;
   /** The most tokens that a choice can have; -1: not known. */
   maxTokens: i64 = -1;
+  /** Whether the client has asked for the array of each name. */
+  readonly asked: StaticArray<bool> = new StaticArray<bool>(Name.Count);
 }
 
 /**
@@ -88,6 +91,8 @@ export class Expected {
 export class DecodeResponse extends Site {
   /** Why an array became `null`, by `Treatment.MergeOrNull`. */
   nulled: Reason = Reason.None;
+  /** The name of the array that prefill lacks, where the reason is `Missing`. */
+  lacking: Name = Name.RoutedExperts;
   /** Whether the document has ended. */
   complete: bool = false;
   /** Decode's own `usage…cached_tokens`, which prefill's may replace; -1: it has told none. */
@@ -211,7 +216,7 @@ export class DecodeResponse extends Site {
   }
 
   /** Whether a value of routing has begun, even one that becomes `null`. */
-  get begun(): bool {
+  get hasRouting(): bool {
     return this.match.values > 0 || this.swap.count > 0;
   }
 
@@ -223,6 +228,19 @@ export class DecodeResponse extends Site {
   /** Whether bytes that have been read must not leave yet. */
   get holding(): bool {
     return this.array.heldFrom >= 0 || this.deferred.length > 0 || this.sole.heldFrom >= 0;
+  }
+
+  /**
+   * Whether an array may still come that can't be merged: one that the client has asked for, and
+   * that prefill has not brought beside others. It comes behind those that are merged.
+   */
+  get awaitsMissing(): bool {
+    const prompt = this.expected.prompt;
+    if (this.treatment != Treatment.Merge || this.complete || !prompt.leading.came) return false;
+    for (let name = 0; name < Name.Count; name++) {
+      if (this.expected.asked[name] && !prompt.array(<Name>name).came) return true;
+    }
+    return false;
   }
 
   /** Whether no array waits for the end of the document, or for `cached_tokens`, to be decided. */
@@ -384,8 +402,7 @@ export class DecodeResponse extends Site {
       if (!reader.list) this.endElement();
       else this.cache.end(this);
       if (alone.counted) this.totals.endAlone(this, reader);
-    } else if (this.expected.prompt.format != Format.None)
-      this.totals.endMerged(this, reader, this.values.placed);
+    } else if (this.expected.prompt.leading.came) this.totals.endMerged(this, reader, this.values.placed);
   }
 
   // ---- arrays
@@ -396,9 +413,11 @@ export class DecodeResponse extends Site {
     const surplus = match.exceeds(this.reader);
     if (surplus != Reason.None) return this.refuse(surplus);
     const reason = match.judge(this.reader, this.scanner.first);
+    if (reason == Reason.Missing) this.lacking = match.name;
     if (reason != Reason.None) return this.refuseValue(reason);
+    this.begun[match.name]++;
     if (match.format == Format.Prompt) this.lists.begin(this, this.reader);
-    else if (this.array.begin(this, match.format, match.plan, match.later)) this.inArray = true;
+    else if (this.array.begin(this, match.name, match.format, match.plan, match.later)) this.inArray = true;
     else this.refuse(this.array.reason);
   }
 

@@ -346,3 +346,6 @@ export class Examination {
     return true;
   }
 }
+
+/** Judges nothing: for rows that name no experts. */
+export const UNEXAMINED: Examination = new Examination(RowCheck.Off, null);

@@ -2,6 +2,7 @@
 // shape.
 
 import { Paths } from '../json/paths';
+import { NAMED, Name } from './named_array';
 
 /** A watched place. Members of an object stand in the order of their names below. */
 export const enum Place {
@@ -30,16 +31,12 @@ export const enum Place {
   ChoiceIndex,
   TokenIds,
   FinishReason,
-  /** `choices[i].meta_info.routed_experts` */
-  ChoiceRaw,
   PromptTokens,
   CompletionTokens,
   TokensDetails,
   CachedTokens,
   /** SGLang's `meta_info`, of a reply or of an element of a list. */
   Meta,
-  /** `routed_experts` in it, or in `sglext` beside it. */
-  Raw,
   MetaPromptTokens,
   MetaCompletionTokens,
   /** The type of its `finish_reason`, which is an object. */
@@ -60,6 +57,30 @@ export const enum Place {
   Element,
   /** `choices` of an element: no reply that is a list has them. */
   ElementChoices,
+  /**
+   * The array of name n is at `Raw + n`, where it stands in `meta_info`, or in `sglext` beside it;
+   * and at `ChoiceRaw + n` in `choices[i].meta_info`.
+   */
+  Raw,
+  ChoiceRaw = Raw + Name.Count,
+  /** Not a place: how many there are. */
+  Count = ChoiceRaw + Name.Count,
+}
+
+/** Whether an array of SGLang's is at a place: of a reply, an element of a list, or a choice. */
+export function isRaw(place: Place): bool {
+  return place >= Place.Raw && place < Place.Count;
+}
+
+/** Whether such an array is that of a reply or an element, and not that of a choice. */
+export function isElementRaw(place: Place): bool {
+  return place >= Place.Raw && place < Place.ChoiceRaw;
+}
+
+/** The name of the array at a place. */
+export function nameAt(place: Place): Name {
+  if (!isRaw(place)) return Name.RoutedExperts;
+  return <Name>(place - (place < Place.ChoiceRaw ? Place.Raw : Place.ChoiceRaw));
 }
 
 let paths: Paths | null = null;
@@ -108,9 +129,24 @@ function watchRows(to: Paths, path: string): void {
 
 /** Watches SGLang's own members, of a reply or of an element of a list. */
 function watchSglang(to: Paths, path: string): void {
-  const names = 'meta_info meta_info.routed_experts meta_info.prompt_tokens meta_info.completion_tokens';
+  const names = 'meta_info meta_info.prompt_tokens meta_info.completion_tokens';
   watch(to, path, names + ' meta_info.finish_reason.type meta_info.dp_rank', Place.Meta);
-  watch(to, path, 'sglext.routed_experts', Place.Raw);
+  watchRaw(to, path + 'meta_info.', Place.Raw);
+  watchRaw(to, path + 'sglext.', Place.Raw);
+}
+
+/** Watches SGLang's arrays in the object at `path`; the first one is at the place `first`. */
+function watchRaw(to: Paths, path: string, first: Place): void {
+  for (let name = 0; name < Name.Count; name++) to.add(path + NAMED[name].key, <i32>first + name);
+}
+
+/**
+ * Watches arrays other than routing where that stands, too. No engine writes them there; if one
+ * does, they are either merged or refused.
+ */
+function watchOthers(to: Paths, path: string, first: Place): void {
+  for (let name: i32 = Name.RoutedExperts + 1; name < Name.Count; name++)
+    to.add(path + NAMED[name].key, <i32>first + name);
 }
 
 function basePaths(): Paths {
@@ -125,9 +161,13 @@ function basePaths(): Paths {
   watch(
     made,
     'choices.*.',
-    'routed_experts prompt_routed_experts prompt_logprobs index token_ids finish_reason meta_info.routed_experts',
+    'routed_experts prompt_routed_experts prompt_logprobs index token_ids finish_reason',
     Place.Array,
   );
+  watchRaw(made, 'choices.*.meta_info.', Place.ChoiceRaw);
+  watchOthers(made, 'choices.*.', Place.ChoiceRaw);
+  watchOthers(made, '', Place.Raw);
+  watchOthers(made, '*.', Place.Raw);
   watch(
     made,
     'usage.',

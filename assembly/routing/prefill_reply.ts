@@ -8,7 +8,8 @@ import { PrefillArray, Progress, Wanted, formatAt } from './formats/format';
 import { NpyPrefill } from './formats/npy_string';
 import { ObjectPrefill } from './formats/raw_object';
 import { RawPrefill } from './formats/raw_string';
-import { Place, replyPaths } from './places';
+import { NAMED, Name } from './named_array';
+import { Place, isRaw, nameAt, replyPaths } from './places';
 import { Format, Kind, Prompt } from './prompt';
 import { Reason } from './reason';
 import { Notice, ReplyReader } from './reply_reader';
@@ -47,11 +48,32 @@ class ReplyArray {
   ) {}
 }
 
+/** The arrays of one name. */
+@final
+class ReplyArrays {
+  /** Why they can't be used; `None` also when there are none. */
+  reason: Reason = Reason.None;
+  format: Format = Format.None;
+  /** In the order of the reply. */
+  readonly arrays: ReplyArray[] = [];
+
+  constructor(readonly name: Name) {}
+
+  /** Keeps the first reason; `None` is no reason. */
+  refuse(reason: Reason): void {
+    if (this.reason == Reason.None) this.reason = reason;
+  }
+
+  /** The last array, if it stands in this element of the reply. */
+  at(element: i32): ReplyArray | null {
+    const last = this.arrays.length - 1;
+    return last < 0 || this.arrays[last].element != element ? null : this.arrays[last];
+  }
+}
+
 
 @final
 export class PrefillReply {
-  /** Why the rows can't be used; `None` also when there are none. */
-  reason: Reason = Reason.None;
   /** False once the body is known not to be a JSON document that a reply can be. */
   json: bool = true;
   /** The value of `kv_transfer_params`, where it is an object that has members. */
@@ -63,10 +85,12 @@ export class PrefillReply {
 
   private readonly scanner: Scanner;
   private readonly reader: ReplyReader;
-  /** The array that was begun last, and all of them in the order of the reply. */
+  /** The array that was begun last. */
   private array: PrefillArray | null = null;
-  private arrays: ReplyArray[] = [];
-  private format: Format = Format.None;
+  private readonly routing: ReplyArrays = new ReplyArrays(Name.RoutedExperts);
+  /** All arrays by their names, of which the first is `routing`; and those that came last. */
+  private readonly named: ReplyArrays[] = [this.routing];
+  private current: ReplyArrays = this.routing;
   /** Whether the array reads characters itself, instead of the scanner. */
   private inArray: bool = false;
   /** Whether the array waits for `takeRows`. */
@@ -85,6 +109,8 @@ export class PrefillReply {
     const scanner = Scanner.take(replyPaths());
     this.scanner = scanner;
     this.reader = new ReplyReader(scanner);
+    for (let name: i32 = Name.RoutedExperts + 1; name < Name.Count; name++)
+      this.named.push(new ReplyArrays(<Name>name));
   }
 
   /** Whether the reply is a list of elements, as SGLang's is for several prompts. */
@@ -119,7 +145,7 @@ export class PrefillReply {
   takeRows(chars: RowChars, reason: Reason): void {
     const array = this.array!;
     array.take(this.scanner, chars, reason);
-    this.refuse(array.reason);
+    this.current.refuse(array.reason);
     this.waiting = false;
     // The scanner looks for the end of a string that is too short, or not base64.
     this.inArray = reason != Reason.Base64 && reason != Reason.Size;
@@ -136,39 +162,39 @@ export class PrefillReply {
     return this.json && this.scanner.done;
   }
 
-  /** Hands the rows over if they are good; else `prompt.missing` says why not. After `finish`. */
+  /** Hands the rows over if they are good; else `missing` of each says why not. After `finish`. */
   giveRows(prompt: Prompt): void {
     this.promptTokens = this.reader.counts.prompt;
-    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
+    const routing = this.routing;
+    if (this.reader.counts.differ) this.refuseAll(Reason.Prompt);
     if (this.span(Kind.PromptExperts) !== null) this.givePromptExperts(prompt);
-    else if (this.format == Format.Prompt) this.refuse(Reason.Format);
-    else if (this.arrays.length == 0 && !prompt.decodeForwardsLast && this.isBehindPrompt) {
-      prompt.format = Format.Raw;
+    else if (routing.format == Format.Prompt) routing.refuse(Reason.Format);
+    else if (routing.arrays.length == 0 && !prompt.decodeForwardsLast && this.isBehindPrompt) {
+      prompt.routing.format = Format.Raw;
       const none = PromptRows.none(this.start);
-      prompt.plans.push(new RowPlan(none, this.promptTokens, prompt.start, prompt.lastRowOfDecode));
-    } else if (this.arrays.length > 0 && this.reason == Reason.None) {
-      prompt.format = this.format;
-      if (this.list && this.arrays.length != this.reader.element + 1) this.refuse(Reason.Missing);
-      for (let i = 0; i < this.arrays.length && this.reason == Reason.None; i++)
-        this.giveArray(this.arrays[i], prompt);
+      prompt.routing.plans.push(new RowPlan(none, this.promptTokens, prompt.start, prompt.lastRowOfDecode));
     }
-    if (this.reason != Reason.None) prompt.refuse(this.reason);
+    for (let i = 0; i < this.named.length; i++) this.giveArrays(this.named[i], prompt);
     prompt.tokens = this.promptTokens;
     prompt.tellsCached = this.reader.has(Place.RemoteCached);
   }
 
   /** Gives back what was not handed over. */
   free(): void {
-    for (let i = 0; i < this.arrays.length; i++) this.arrays[i].array.free();
-    this.arrays.length = 0;
+    for (let i = 0; i < this.named.length; i++) {
+      const arrays = this.named[i].arrays;
+      for (let j = 0; j < arrays.length; j++) arrays[j].array.free();
+      arrays.length = 0;
+    }
     this.scanner.free();
   }
 
   /** The prompt's rows stand in a member of their own, whose value the caller reads. */
   private givePromptExperts(prompt: Prompt): void {
     // Lists and objects in `choices` are then the generated rows; strings there are another format.
-    if (this.format == Format.Npy || this.format == Format.Raw) this.refuse(Reason.Mixed);
-    else prompt.format = Format.Prompt;
+    const format = this.routing.format;
+    if (format == Format.Npy || format == Format.Raw) this.routing.refuse(Reason.Mixed);
+    else prompt.routing.format = Format.Prompt;
   }
 
   /**
@@ -177,24 +203,37 @@ export class PrefillReply {
    */
   private get isBehindPrompt(): bool {
     const tokens = this.promptTokens;
-    return (
-      !this.list && tokens >= 0 && this.start > 0 && this.start >= <u64>tokens && this.reason == Reason.None
-    );
+    if (this.list || this.routing.reason != Reason.None) return false;
+    return tokens >= 0 && this.start > 0 && this.start >= <u64>tokens;
   }
 
-  private giveArray(entry: ReplyArray, prompt: Prompt): void {
+  /** Hands over the arrays of one name, if there are any. */
+  private giveArrays(from: ReplyArrays, prompt: Prompt): void {
+    const arrays = from.arrays;
+    const to = prompt.array(from.name);
+    if (arrays.length > 0 && from.reason == Reason.None && to.format != Format.Prompt) {
+      to.format = from.format;
+      if (this.list && arrays.length != this.reader.element + 1) from.refuse(Reason.Missing);
+      for (let i = 0; i < arrays.length && from.reason == Reason.None; i++)
+        this.giveArray(from, arrays[i], prompt);
+    }
+    if (from.reason != Reason.None) to.refuse(from.reason);
+  }
+
+  private giveArray(from: ReplyArrays, entry: ReplyArray, prompt: Prompt): void {
     const tokens = this.list ? entry.promptTokens : this.promptTokens;
     const completion = this.list ? entry.completionTokens : this.reader.counts.completion;
     const choices = this.list ? 1 : this.reader.choices;
     // vLLM's member chooses no rows of SGLang's format, which does not tell where its rows begin.
-    const foreign = this.format == Format.Raw && prompt.decodeForwardsLast;
-    if (foreign && prompt.start > 0) return this.refuse(Reason.Ambiguous);
+    const start: u64 = NAMED[from.name].hasStart ? prompt.start : 0;
+    const foreign = from.format == Format.Raw && prompt.decodeForwardsLast;
+    if (foreign && start > 0) return from.refuse(Reason.Ambiguous);
     const rows = entry.array.giveRows(tokens, completion, choices, prompt.decodeForwardsLast);
-    if (rows === null) return this.refuse(entry.array.reason);
+    if (rows === null) return from.refuse(entry.array.reason);
     const end = tokens < 0 ? rows.end : <u64>tokens;
-    const plan = new RowPlan(rows, end, prompt.start, prompt.lastRowOfDecode);
-    prompt.plans.push(plan);
-    if (!plan.isCovered) return this.refuse(Reason.Prompt);
+    const plan = new RowPlan(rows, end, start, prompt.lastRowOfDecode);
+    prompt.array(from.name).plans.push(plan);
+    if (!plan.isCovered) return from.refuse(Reason.Prompt);
     if (this.promptTokens < 0 && !this.list) this.promptTokens = rows.end;
   }
 
@@ -221,7 +260,7 @@ export class PrefillReply {
         this.onElementEnd();
         break;
       case Notice.SecondChoices:
-        this.refuse(Reason.Duplicate);
+        this.refuseAll(Reason.Duplicate);
         break;
       case Notice.Array:
         this.onArray();
@@ -256,16 +295,19 @@ export class PrefillReply {
     if (array.read(this.scanner) == Progress.More) return false;
     this.inArray = false;
     this.waiting = array.wanted !== null;
-    this.refuse(array.reason);
+    this.current.refuse(array.reason);
     return true;
   }
 
   private onElementEnd(): void {
-    const entry = this.entryHere;
-    if (entry === null) return;
-    if (this.reader.counts.differ) this.refuse(Reason.Prompt);
-    entry.promptTokens = this.reader.counts.prompt;
-    entry.completionTokens = this.reader.counts.completion;
+    const counts = this.reader.counts;
+    for (let i = 0; i < this.named.length; i++) {
+      const entry = this.named[i].at(this.reader.element);
+      if (entry === null) continue;
+      if (counts.differ) this.named[i].refuse(Reason.Prompt);
+      entry.promptTokens = counts.prompt;
+      entry.completionTokens = counts.completion;
+    }
   }
 
   private onArray(): void {
@@ -273,27 +315,29 @@ export class PrefillReply {
     const place = reader.place;
     const first = this.scanner.first;
     // Of SGLang's own members in choices only the first choice's are read.
-    if (place == Place.ChoiceRaw && reader.choices > 1) return;
-    if (reader.again) this.refuse(Reason.Duplicate);
+    if (place >= Place.ChoiceRaw && reader.choices > 1) return;
+    const current = this.named[nameAt(place)];
+    this.current = current;
+    if (reader.again) current.refuse(Reason.Duplicate);
     if (first == 0x6e) return;
-    if (place != Place.Array) return this.onRaw();
+    if (isRaw(place)) return this.onRaw();
     const format = formatAt(place, first);
     if (format == Format.Prompt) {
       // Lists are generated rows, which are not needed. Without the prompt's rows beside them they
       // are no format at all, see `giveRows`.
-      if (this.format == Format.None) this.format = Format.Prompt;
-      else if (this.format != Format.Prompt) this.refuse(Reason.Mixed);
+      if (current.format == Format.None) current.format = Format.Prompt;
+      else if (current.format != Format.Prompt) current.refuse(Reason.Mixed);
       return;
     }
-    if (reader.choices > 1) return this.refuse(Reason.Choices);
+    if (reader.choices > 1) return current.refuse(Reason.Choices);
     if (format == Format.Npy) this.begin(new NpyPrefill(this.size, this.start, this.examination));
     else if (format == Format.Object) this.begin(new ObjectPrefill(this.start, this.examination));
-    else this.refuse(Reason.Format);
+    else current.refuse(Reason.Format);
   }
 
   private onMember(): void {
     const array = this.array;
-    if (array === null || this.reason != Reason.None) return;
+    if (array === null || this.current.reason != Reason.None) return;
     if (array.onValue(this.scanner, this.reader.place)) this.inArray = true;
   }
 
@@ -307,7 +351,7 @@ export class PrefillReply {
     span.open = this.scanner.first != 0x6e && !(span.inChoice && reader.choices > 1);
     const earlier = this.spans[kind];
     if (earlier !== null && kind == Kind.PromptExperts) {
-      if (earlier.open && span.open) this.refuse(Reason.Duplicate);
+      if (earlier.open && span.open) this.routing.refuse(Reason.Duplicate);
     }
     this.spans[kind] = span;
   }
@@ -343,31 +387,27 @@ export class PrefillReply {
 
   /** An array without a header; the reply and its first choice may have the same one. */
   private onRaw(): void {
-    if (this.entryHere !== null && this.format == Format.Raw) return;
-    if (formatAt(this.reader.place, this.scanner.first) != Format.Raw) this.refuse(Reason.Format);
-    else this.begin(new RawPrefill(this.start, this.examination));
-  }
-
-  /** The last array, if it stands in the element that is being read. */
-  private get entryHere(): ReplyArray | null {
-    const last = this.arrays.length - 1;
-    if (last < 0 || this.arrays[last].element != this.reader.element) return null;
-    return this.arrays[last];
+    const current = this.current;
+    if (current.at(this.reader.element) !== null && current.format == Format.Raw) return;
+    if (formatAt(this.reader.place, this.scanner.first) != Format.Raw) return current.refuse(Reason.Format);
+    const named = NAMED[current.name];
+    this.begin(new RawPrefill(named.hasStart ? this.start : 0, named.experts, this.examination));
   }
 
   /** Takes over an array that begins at the scanner's cursor. */
   private begin(array: PrefillArray): void {
-    if (this.format != Format.None && this.format != array.format) this.refuse(Reason.Mixed);
-    this.format = array.format;
-    if (this.arrays.length == MAX_ARRAYS) this.refuse(Reason.Choices);
-    if (this.reason != Reason.None) return array.free();
+    const current = this.current;
+    if (current.format != Format.None && current.format != array.format) current.refuse(Reason.Mixed);
+    current.format = array.format;
+    if (current.arrays.length == MAX_ARRAYS) current.refuse(Reason.Choices);
+    if (current.reason != Reason.None) return array.free();
     this.array = array;
-    this.arrays.push(new ReplyArray(array, this.reader.element));
+    current.arrays.push(new ReplyArray(array, this.reader.element));
     if (array.begin(this.scanner)) this.inArray = true;
   }
 
-  /** Keeps the first reason; `None` is no reason. */
-  private refuse(reason: Reason): void {
-    if (this.reason == Reason.None) this.reason = reason;
+  /** None of the arrays can be used. */
+  private refuseAll(reason: Reason): void {
+    for (let i = 0; i < this.named.length; i++) this.named[i].refuse(reason);
   }
 }

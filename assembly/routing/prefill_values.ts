@@ -43,7 +43,7 @@ export class PrefillValues {
     if (kind == Kind.PromptExperts) {
       if (prompt.format != Format.Prompt) {
         if (isNull) return Reason.None;
-        return prompt.format == Format.None ? prompt.missing : Reason.Mixed;
+        return prompt.routing.came ? Reason.Mixed : prompt.routing.missing;
       }
       if (reply.again) return Reason.Duplicate;
       this.placed = true;

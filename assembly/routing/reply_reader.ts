@@ -6,7 +6,8 @@
 
 import { Event, Scanner } from '../json/scanner';
 import { Counts } from './counts';
-import { Place } from './places';
+import { Name } from './named_array';
+import { Place, isRaw } from './places';
 import { Kind } from './prompt';
 
 /** What `next` stopped for. Where a value begins, its first byte is at the scanner's cursor. */
@@ -25,7 +26,7 @@ export const enum Notice {
   SecondChoices,
   Choice,
   ChoiceEnd,
-  /** A value of `routed_experts` at `place`; `again`: its choice or element has had one before. */
+  /** An array at `place`; `again`: its choice or element has had one of this name before. */
   Array,
   ArrayEnd,
   /** A member of an array that is an object, at `place`: `data`, `shape` and so on. */
@@ -154,8 +155,6 @@ export class ReplyReader {
         this.seen &= ~IN_CHOICE;
         return Notice.Choice;
       case Place.Array:
-      case Place.Raw:
-      case Place.ChoiceRaw:
         return Notice.Array;
       case Place.Usage:
         this.counts.beginUsage();
@@ -172,6 +171,7 @@ export class ReplyReader {
       case Place.ChoiceMetaRank:
         return Notice.Other;
       default:
+        if (isRaw(place)) return Notice.Array;
         return isMember(place) ? Notice.Member : this.takeKind(place) ? Notice.Value : Notice.None;
     }
   }
@@ -186,8 +186,6 @@ export class ReplyReader {
       case Place.Choice:
         return Notice.ChoiceEnd;
       case Place.Array:
-      case Place.Raw:
-      case Place.ChoiceRaw:
         return Notice.ArrayEnd;
       case Place.PromptTokens:
       case Place.CompletionTokens:
@@ -209,6 +207,7 @@ export class ReplyReader {
       case Place.MetaCachedTokens:
         return Notice.OtherEnd;
       default:
+        if (isRaw(place)) return Notice.ArrayEnd;
         return isMember(place) ? Notice.MemberEnd : this.takeKind(place) ? Notice.ValueEnd : Notice.None;
     }
   }
@@ -228,17 +227,24 @@ function bitOf(place: Place): u64 {
   return (<u64>1) << place;
 }
 
+/** The places of arrays of every name, of which the first one is at `first`. */
+// @ts-ignore: decorator
+@inline
+function everyName(first: Place): u64 {
+  return (((<u64>1) << Name.Count) - 1) << first;
+}
+
 /** Places of an element's members, and of members of its `meta_info`. */
 const IN_ELEMENT: u64 =
   ((<u64>1) << Place.Meta) |
-  ((<u64>1) << Place.Raw) |
+  everyName(Place.Raw) |
   ((<u64>1) << Place.MetaFinish) |
   ((<u64>1) << Place.MetaRank);
 
 /** Places of a choice's members. */
 const IN_CHOICE: u64 =
   ((<u64>1) << Place.Array) |
-  ((<u64>1) << Place.ChoiceRaw) |
+  everyName(Place.ChoiceRaw) |
   ((<u64>1) << Place.ChoicePromptExperts) |
   ((<u64>1) << Place.ChoicePromptLogprobs);
 

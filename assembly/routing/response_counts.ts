@@ -3,6 +3,7 @@
 
 import { Deferred, Site } from './formats/format';
 import { mergeRaw, readRaw } from './formats/raw_string';
+import { NAMED, Name } from './named_array';
 import { Place } from './places';
 import { Format, Prompt } from './prompt';
 import { Reason } from './reason';
@@ -55,11 +56,9 @@ export class ResponseCounts {
     let firstRow = site.firstRow;
     let promptTokens: i64 = -1;
     if (!this.alone) {
-      // An array without a header is counted with its element.
-      if (prompt.format == Format.Raw) return;
       if (prompt.format == Format.Prompt) firstRow = promptTokens = prompt.promptEnd;
       else {
-        const plan = prompt.planOf(max(element, 0));
+        const plan = prompt.routing.planOf(max(element, 0));
         if (plan === null) return;
         promptTokens = plan.promptEnd;
       }
@@ -80,55 +79,62 @@ export class ResponseCounts {
   endElement(site: Site, reply: ReplyReader): void {
     const counts = site.counts;
     const deferred = site.deferred.length > 0;
-    if (site.rawRows < 0 && !deferred) return;
+    if (site.rawEnd < 0 && !deferred) return;
     if (counts.differ) return site.refuse(Reason.Prompt);
     if (deferred && site.deferred[0].merges) return this.mergeDeferred(site, reply.part);
-    const plan = this.prompt.planOf(max(reply.element, 0));
+    const plan = this.prompt.leading.planOf(max(reply.element, 0));
     const tokens = counts.prompt;
     if (plan !== null && tokens >= 0 && <u64>tokens != plan.promptEnd) return site.refuse(Reason.Prompt);
-    const start = plan !== null ? <i64>plan.start : max<i64>(this.start, 0);
     const generated = counts.completion;
+    const known = tokens >= 0 && generated >= 1;
     // The counts are of all choices together, and each may have another number of tokens.
     const single = reply.list || site.choicesAsked == 1;
-    if (deferred) return this.readDeferred(site, single ? tokens + generated - 1 - start : -1, start);
-    if (!single) return;
-    const known = tokens >= 0 && generated >= 1;
-    if (site.rawUneven || (known && site.rawRows + start != tokens + generated - 1)) site.refuse(Reason.Rows);
+    if (deferred) this.readDeferred(site, reply.element, known && single ? tokens + generated - 1 : -1);
+    if (!single || site.rawEnd < 0) return;
+    if (site.rawUneven || (known && site.rawEnd != tokens + generated - 1)) site.refuse(Reason.Rows);
   }
 
   /** Merges the deferred arrays of an event, which is of prompt `part`; -1: nobody knows. */
   private mergeDeferred(site: Site, part: i32): void {
     const deferred: Deferred[] = site.deferred;
     const counts = site.counts;
-    const plan = this.prompt.planOf(max(part, 0));
     const tokens = counts.prompt;
-    let rows: i64 = -1;
-    let fault = plan === null || part < 0 ? Reason.Choices : Reason.None;
-    if (plan !== null && tokens >= 0) {
-      if (<u64>tokens != plan.promptEnd) fault = Reason.Prompt;
-      else if (counts.completion >= 1) rows = <i64>plan.end(counts.completion) - <i64>plan.start;
-    }
     for (let i = 0; i < deferred.length && site.reason == Reason.None; i++) {
-      let reason = fault;
-      if (plan !== null && fault == Reason.None) reason = mergeRaw(site, deferred[i], plan, rows);
+      const array = deferred[i];
+      const plan = this.prompt.array(array.name).planOf(max(part, 0));
+      let reason = Reason.Choices;
+      if (plan !== null && part >= 0) {
+        const generated = tokens >= 0 && counts.completion >= 1 ? counts.completion : -1;
+        const rows = generated < 0 ? -1 : <i64>plan.end(generated) - <i64>plan.start;
+        const other = tokens >= 0 && <u64>tokens != plan.promptEnd;
+        reason = other ? Reason.Prompt : mergeRaw(site, array, plan, rows);
+      }
       if (reason == Reason.None) reason = site.examination.judge();
-      if (reason != Reason.None) site.refuseDeferred(deferred[i], reason);
+      if (reason != Reason.None) site.refuseDeferred(array, reason);
     }
     deferred.length = 0;
   }
 
   /**
-   * Examines the deferred arrays, of which is now known that they have `rows` rows each, the first
-   * of them that of token `start`. Where the counts do not tell, they are not examined.
+   * Examines the deferred arrays of an element (-1: no list), of which is now known that their last
+   * row is that before the position `end`. Where the counts do not tell it (-1), none is examined.
    */
-  private readDeferred(site: Site, rows: i64, start: i64): void {
+  private readDeferred(site: Site, element: i32, end: i64): void {
     const deferred: Deferred[] = site.deferred;
-    const counted = rows >= 0 && site.counts.prompt >= 0 && site.counts.completion >= 1;
-    for (let i = 0; i < deferred.length && site.reason == Reason.None; i++) {
-      if (counted) site.refuse(readRaw(site, deferred[i], <u64>rows, <u64>start));
+    for (let i = 0; i < deferred.length && site.reason == Reason.None && end >= 0; i++) {
+      const start = this.startOf(deferred[i].name, element);
+      // An array that was asked for from behind its end on has no rows, which is found, too.
+      site.refuse(end < start ? Reason.Rows : readRaw(site, deferred[i], <u64>(end - start), <u64>start));
     }
     deferred.length = 0;
     if (site.reason == Reason.None) site.refuse(site.examination.judge());
+  }
+
+  /** The first token that has a row in decode's array of this name. */
+  private startOf(name: Name, element: i32): i64 {
+    const plan = this.prompt.array(name).planOf(max(element, 0));
+    if (plan !== null) return <i64>plan.start;
+    return NAMED[name].hasStart ? max<i64>(this.start, 0) : 0;
   }
 
   // ---- a document
@@ -138,7 +144,7 @@ export class ResponseCounts {
     const prompt = this.prompt;
     if (reply.list) {
       // Where an element is missing, nobody knows which of the prompts the others are of.
-      const elements = prompt.plans.length;
+      const elements = prompt.leading.plans.length;
       if (elements > 1 && site.choices > 0 && reply.element + 1 != elements) site.refuse(Reason.Choices);
       return;
     }
@@ -150,7 +156,7 @@ export class ResponseCounts {
     // The legs must have tokenised the same prompt.
     const tokens = site.counts.prompt;
     // An event of SGLang's is of one of several prompts, with which its array is compared.
-    const one = site.events && prompt.plans.length > 1;
+    const one = site.events && prompt.leading.plans.length > 1;
     const other = site.counts.differ || (tokens >= 0 && !one && <u64>tokens != prompt.promptEnd);
     if (other && (site.choices > 0 || placed || site.undecided > 0)) site.refuse(Reason.Prompt);
     this.endElement(site, reply);
@@ -173,7 +179,7 @@ export class ResponseCounts {
   private formOfAll(site: Site, reply: ReplyReader): Form {
     // The tokens of a choice without an array are counted, too.
     if (site.counts.completion < 0 || site.undecided != reply.choices) return Form.Unknown;
-    const plan = this.prompt.planOf(0);
+    const plan = this.prompt.routing.planOf(0);
     if (plan === null) return Form.Unknown;
     const arrays = <u64>site.undecided;
     const held = site.undecidedRows + arrays;

@@ -45,12 +45,14 @@ export class RowComparison {
    * borrowed. Returns why they cannot be compared, or `None`.
    */
   compare(spliced: Prompt, other: Prompt): Reason {
-    if (other.format == Format.None) return other.missing;
+    if (!other.routing.came) return other.routing.missing;
     if ((spliced.format == Format.Prompt) != (other.format == Format.Prompt)) return Reason.Mixed;
     if (spliced.format == Format.Prompt) return this.compareValues(spliced, other);
-    if (spliced.plans.length != other.plans.length) return Reason.Missing;
-    for (let i = 0; i < spliced.plans.length; i++) {
-      const reason = this.comparePlan(i, spliced.plans[i], other.plans[i].rows);
+    const ours = spliced.routing.plans;
+    const theirs = other.routing.plans;
+    if (ours.length != theirs.length) return Reason.Missing;
+    for (let i = 0; i < ours.length; i++) {
+      const reason = this.comparePlan(i, ours[i], theirs[i].rows);
       if (reason != Reason.None) return reason;
     }
     return Reason.None;

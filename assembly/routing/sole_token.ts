@@ -16,8 +16,9 @@ import { Ascii } from '../bytes/ascii';
 import { Block } from '../bytes/block';
 import { carriers, encodedLength } from './base64';
 import { Site } from './formats/format';
+import { NAMED, Name } from './named_array';
 import { Place } from './places';
-import { Format, Prompt } from './prompt';
+import { Prompt } from './prompt';
 import { ReplyReader } from './reply_reader';
 import { RowPlan } from './row_plan';
 
@@ -31,7 +32,9 @@ const MAX_HEAD: u64 = 4 << 10;
 /** The longest finish reason that is looked at, with its quotes. */
 const MAX_REASON: usize = 16;
 
-const KEY = new Ascii('"routed_experts":"');
+/** The keys of arrays, by their names, up to the quote of the value. */
+const KEYS: Ascii[] = [];
+for (let name = 0; name < Name.Count; name++) KEYS.push(new Ascii('"' + NAMED[name].key + '":"'));
 /** The padding of base64, and the quote behind it. */
 const CLOSES: Ascii[] = [new Ascii('"'), new Ascii('="'), new Ascii('=="')];
 const COMMA = new Ascii(',');
@@ -125,7 +128,7 @@ export class SoleToken {
     this.meta.forget();
     this.ext.forget();
     // In a stream of choices there is one array only.
-    const possible = this.prompt.format == Format.Raw && !this.hasRows;
+    const possible = this.prompt.hasRaw && !this.hasRows;
     this.heldFrom = possible ? <i64>this.start : -1;
   }
 
@@ -188,21 +191,21 @@ export class SoleToken {
     this.heldFrom = -1;
     const native = reply.has(Place.Meta);
     if (native == reply.has(Place.Choices)) return;
-    if (reply.has(Place.Raw) || reply.has(Place.ChoiceRaw)) return;
+    if (hasArray(reply)) return;
     if (site.events && !native) return this.endEvent(site, reply);
     if (site.counts.completion != 1 || !this.ended) return;
     if (!native && (reply.choices != 1 || reply.list)) return;
-    const plan = this.planOf(site, reply.part);
-    if (plan === null) return;
-    // The engine leaves an empty array out there, which Python takes for false.
+    const part = reply.part;
+    if (!this.isCovered(site, part)) return;
     const inMeta = native || reply.has(Place.ChoiceMeta);
-    if (!inMeta && plan.taken == 0) return;
+    // The engine leaves an empty array out there, which Python takes for false.
+    if (!inMeta && this.prompt.leading.taken == 0) return;
     const slot = inMeta ? this.meta : this.ext;
-    if (slot.at != 0) return this.insert(site, plan, slot.at, slot.behind, slot.before);
+    if (slot.at != 0) return this.insert(site, part, slot.at, slot.behind, slot.before);
     if (inMeta || reply.has(Place.Sglext)) return;
     this.add(site, site.position - 1, COMMA);
     this.add(site, site.position - 1, SGLEXT);
-    this.insert(site, plan, site.position - 1, false, false);
+    this.insert(site, part, site.position - 1, false, false);
     this.add(site, site.position - 1, BRACE);
   }
 
@@ -225,9 +228,8 @@ export class SoleToken {
       if (!reply.has(Place.Sglext)) return this.insertEvent(site, this.start);
       const ext = this.ext;
       const sole = this.head !== null && ext.at != 0 && this.isSole(site);
-      const plan = sole ? this.planOf(site, -1) : null;
-      if (plan === null) return;
-      this.insert(site, plan, ext.at, ext.behind, ext.before);
+      if (!sole || !this.isCovered(site, -1)) return;
+      this.insert(site, -1, ext.at, ext.behind, ext.before);
       this.hasRows = true;
       return;
     }
@@ -251,53 +253,76 @@ export class SoleToken {
   private insertEvent(site: Site, at: u64): void {
     const head = this.head;
     if (head === null || this.hasRows || !this.isSole(site)) return;
-    const plan = this.planOf(site, -1);
-    if (plan === null) return;
+    if (!this.isCovered(site, -1)) return;
     this.hasRows = true;
     site.rope.replaceOwned(at, 0, head, head.len);
     site.growth += head.len;
     this.head = null;
     this.add(site, at, EVENT);
-    this.insert(site, plan, at, false, false);
+    this.insert(site, -1, at, false, false);
     this.add(site, at, NEXT_EVENT);
   }
 
   /**
-   * The plan of the response, or of a part of it, whose prompt has a row of prefill's for each
-   * token and nothing else; null where there is none.
+   * Whether prefill has brought arrays for the response, or for this part of it, and each has a row
+   * for each token of the prompt and nothing else.
    */
-  private planOf(site: Site, part: i32): RowPlan | null {
-    const prompt = this.prompt;
-    const several = prompt.plans.length > 1;
-    if (several ? part < 0 : this.prompts > 1) return null;
-    const plan = prompt.planOf(max(part, 0));
-    if (plan === null || plan.seam != plan.promptEnd || site.counts.differ) return null;
-    const tokens = site.counts.prompt;
-    if (tokens >= 0 && <u64>tokens != plan.promptEnd) return null;
-    const rows = plan.rows;
-    const chars = rows.at(0);
-    if (chars === null || rows.start != plan.start || rows.end != plan.promptEnd) return null;
-    return chars.length == carriers(rows.bytes) ? plan : null;
+  private isCovered(site: Site, part: i32): bool {
+    const leading = this.prompt.leading;
+    const several = leading.plans.length > 1;
+    if (!leading.came || site.counts.differ || (several ? part < 0 : this.prompts > 1)) return false;
+    for (let name = 0; name < Name.Count; name++) {
+      const array = this.prompt.array(<Name>name);
+      if (array.came && !isWhole(site, array.planOf(max(part, 0)))) return false;
+    }
+    return true;
   }
 
-  /** Writes the member at offset `at`, between members of its object. */
-  private insert(site: Site, plan: RowPlan, at: u64, behind: bool, before: bool): void {
+  /** Writes the members at offset `at`, between members of their object. See `isCovered`. */
+  private insert(site: Site, part: i32, at: u64, behind: bool, before: bool): void {
+    for (let name = 0; name < Name.Count; name++) {
+      const plan = this.prompt.array(<Name>name).planOf(max(part, 0));
+      if (plan === null) continue;
+      if (behind) this.add(site, at, COMMA);
+      this.insertArray(site, KEYS[name], plan, at);
+      if (before) this.add(site, at, COMMA);
+      else behind = true;
+      site.begun[name]++;
+    }
+    site.edited();
+    site.refuse(site.examination.judge());
+  }
+
+  private insertArray(site: Site, key: Ascii, plan: RowPlan, at: u64): void {
     const rows = plan.rows;
     const chars = rows.at(0)!;
-    if (behind) this.add(site, at, COMMA);
-    this.add(site, at, KEY);
+    this.add(site, at, key);
     site.rope.replaceFrom(at, 0, chars, 0, chars.length);
     site.growth += chars.length;
     this.add(site, at, CLOSES[<i32>(encodedLength(rows.bytes) - chars.length)]);
-    if (before) this.add(site, at, COMMA);
-    site.edited();
-    site.refuse(site.examination.judge());
   }
 
   private add(site: Site, at: u64, text: Ascii): void {
     site.rope.replace(at, 0, text.ptr, text.len);
     site.growth += text.len;
   }
+}
+
+/** Whether the document, or the element of a list, has an array. */
+function hasArray(reply: ReplyReader): bool {
+  for (let place: i32 = Place.Raw; place < Place.Count; place++) if (reply.has(<Place>place)) return true;
+  return false;
+}
+
+/** Whether a plan has a row of prefill's for each token of the prompt, and prefill no others. */
+function isWhole(site: Site, plan: RowPlan | null): bool {
+  if (plan === null || plan.seam != plan.promptEnd) return false;
+  const tokens = site.counts.prompt;
+  if (tokens >= 0 && <u64>tokens != plan.promptEnd) return false;
+  const rows = plan.rows;
+  const chars = rows.at(0);
+  if (chars === null || rows.start != plan.start || rows.end != plan.promptEnd) return false;
+  return chars.length == carriers(rows.bytes);
 }
 
 /** Whether the value from offset `from` on, which has just ended, is a reason in `ENDS`. */

@@ -186,16 +186,16 @@ export function replyGive(body: usize): Reason {
     const reason = check.check(text, prompt.tokens, reply!.start);
     check.tell(prompt);
     if (reason == Reason.None) continue;
-    prompt.refuse(reason);
+    prompt.routing.refuse(reason);
     prompt.values.pop();
     text.free();
   }
-  return prompt.format == Format.None ? prompt.missing : Reason.None;
+  return prompt.leading.came ? Reason.None : prompt.routing.missing;
 }
 
 /** Whether there is routing for the responses that follow. */
 export function hasRows(): bool {
-  return exchange.prompt.format != Format.None;
+  return exchange.prompt.leading.came;
 }
 
 export function replyFree(): void {

@@ -4,7 +4,6 @@
 import { Rope } from '../bytes/rope';
 import { DecodeResponse, Expected, Form, Treatment } from '../routing/decode_response';
 import { EventStream } from '../routing/event_stream';
-import { Format } from '../routing/prompt';
 import { Reason } from '../routing/reason';
 import { copied, exchange, output } from './shared';
 
@@ -35,7 +34,7 @@ export function responseStart(
   expected.prompt = prompt;
   expected.examination = exchange.examination;
   // No reply was read: the caller says why there is none.
-  if (prompt.format == Format.None && missing != Reason.None) prompt.missing = missing;
+  if (!prompt.leading.came && missing != Reason.None) prompt.routing.missing = missing;
   expected.tail = tail;
   expected.prompts = prompts;
   expected.choices = choices;

@@ -48,6 +48,8 @@ export interface SglangExtras {
   bootstrap: Bootstrap | null;
   /** Whether the client sent a list of prompts, even a list of one. */
   batch: boolean;
+  /** Whether the request asks for `indexer_topk`. */
+  returnIndexerTopk: boolean;
   /** Whether each choice of a chat reply carries `meta_info`. */
   returnMetaInfo: boolean;
   /** Whether `meta_info` has the log probability of each generated token. */

@@ -3,6 +3,7 @@
 
 import { EngineDeath, saltOf, type Call, type Prompt } from './call.ts';
 import { applyFaults } from '../../yardstick/faults.ts';
+import { indexerRows } from './indexer.ts';
 import { KvPool, slotOf } from './kv_pool.ts';
 import { versionOf, type EngineOptions } from './options.ts';
 import { BlockHashes } from './prefix_cache.ts';
@@ -55,6 +56,8 @@ export interface Choice {
   states: Int32Array;
   finish: 'length' | 'stop';
   routing: Routing | null;
+  /** The values of `indexer_topk`; null where there is none. */
+  indexerTopk: Int32Array | null;
 }
 
 /** One choice of one prompt; the scheduler treats each of them as a request of its own. */
@@ -209,7 +212,21 @@ export class ModelRunner {
     if (this.#caches) this.#pool.cache(hashes.extend(tokens.slice(0, -1)).list, blocks);
     const captures = this.options.capture !== false && call.returnRoutedExperts;
     const routing = captures ? this.#capture(call, sequence, forwarded) : null;
-    return { index, of, tokens, states, finish: length === eosAt ? 'stop' : 'length', routing };
+    const indexerTopk = this.#indexerTopk(call, sequence, forwarded);
+    const finish = length === eosAt ? 'stop' : 'length';
+    return { index, of, tokens, states, finish, routing, indexerTopk };
+  }
+
+  /** The rows of all forwarded tokens: no request can ask for fewer. */
+  #indexerTopk(call: Call, { of, blocks, external }: Sequence, forwarded: number): Int32Array | null {
+    const { indexer, role } = this.options;
+    const { sglang, endpoint } = call;
+    if (!indexer || !sglang?.returnIndexerTopk) return null;
+    if (endpoint !== 'native' && !(endpoint === 'chat' && indexer.inChat)) return null;
+    if (role === 'prefill' && !indexer.ofPrefill) return null;
+    const complete = external !== null && 'pulled' in external && external.complete !== undefined;
+    if (complete && forwarded === of.prompt.tokens.length) return null;
+    return indexerRows(this.#pool.read(blocks, 0, forwarded), this.#router.rowLength, indexer);
   }
 
   /** The rows of the forwarded tokens, from the position on that the call asks for. */

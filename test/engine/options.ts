@@ -4,6 +4,7 @@ import type { EngineReply, EngineRequest, Header } from '../scenario.ts';
 import type { Fleet, KvParams } from './fleet.ts';
 import type { NpyOptions } from '../../yardstick/npy.ts';
 import type { Faults } from '../../yardstick/faults.ts';
+import type { Indexer } from './indexer.ts';
 import type { MoeModel } from './router.ts';
 
 export type { Faults } from '../../yardstick/faults.ts';
@@ -116,6 +117,8 @@ export interface EngineOptions {
    * reply counts the token all the same (mooncake_connector.py, nixl/base_scheduler.py).
    */
   hybrid?: boolean;
+  /** The model has sparse attention, and SGLang's engine was started to return its positions. */
+  indexer?: Indexer;
   /** False: the engine was started without routed-experts capture, and the field is null. */
   capture?: boolean;
   /**

@@ -71,7 +71,7 @@ const promptOf = (document: string): number => Number(/"index":(\d+)\}$/.exec(do
 const bodies = (text: string, events: boolean): string[] =>
   events ? text.split('\n\n').flatMap((event) => (/^data: \{/.test(event) ? [event.slice(6)] : [])) : [text];
 
-function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
+export function caseOf(connector: 'sglang' | 'mooncake', spec: Spec): Case {
   const { name, path, body, protocol, config, engine, handshake } = spec;
   const request = JSON.stringify(body);
   const options = (address: Address) =>

@@ -419,6 +419,103 @@ describe('D, int32 without a header', () => {
     wasm['expectPrompts']!(1);
   });
 
+  describe('beside another array', () => {
+    /** `meta_info` with both arrays, or one, in any order and with rows of other lengths. */
+    const two = (random: Random, names: readonly string[]) => {
+      const prompt = random.between(1, 20);
+      const generated = random.between(1, 20);
+      const seed = random.below(1e9);
+      const arrays = names.map((name) => {
+        const size = rowBytes(shapeOf(random));
+        const all = random.bytes((prompt + generated - 1) * size);
+        // Experts must be such as a router gives, and the positions of an indexer need not be.
+        const truth = name === 'routed_experts' ? all.map((byte) => byte | 1) : all.fill(255, 0, size);
+        const sent = Buffer.from(truth);
+        random.bytes(prompt * size).copy(sent);
+        return {
+          name,
+          prefill: Buffer.from(truth).subarray(0, prompt * size),
+          sent,
+          truth: Buffer.from(truth),
+        };
+      });
+      const of = (which: 'prefill' | 'sent' | 'truth', tokens: number) => {
+        const members = new Random(seed).shuffled([
+          `"prompt_tokens":${prompt}`,
+          `"completion_tokens":${tokens}`,
+          ...arrays.map((array) => `"${array.name}":"${array[which].toString('base64')}"`),
+        ]);
+        return native(`{${members.join(',')}}`);
+      };
+      return { prefill: of('prefill', 1), decode: of('sent', generated), merged: of('truth', generated) };
+    };
+
+    test.each([
+      [['routed_experts', 'indexer_topk']],
+      [['indexer_topk', 'routed_experts']],
+      [['indexer_topk']],
+    ])('%j', (names) => {
+      withSeeds(200, (random) => {
+        const { prefill, decode, merged } = two(random, names);
+        keep(prefill, random);
+        expectMerged(decode, merged, cuts(random), names.length);
+        expectNothingHeld();
+      });
+    });
+
+    test('and element by element of a list', () => {
+      withSeeds(200, (random) => {
+        const all = Array.from({ length: random.between(1, 4) }, () =>
+          two(random, ['routed_experts', 'indexer_topk']),
+        );
+        const list = (of: 'prefill' | 'decode' | 'merged') => `[${all.map((one) => one[of]).join(',')}]`;
+        keep(list('prefill'), random);
+        expectMerged(list('decode'), list('merged'), cuts(random), 2 * all.length);
+        expectNothingHeld();
+      });
+    });
+
+    test('is refused where prefill lacks one of them', () => {
+      withSeeds(50, (random) => {
+        const seed = random.below(1e9);
+        const { prefill, decode } = two(new Random(seed), ['routed_experts', 'indexer_topk']);
+        keep(prefill.replace(/"indexer_topk":"[^"]*"/, '"x":0'), random);
+        expectRefused(decode, Reason.Missing);
+        keep(prefill.replace(/"routed_experts":"[^"]*"/, '"x":0'), random);
+        expectRefused(decode, Reason.Missing);
+        expectNothingHeld();
+      });
+    });
+
+    test('becomes null alone where prefill lacks it', () => {
+      withSeeds(100, (random) => {
+        const { prefill, decode, merged } = two(random, ['routed_experts', 'indexer_topk']);
+        keep(prefill.replace(/"indexer_topk":"[^"]*"/, '"x":0'), random);
+        const out = readResponse(Buffer.from(decode), { ...cuts(random), treatment: Treatment.MergeOrNull });
+        expect(out.body.toString()).toBe(merged.replace(/"indexer_topk":"[^"]*"/, '"indexer_topk":null'));
+        expect(out).toMatchObject({ reason: Reason.None, nulled: Reason.Missing });
+        expectNothingHeld();
+      });
+    });
+
+    test('a row less in one of them is found', () => {
+      withSeeds(50, (random) => {
+        const { prefill, decode } = two(random, ['routed_experts', 'indexer_topk']);
+        keep(prefill, random);
+        const arrays = [...decode.matchAll(/"(?:routed_experts|indexer_topk)":"([^"]*)"/g)];
+        const { index, 0: member, 1: value } = arrays[random.below(2)]!;
+        const rows = Buffer.from(value!, 'base64');
+        const counted = Number(/"prompt_tokens":(\d+)/.exec(decode)![1]) - 1;
+        const tokens = counted + Number(/"completion_tokens":(\d+)/.exec(decode)![1]);
+        const short = rows.subarray(0, rows.length - rows.length / tokens).toString('base64');
+        const damaged =
+          decode.slice(0, index) + member!.replace(value!, short) + decode.slice(index + member!.length);
+        expectRefused(damaged, Reason.Rows);
+        expectNothingHeld();
+      });
+    });
+  });
+
   test('is refused when prefill had another number of elements', () => {
     expect(readReply(Buffer.from(`[${meta(4, 4, 1)},${meta(4, 4, 1)}]`))).toMatchObject({ rows: true });
     expectRefused(meta(7, 4, 4), Reason.Choices);

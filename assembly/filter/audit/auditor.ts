@@ -143,7 +143,7 @@ export class Candidate {
    * candidate is of no use any more.
    */
   audit(prompt: Prompt): void {
-    if (prompt.rowCount > 0) this.auditor.take(this.request, this.share, prompt);
+    if (prompt.routing.came && prompt.rowCount > 0) this.auditor.take(this.request, this.share, prompt);
     else this.free();
   }
 

@@ -46,8 +46,9 @@ export function openResponse(course: Course, head: ResponseHead, brought: Brough
 @final
 export class Hold extends Phase {
   private response: DecodeResponse;
-  /** Why arrays become `null`; `None` while they are to be merged. */
+  /** Why arrays become `null`, all or some of them; `None` while they are to be merged. */
   private nulledFor: Reason = Reason.None;
+  private treatment: Treatment = Treatment.Merge;
   /** How many of the bytes that have come are those of the current piece. */
   private current: u64 = 0;
 
@@ -133,7 +134,7 @@ export class Hold extends Phase {
   judge(endOfStream: bool): i32 {
     const body = this.body;
     const brought = this.brought;
-    if (this.response.again != Form.Unknown) this.readAgain(this.response.again, Treatment.Merge);
+    if (this.response.again != Form.Unknown) this.readAgain(this.response.again, this.treatment);
     const response = this.response;
     if (brought.isForeign(response, response.reason)) return this.letGoForeign(endOfStream);
     if (response.reason != Reason.None) return this.unmergeable(response.reason, 0, endOfStream);
@@ -157,10 +158,12 @@ export class Hold extends Phase {
     const config = this.course.config;
     // Where prefill brought no array, there is no need to wait for one of decode's: it would be
     // refused whenever it came. Other values of prefill's are put in when their place comes.
-    const open = expected.prompt.lacksRouting || response.planned;
-    const ready = this.nulledFor != Reason.None || (open && response.decided);
-    if (ready && body.received > config.holdBytes) return this.commit(false);
-    if (body.rope.held > config.maxHoldBytes) {
+    const open = expected.prompt.lacksArrays || response.planned;
+    const ready = this.treatment == Treatment.Null || (open && response.decided);
+    const full = body.rope.held > config.maxHoldBytes;
+    const early = response.awaitsMissing && !full;
+    if (ready && !early && body.received > config.holdBytes) return this.commit(false);
+    if (full) {
       if (response.decided) return this.unmergeable(Reason.Hold, 0, false);
       return this.unmergeable(expected.alone !== null ? Reason.Cached : Reason.Ambiguous, 0, false);
     }
@@ -174,9 +177,12 @@ export class Hold extends Phase {
   unmergeable(reason: Reason, unread: u32, endOfStream: bool): i32 {
     const policy = this.course.config.onUnmergeable;
     const readable = reason != Reason.Json && reason != Reason.Memory;
-    if (policy == OnUnmergeable.Null && readable && this.nulledFor == Reason.None) {
+    if (policy == OnUnmergeable.Null && readable && this.treatment != Treatment.Null) {
+      // Where prefill lacks one of several arrays, nothing is wrong with the others.
+      const others = reason == Reason.Missing && this.brought.expected.prompt.leading.came;
+      this.treatment = others && this.nulledFor == Reason.None ? Treatment.MergeOrNull : Treatment.Null;
       this.nulledFor = reason;
-      this.readAgain(Form.Unknown, Treatment.Null);
+      this.readAgain(Form.Unknown, this.treatment);
       return this.judge(endOfStream);
     }
     if (policy != OnUnmergeable.Forward) {
@@ -268,12 +274,12 @@ export class Hold extends Phase {
   /** Ends the exchange: the response cannot be merged. */
   private reject(reason: Reason): void {
     if (this.headOut) this.reset(reason);
-    else this.course.refuse(reason, this.brought.describe(reason));
+    else this.course.refuse(reason, this.brought.describe(reason, this.response));
   }
 
   /** Ends the exchange: the response cannot be merged, and some of it has left. */
   private reset(reason: Reason): void {
-    this.course.reset(reason, this.brought.describe(reason));
+    this.course.reset(reason, this.brought.describe(reason, this.response));
   }
 
   free(): void {

@@ -66,8 +66,9 @@ abstract class Stream extends Phase {
   tellMerged(): void {
     const response = this.response;
     const prompt = this.brought.expected.prompt;
-    const choices = this.knowsChoices ? response.choices : -1;
-    this.course.ending.setMerged(prompt.rowCount, choices, prompt.bytesFor(response.choices));
+    const arrays = response.begun[prompt.leadingName];
+    const choices = this.knowsChoices ? arrays : -1;
+    this.course.ending.setMerged(prompt.rowCount, choices, prompt.bytesIn(response.begun));
   }
 
   /**
@@ -193,7 +194,7 @@ abstract class Stream extends Phase {
    * not take it for whole.
    */
   protected reset(reason: Reason): bool {
-    this.course.reset(reason, this.brought.describe(reason));
+    this.course.reset(reason, this.brought.describe(reason, this.response));
     return false;
   }
 

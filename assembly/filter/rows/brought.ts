@@ -5,6 +5,7 @@ import { Block } from '../../bytes/block';
 import { RequestBody } from '../../connectors/request_body';
 import { Alone, DecodeResponse, Expected } from '../../routing/decode_response';
 import { Examination, Leg } from '../../routing/examination';
+import { NAMED, Name } from '../../routing/named_array';
 import { Format } from '../../routing/prompt';
 import { Reason, reasonText } from '../../routing/reason';
 import { Auditor, Candidate } from '../audit/auditor';
@@ -60,6 +61,7 @@ export class Brought {
     expected.prompt = this.captured.prompt;
     expected.tail = this.config.tail;
     expected.maxTokens = request.maxTokens;
+    for (let name = 0; name < Name.Count; name++) expected.asked[name] = request.asksFor(<Name>name);
     this.expectChoices(request);
   }
 
@@ -90,7 +92,7 @@ export class Brought {
     const tails = this.joins || prompt.format == Format.Object;
     // Of several arrays each may be widened to another dtype, whether or not the first one was.
     // A later element of a list may have a single token and no array, and then gets prefill's rows.
-    const fills = prompt.format == Format.Raw && this.expected.prompts > 1;
+    const fills = prompt.hasRaw && this.expected.prompts > 1;
     const grows = tails || fills || prompt.mayWiden;
     return prompt.values.length > 0 || (grows && this.expected.choices != 1);
   }
@@ -101,7 +103,7 @@ export class Brought {
    */
   get mayGrowFromTheStart(): bool {
     const prompt = this.expected.prompt;
-    return this.mayGrow || this.joins || prompt.mayWiden || prompt.format == Format.Raw;
+    return this.mayGrow || this.joins || prompt.mayWiden || prompt.hasRaw;
   }
 
   /** Whether decode was asked to begin behind row 0, so that arrays may not have their length. */
@@ -126,12 +128,14 @@ export class Brought {
    * client finds an array in such a response either.
    */
   isForeign(response: DecodeResponse, reason: Reason): bool {
-    return reason == Reason.Json && this.expected.alone !== null && !response.begun;
+    return reason == Reason.Json && this.expected.alone !== null && !response.hasRouting;
   }
 
   /** Says in words what is wrong. For rows that no router gives it also says where they are. */
-  describe(reason: Reason): string {
+  describe(reason: Reason, response: DecodeResponse | null = null): string {
     const text = reasonText(reason);
+    if (reason == Reason.Missing && response !== null && response.lacking != Name.RoutedExperts)
+      return text + ' (' + NAMED[response.lacking].key + ')';
     return reason == Reason.Experts ? text + ' (' + this.examination.describe() + ')' : text;
   }
 

@@ -87,10 +87,10 @@ export function capture(
   const reply = new PrefillReply(size, start, examination);
   const result = read(reply, size, lists, examination, room, into);
   reply.free();
-  if (result == Capture.Ok && into.prompt.format != Format.None) {
+  if (result == Capture.Ok && into.prompt.routing.came) {
     // A fault that decode's rows can't excuse is found now, while nothing of the response has left.
     const reason = examination.judge(true);
-    if (reason != Reason.None) into.prompt.refuse(reason);
+    if (reason != Reason.None) into.prompt.routing.refuse(reason);
   }
   if (result != Capture.Ok) into.free();
   return result;
@@ -219,7 +219,7 @@ function readValues(reply: PrefillReply, room: Room, examination: Examination, p
     const reason = check.check(text, prompt.tokens, reply.start);
     check.tell(prompt);
     if (reason != Reason.None) {
-      prompt.refuse(reason);
+      prompt.routing.refuse(reason);
       prompt.values.pop();
       text.free();
     }

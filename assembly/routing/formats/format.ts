@@ -6,7 +6,8 @@ import { Rope } from '../../bytes/rope';
 import { Scanner } from '../../json/scanner';
 import { carriers, encodedLength } from '../base64';
 import { Counts } from '../counts';
-import { Place } from '../places';
+import { Name } from '../named_array';
+import { Place, isRaw } from '../places';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
 import { Examination } from '../examination';
@@ -87,6 +88,7 @@ export class Deferred {
     readonly chars: u64,
     /** How many signs of padding are behind them. */
     readonly padding: u64,
+    readonly name: Name,
     /** Whether rows of prefill's are merged with it. */
     readonly merges: bool,
   ) {}
@@ -125,11 +127,13 @@ export abstract class Site {
   undecided: i32 = 0;
   undecidedRows: u64 = 0;
   /**
-   * Rows of the element's last array without a header, -1 where none has come, and whether its
-   * arrays have different numbers of rows.
+   * The position behind the last row of the element's last array without a header, -1 where none
+   * has come, and whether its arrays end at different positions.
    */
-  rawRows: i64 = -1;
+  rawEnd: i64 = -1;
   rawUneven: bool = false;
+  /** How many arrays of each name have begun that are merged, or checked. */
+  readonly begun: StaticArray<i32> = new StaticArray<i32>(Name.Count);
 
   constructor(
     readonly scanner: Scanner,
@@ -189,15 +193,15 @@ export abstract class Site {
   /** A deferred array can't be merged. */
   abstract refuseDeferred(array: Deferred, reason: Reason): void;
 
-  /** An array without a header has ended, which has `rows` rows. */
-  takeRaw(rows: u64): void {
-    this.rawUneven = this.rawUneven || (this.rawRows >= 0 && this.rawRows != <i64>rows);
-    this.rawRows = <i64>rows;
+  /** An array without a header has ended, whose last row is that before the position `end`. */
+  takeRaw(end: u64): void {
+    this.rawUneven = this.rawUneven || (this.rawEnd >= 0 && this.rawEnd != <i64>end);
+    this.rawEnd = <i64>end;
   }
 
   /** An element begins, which has had no array without a header. */
   forgetRaw(): void {
-    this.rawRows = -1;
+    this.rawEnd = -1;
     this.rawUneven = false;
   }
 
@@ -292,7 +296,7 @@ export function firstTokenOf(rows: u64, asked: u64, tokens: i64, mayLackLast: bo
  * it is nested lists. `None`: no format begins so.
  */
 export function formatAt(place: Place, first: u8): Format {
-  const raw = place == Place.Raw || place == Place.ChoiceRaw;
+  const raw = isRaw(place);
   if (first == 0x22) return raw ? Format.Raw : Format.Npy;
   if (raw) return Format.None;
   return first == 0x7b ? Format.Object : first == 0x5b ? Format.Prompt : Format.None;

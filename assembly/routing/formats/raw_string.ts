@@ -1,6 +1,7 @@
 // Format D, SGLang: `meta_info.routed_experts` or `sglext.routed_experts` is base64 of
 // little-endian int32 without a header, of shape (rows, layers, top_k) in C order. A reply may be a
-// list of elements with such a member each.
+// list of elements with such a member each. SGLang's other arrays come in the same way, with rows
+// of another length (named_array.ts).
 //
 // Matched: in every element, prefill's prompt rows are the first of decode's.
 // Checked: the size of a row, which follows from prefill's counts of tokens, divides the size of
@@ -10,7 +11,8 @@
 import { Block } from '../../bytes/block';
 import { Scanner } from '../../json/scanner';
 import { mix } from '../base64';
-import { Examination, Leg } from '../examination';
+import { Examination, Leg, UNEXAMINED } from '../examination';
+import { NAMED, Name } from '../named_array';
 import { Dtype, MAX_ROW_BYTES } from '../npy';
 import { Format } from '../prompt';
 import { Reason } from '../reason';
@@ -32,9 +34,13 @@ export class RawPrefill extends PrefillArray {
   /** Whether the rows have been asked for. */
   private asked: bool = false;
 
-  /** `start`: the first token whose row was asked for. `examination` is borrowed. */
+  /**
+   * `start`: the first token whose row was asked for. `experts`: the rows name experts, which the
+   * examination (borrowed) judges.
+   */
   constructor(
     private start: u64,
+    private experts: bool,
     private examination: Examination,
   ) {
     super();
@@ -88,7 +94,7 @@ export class RawPrefill extends PrefillArray {
     if (this.reason != Reason.None) return null;
     const count = max<i64>(promptTokens - start, 0);
     const rows = new PromptRows(chars, 0, start, count, Dtype.I4, 0, 0, held > 0 ? bytes / held : 0);
-    if (rows.rows > 0) this.reason = rows.read(this.examination);
+    if (rows.rows > 0 && this.experts) this.reason = rows.read(this.examination);
     if (this.reason != Reason.None) return null;
     this.chars = null;
     return rows;
@@ -104,6 +110,8 @@ export class RawPrefill extends PrefillArray {
 
 @final
 export class RawDecode extends DecodeArray {
+  /** The name of the array that comes next. */
+  name: Name = Name.RoutedExperts;
   private run: Run = new Run();
   private plan: RowPlan | null = null;
   /** Whether the plan will be known at the end of the event. */
@@ -140,7 +148,7 @@ export class RawDecode extends DecodeArray {
     this.mixBits = <i32>(bits % 6);
     if (plan === null || this.rowBytes == 0) return true;
     const chars = plan.chars(Dtype.I4, 0)!;
-    begin(this.reader, site.examination, this.rowBytes, this.mixBits, plan.seam, -1);
+    begin(this.reader, examinationOf(site, this.name), this.rowBytes, this.mixBits, plan.seam, -1);
     if (this.mixBits > 0) {
       if (chars.fetch(this.whole, 1) == 0) {
         this.reason = Reason.Memory;
@@ -182,11 +190,12 @@ export class RawDecode extends DecodeArray {
       const rowBytes = this.rowBytes;
       if (bytes < 0 || (rowBytes > 0 && <u64>bytes % rowBytes != 0)) this.reason = Reason.Size;
       else if (chars < prompt) this.reason = Reason.Rows;
-      else if (rowBytes == 0) site.defer(new Deferred(this.start, chars, this.run.padding, this.later));
+      else if (rowBytes == 0)
+        site.defer(new Deferred(this.start, chars, this.run.padding, this.name, this.later));
       else {
         this.reader.end();
         this.reason = this.reader.reason;
-        site.takeRaw(<u64>bytes / rowBytes);
+        site.takeRaw(this.plan!.start + <u64>bytes / rowBytes);
       }
       if (this.reason != Reason.None) return this.refused(site);
       this.heldFrom = -1;
@@ -220,10 +229,11 @@ export function readRaw(site: Site, array: Deferred, rows: u64, firstRow: u64): 
   if (rows == 0 || bytes == 0) return rows == 0 && bytes == 0 ? Reason.None : Reason.Rows;
   const rowBytes = <u64>bytes / rows;
   if (<u64>bytes % rows != 0 || rowBytes % ITEM != 0 || rowBytes > MAX_ROW_BYTES) return Reason.Rows;
-  const misfit = site.examination.misfit(rowBytes / ITEM);
+  const examination = examinationOf(site, array.name);
+  const misfit = examination.misfit(rowBytes / ITEM);
   if (misfit != Reason.None) return misfit;
   const reader = new RowReader();
-  begin(reader, site.examination, rowBytes, 0, firstRow, rows);
+  begin(reader, examination, rowBytes, 0, firstRow, rows);
   const whole = site.rope.feed(reader, array.at, array.chars);
   reader.end();
   const reason = whole ? reader.reason : Reason.Memory;
@@ -245,7 +255,7 @@ export function mergeRaw(site: Site, array: Deferred, plan: RowPlan, rows: i64):
   const whole = (plan.bytes * 8) / 6;
   const mixBits = <i32>((plan.bytes * 8) % 6);
   const reader = new RowReader();
-  begin(reader, site.examination, rowBytes, mixBits, plan.seam, -1);
+  begin(reader, examinationOf(site, array.name), rowBytes, mixBits, plan.seam, -1);
   const held = site.rope.feed(reader, array.at + whole, array.chars - whole);
   reader.end();
   const reason = held ? reader.reason : Reason.Memory;
@@ -262,6 +272,11 @@ export function mergeRaw(site: Site, array: Deferred, plan: RowPlan, rows: i64):
   }
   site.rope.replaceFrom(array.at, whole, chars, 0, whole);
   return Reason.None;
+}
+
+/** What judges the rows of an array of decode's. */
+function examinationOf(site: Site, name: Name): Examination {
+  return NAMED[name].experts ? site.examination : UNEXAMINED;
 }
 
 /** Makes a reader ready for decode's rows. The format tells neither layers nor top_k. */

@@ -110,10 +110,14 @@ export function metaInfo(
     ...(done ? { weight_versions: versionsOf(tokens) } : {}),
     cached_tokens_details: cached > 0 ? { device: cached, host: 0 } : null,
     ...(done ? encoded.meta : {}),
+    ...(done && choice.indexerTopk ? { indexer_topk: inBase64(choice.indexerTopk) } : {}),
     dp_rank: null,
     ...(done ? { e2e_latency: 0.125 } : {}),
   };
 }
+
+const inBase64 = ({ buffer, byteOffset, byteLength }: Int32Array): string =>
+  Buffer.from(buffer, byteOffset, byteLength).toString('base64');
 
 function finishReason(call: Call, { finish, tokens }: Choice): object {
   if (finish === 'stop') return { type: 'stop', matched: EOS };

@@ -115,6 +115,7 @@ function ownFields(json: Json, batch: boolean) {
       requestId: rid,
       bootstrap: null,
       batch,
+      returnIndexerTopk: bool(json, 'return_indexer_topk') ?? false,
       returnMetaInfo: bool(json, 'return_meta_info') ?? false,
       returnLogprob: bool(json, 'return_logprob') ?? false,
       prefillOnly: false,

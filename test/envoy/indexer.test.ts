@@ -1,0 +1,5 @@
+import { onEmulator, onEnvoy } from '../scenarios/hosts.ts';
+import { indexer } from '../scenarios/indexer.ts';
+import { runSuite } from '../scenarios/run.ts';
+
+runSuite(indexer, onEnvoy, onEmulator);

@@ -48,8 +48,8 @@ export interface Deployment {
   refuse: Record<Refusing, Server>;
   /** The outcomes of what came through the first Envoy, one a request. */
   outcomes(): Promise<(string | null)[]>;
-  /** The outcomes of what an Envoy has refused. */
-  refusals(way: Refusing): Promise<(string | null)[]>;
+  /** The outcomes of what came through the Envoys that refuse. */
+  refusals(): Promise<(string | null)[]>;
   close(): Promise<void>;
 }
 
@@ -99,15 +99,19 @@ export async function deploy(kind: Kind): Promise<Deployment> {
         null: server(url({ port: held.ports[1]! }), url(refusedCount), true),
         reset: server(url(cut), url(cutCount), true),
       },
-      outcomes: async () => (await through.log()).map((line) => line.routed_experts),
-      refusals: async (way) =>
-        (await (way === 'reset' ? cut! : held).log()).map((line) => line.routed_experts),
+      outcomes: () => outcomesOf([through]),
+      refusals: () => outcomesOf([held, cut!]),
       close,
     };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+async function outcomesOf(plants: Plant[]): Promise<(string | null)[]> {
+  const logs = await Promise.all(plants.map((plant) => plant.log()));
+  return logs.flat().map((line) => line.routed_experts);
 }
 
 function plantOf(
@@ -144,14 +148,14 @@ function broke(engine: Engine, plant: () => Plant): Engine {
   return async (request) => {
     const reply = await engine(request);
     if (reply.status !== 200 || request.method !== 'POST') return reply;
-    const sent = async () => {
-      const name = 'http.ingress.downstream_cx_tx_bytes_total';
-      return (await plant().stats(name))[name] ?? 0;
-    };
+    const stat = async (name: string) => (await plant().stats(name))[name] ?? 0;
+    const sent = () => stat('http.ingress.downstream_cx_tx_bytes_total');
+    // With both legs at once nothing leaves before prefill has answered, too.
+    const answered = async () => (await stat('cluster.prefill_http1.upstream_rq_active')) === 0 || undefined;
+    await waitFor('Prefill has answered', answered);
     const before = await sent();
     const [first, second] = parts(Buffer.concat(reply.chunks).toString('latin1'));
-    const left = () =>
-      waitFor('A part has left', async () => ((await sent()) > before + 60 ? true : undefined));
+    const left = () => waitFor('A part has left', async () => (await sent()) > before + 60 || undefined);
     return {
       ...reply,
       headers: reply.headers.filter(([name]) => name !== 'content-length'),

@@ -17,6 +17,9 @@ export interface Client {
 /** A client may have another dtype than the wire. */
 const bare = (list: Digest[]) => list.map((it) => it && { shape: it.shape, sha256: it.sha256 });
 
+/** Whether an outcome is not that of a request for `/v1/models`. */
+const isExchange = (outcome: string | null) => outcome !== 'local';
+
 export function suite(kind: Kind, clients: readonly Client[]): void {
   let deployment: Deployment;
   const lines: string[][] = [];
@@ -31,10 +34,14 @@ export function suite(kind: Kind, clients: readonly Client[]): void {
   describe.each(clients)('$name', ({ name: client, run, asksModels = false, asksTurns = false }) => {
     let found: Found;
     let outcomes: (string | null)[];
+    let refusals: (string | null)[];
     beforeAll(async () => {
       const before = (await deployment.outcomes()).length;
+      const refused = (await deployment.refusals()).filter(isExchange).length;
       found = await run(deployment);
       outcomes = (await deployment.outcomes()).slice(before);
+      refusals = (await deployment.refusals()).filter(isExchange);
+      expect(refusals.length).toBeGreaterThan(refused);
       lines.push(...linesOf(kind, client, found));
     });
 
@@ -51,7 +58,7 @@ export function suite(kind: Kind, clients: readonly Client[]): void {
     });
 
     test('has asked prefill and decode each time', () => {
-      const exchanges = asksModels ? outcomes.filter((outcome) => outcome !== 'local') : outcomes;
+      const exchanges = outcomes.filter(isExchange);
       expect(outcomes.length - exchanges.length).toBe(asksModels ? 1 : 0);
       expect(exchanges.length).toBeGreaterThanOrEqual(Object.keys(found.decoded).length);
       expect(exchanges.filter((outcome) => !/^merged; rows=\d+/.test(outcome ?? ''))).toEqual([]);
@@ -65,6 +72,11 @@ export function suite(kind: Kind, clients: readonly Client[]): void {
     test('decodes what a router does not merge to other rows', () => {
       for (const [name, { unmerged, oracle }] of Object.entries(found.decoded))
         expect(bare(unmerged), name).not.toEqual(bare(oracle));
+    });
+
+    test('has been refused what could not be merged', () => {
+      const unexpected = refusals.filter((it) => !/^(rejected|unmerged); reason=/.test(it ?? ''));
+      expect(unexpected).toEqual([]);
     });
 
     test('has no rows of a response that was refused', () => {

@@ -14,7 +14,6 @@ without_init("areal.experimental", "areal.experimental.inference_service")
 from areal.api.cli_args import GenerationHyperparameters, InferenceEngineConfig  # noqa: E402
 from areal.api.io_struct import ModelRequest  # noqa: E402
 from areal.experimental.inference_service.sglang.bridge import SGLangBridgeBackend  # noqa: E402
-from areal.infra import workflow_context  # noqa: E402
 from areal.infra.remote_inf_engine import RemoteInfEngine  # noqa: E402
 
 

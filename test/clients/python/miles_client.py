@@ -22,7 +22,7 @@ async def generate(target: Target, body: dict) -> Answer:
         use_rollout_routing_replay=True,
     )
     payload, _ = endpoint.compute_request_payload(args, body["input_ids"], body["sampling_params"])
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         output = await http_utils._post(client, target.url + asked.NATIVE, payload)
     new = [token for _, token, _ in output["meta_info"]["output_token_logprobs"]]
     sample = Sample(tokens=payload["input_ids"] + new)

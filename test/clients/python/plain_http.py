@@ -18,7 +18,7 @@ def path_of(body: dict) -> str:
 async def httpx_http2(target: Target, body: dict) -> Answer:
     # Without TLS a server can not offer HTTP/2: the client has to know.
     version = {"http1": not target.http2, "http2": target.http2}
-    async with httpx.AsyncClient(**version) as client:
+    async with httpx.AsyncClient(**version, timeout=None) as client:
         response = await client.post(target.url + path_of(body), json=body)
         if target.http2:
             assert response.http_version == "HTTP/2"
@@ -29,7 +29,8 @@ async def httpx_http2(target: Target, body: dict) -> Answer:
 async def httpx_stream(target: Target, body: dict) -> Answer:
     """The events of `/inference/v1/generate`."""
     value = None
-    async with httpx.AsyncClient(http1=not target.http2, http2=target.http2) as client:
+    version = {"http1": not target.http2, "http2": target.http2}
+    async with httpx.AsyncClient(**version, timeout=None) as client:
         asks = {"json": {**body, "stream": True}}
         async with client.stream("POST", target.url + path_of(body), **asks) as response:
             response.raise_for_status()

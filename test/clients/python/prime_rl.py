@@ -5,16 +5,16 @@ import golden
 import renderers
 import renderers.base
 from case import Answer, Case, Target
+from renderers.base import ParsedResponse, RenderedTokens
 from stand_ins import without_init
 
 without_init("verifiers", "verifiers.v1")
-from renderers.base import ParsedResponse, RenderedTokens
-from verifiers.v1.clients.train import TrainClient
-from verifiers.v1.configs.client import TrainClientConfig
-from verifiers.v1.dialects import ChatDialect
-from verifiers.v1.graph import prepare_turn
-from verifiers.v1.trace import Trace
-from verifiers.v1.types import SamplingConfig, UserMessage
+from verifiers.v1.clients.train import TrainClient  # noqa: E402
+from verifiers.v1.configs.client import TrainClientConfig  # noqa: E402
+from verifiers.v1.dialects import ChatDialect  # noqa: E402
+from verifiers.v1.graph import prepare_turn  # noqa: E402
+from verifiers.v1.trace import Trace  # noqa: E402
+from verifiers.v1.types import SamplingConfig, UserMessage  # noqa: E402
 
 END, FIRST_BYTE = 2, 3
 ASKS = ["Which experts does this token have? " * 3, "And which does the next one have?"]

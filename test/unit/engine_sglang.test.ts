@@ -412,3 +412,66 @@ describe('samples of one prompt', () => {
     });
   });
 });
+
+describe('indexer_topk', () => {
+  const indexer = { layers: 3, topK: 4 };
+  const asked = (more: Json = {}): Json => ({
+    ...BODIES[NATIVE],
+    return_routed_experts: true,
+    return_indexer_topk: true,
+    ...more,
+  });
+  const positions = (reply: Json) => int32(bytes(reply['meta_info'].indexer_topk));
+  const size = indexer.layers * indexer.topK;
+
+  test('has a row for each token but the last, stands behind the experts, and has -1 and 0', () => {
+    const reply = ok(deploy({ indexer }).oracle(post(NATIVE, JSON.stringify(asked()))));
+    const { prompt_tokens: prompt, completion_tokens: generated } = reply['meta_info'];
+    expect(positions(reply)).toHaveLength((prompt + generated - 1) * size);
+    expect(positions(reply)).toEqual(expect.arrayContaining([-1, 0, 1]));
+    const keys = Object.keys(reply['meta_info']);
+    const at = keys.indexOf('routed_experts');
+    expect(keys.slice(at, at + 3)).toEqual(['routed_experts', 'indexer_topk', 'dp_rank']);
+  });
+
+  test('has all rows, whatever experts were asked for', () => {
+    const { oracle } = deploy({ indexer });
+    const [all, late] = [0, 2].map((routed_experts_start_len) =>
+      ok(oracle(post(NATIVE, JSON.stringify(asked({ routed_experts_start_len }))))),
+    );
+    expect(positions(late!)).toEqual(positions(all!));
+    expect(arraysOf(late!)[0]!.length).toBe(arraysOf(all!)[0]!.length - 2 * ROW);
+  });
+
+  test.each(['zeros', 'stale'] as const)(
+    'decode has %s for the prompt, and prefill lacks it',
+    async (promptRows) => {
+      const deployment = deploy({ indexer, promptRows });
+      const oracle = positions(ok(deployment.oracle(post(NATIVE, JSON.stringify(asked())))));
+      const [prefill, decode] = await both(deployment, NATIVE, inRoom(asked()));
+      expect(prefill['meta_info']).toHaveProperty('routed_experts');
+      expect(prefill['meta_info']).not.toHaveProperty('indexer_topk');
+      const prompt = decode['meta_info'].prompt_tokens * size;
+      const ours = positions(decode);
+      expect(ours.slice(prompt)).toEqual(oracle.slice(prompt));
+      expect(ours.slice(0, prompt)).not.toEqual(oracle.slice(0, prompt));
+      expect(ours.slice(0, prompt).every((position) => position === 0)).toBe(promptRows === 'zeros');
+    },
+  );
+
+  test('a prefill that returns it has the rows of the prompt', async () => {
+    const deployment = deploy({ indexer: { ...indexer, ofPrefill: true } });
+    const oracle = positions(ok(deployment.oracle(post(NATIVE, JSON.stringify(asked())))));
+    const [prefill] = await both(deployment, NATIVE, inRoom(asked()));
+    expect(positions(prefill)).toEqual(oracle.slice(0, prefill['meta_info'].prompt_tokens * size));
+  });
+
+  test('nobody gets it who does not ask, and no chat of SGLang 0.5.23', () => {
+    const { oracle } = deploy({ indexer });
+    const { return_indexer_topk: _, ...without } = asked();
+    expect(ok(oracle(post(NATIVE, JSON.stringify(without))))['meta_info']).not.toHaveProperty('indexer_topk');
+    const chat = { ...BODIES[CHAT], return_indexer_topk: true, return_meta_info: true };
+    const reply = ok(oracle(post(CHAT, JSON.stringify(chat))));
+    expect(reply['choices'][0].meta_info).not.toHaveProperty('indexer_topk');
+  });
+});

@@ -132,7 +132,8 @@ function expectFound(result: Result, { rows, differing, wrong, said }: Differenc
 
 /** The body of the audit for a client's request, apart from its salt. */
 function auditOf(path: string, body: Json): Json {
-  const { stream: _, stream_options: __, ...asked } = body;
+  // Only routing is compared, and SGLang's positions are long.
+  const { stream: _, stream_options: __, return_indexer_topk: ___, ...asked } = body;
   const { sampling_params: params = {}, ...rest } = asked;
   if (path === GENERATE) return { ...rest, sampling_params: oneToken(params) };
   if (path === NATIVE) return { ...rest, stream: false, sampling_params: { ...params, max_new_tokens: 1 } };
@@ -289,6 +290,11 @@ const SGLANG: Record<string, Spec> = {
     body: { input_ids: IDS, routed_experts_start_len: 9, sampling_params: { max_new_tokens: 4 } },
     start: 9,
   },
+  'a native request for positions, too': {
+    path: NATIVE,
+    body: { input_ids: IDS, return_indexer_topk: true, sampling_params: { max_new_tokens: 4 } },
+    engine: { indexer: { layers: 2, topK: 5, ofPrefill: true } },
+  },
   'a completion': { path: COMPLETIONS, body: { prompt: IDS, max_tokens: 6 } },
   'a chat': {
     path: CHAT,
@@ -317,7 +323,7 @@ const sound: Case[] = [
     caseOf(`sound: sglang, ${name}`, {
       ...spec,
       body: { ...spec.body, ...ROUTED },
-      engine: { connector: 'sglang' },
+      engine: { connector: 'sglang', ...spec.engine },
     }),
   ),
 ];

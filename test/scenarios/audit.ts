@@ -701,23 +701,28 @@ const written = (form: 'npy' | 'object' | 'lists'): Case[] => {
   ];
 };
 
-/** Every row of arrays whose rows begin anywhere in a character of base64, or have bits of two. */
+/**
+ * Every row of arrays whose rows begin anywhere in a character of base64. The first bits of the row
+ * differ, or the last one alone, which may stand in a character with bits of the next row.
+ */
 const places: Case[] = [
   { layers: 1, topK: 5 },
   { layers: 1, topK: 7 },
   { layers: 2, topK: 4 },
 ].flatMap((shape) =>
-  Array.from({ length: 6 }, (_, at) => {
-    const ours = rowsOf(0, 6, 0, shape);
-    const theirs = changed(ours, (i, layer, ids) =>
-      i === at && layer === 0 ? [60 + at, ...ids.slice(1)] : ids,
-    );
-    return rowsCase(`${shape.layers} x ${shape.topK}: row ${at} differs`, {
+  Array.from({ length: 12 }, (_, i) => {
+    const [at, end] = [i >> 1, i & 1];
+    const ours = changed(rowsOf(0, 6, 0, shape), (_, __, ids) => ids.map((id) => 2 * id));
+    const theirs = changed(ours, (row, layer, ids) => {
+      if (row !== at || layer !== (end ? shape.layers - 1 : 0)) return ids;
+      return end ? [...ids.slice(0, -1), ids.at(-1)! ^ 1] : [ids[0]! ^ 0x81, ...ids.slice(1)];
+    });
+    return rowsCase(`${shape.layers} x ${shape.topK}: the ${end ? 'end' : 'begin'} of row ${at} differs`, {
       write: inNpy(),
       ours,
       theirs,
       counters: DIFFERS,
-      said: [line(`${at}, in layer 0`, 0)],
+      said: [line(`${at}, in layer ${end ? shape.layers - 1 : 0}`, 0)],
     });
   }),
 );

@@ -3,6 +3,7 @@
 
 import { createEngine, type EngineOptions } from '../engine/engine.ts';
 import { Fleet } from '../engine/fleet.ts';
+import { clusterOf } from '../envoy/config.ts';
 import type { Engine } from '../scenario.ts';
 import { CHAT, COMPLETIONS, GENERATE } from '../scenarios/messages.ts';
 
@@ -35,6 +36,8 @@ const PATIENCE_MS = 15_000;
 
 const prefill = { timeout_ms: PREFILL_TIMEOUT_MS, retries: 1 };
 const bootstrapped = { prefill: { ...prefill, bootstrap_host: '127.0.0.1' } };
+/** A part of the merged responses is audited by the oracle. */
+const audit = { cluster: clusterOf('audit', 'http1'), fraction: 0.3, max_calls: 2 };
 const VLLM = [COMPLETIONS, CHAT, GENERATE];
 
 /** The engines of both Mooncake deployments, which have one bootstrap server. */
@@ -43,7 +46,7 @@ const MOONCAKE: Partial<EngineOptions> = { connector: 'mooncake', patience: PATI
 export const DEPLOYMENTS: Deployment[] = [
   {
     name: 'nixl, heads pass',
-    config: { headers: 'pass', on_prefill_failure: 'reject', prefill },
+    config: { headers: 'pass', on_prefill_failure: 'reject', prefill, audit },
     engine: { connector: 'nixl' },
     paths: VLLM,
     choices: 2,
@@ -75,7 +78,7 @@ export const DEPLOYMENTS: Deployment[] = [
   },
   {
     name: 'sglang',
-    config: { connector: 'sglang', ...bootstrapped },
+    config: { connector: 'sglang', ...bootstrapped, audit },
     engine: { connector: 'sglang', format: 'D', patience: PATIENCE_MS },
     paths: [NATIVE, COMPLETIONS],
     choices: 1,
@@ -89,14 +92,14 @@ export const DEPLOYMENTS: Deployment[] = [
   },
   {
     name: 'mooncake, concurrent',
-    config: { connector: 'mooncake', handshake: 'concurrent', ...bootstrapped },
+    config: { connector: 'mooncake', handshake: 'concurrent', ...bootstrapped, audit },
     engine: MOONCAKE,
     paths: VLLM,
     choices: 1,
   },
   {
     name: 'nixl, prompt apart',
-    config: { on_unmergeable: 'null', prefill },
+    config: { on_unmergeable: 'null', prefill, audit },
     engine: { connector: 'nixl', format: 'C' },
     paths: [COMPLETIONS, CHAT],
     choices: 1,

@@ -51,6 +51,9 @@ export interface Ended extends Judged {
   outcome?: string | undefined;
 }
 
+/** The number of requests of which some are audited, whatever the seed. */
+const ENOUGH_FOR_AUDITS = 500;
+
 export class Mix {
   readonly exchanges = new Map<string, Exchange>();
   readonly ended: Ended[] = [];
@@ -90,9 +93,11 @@ export class Mix {
     const decode = await serveEngine(this.#leg('decode'));
     const mooncake = DEPLOYMENTS.findIndex(({ config }) => config['connector'] === 'mooncake');
     const bootstrap = await serveEngine(this.#engines[mooncake]!.prefill);
+    const audit = await serveEngine((request) => this.#enginesOf(this.#exchangeOf(request)).oracle(request));
     const [first, ...more] = DEPLOYMENTS.map(({ config }) => config);
     this.#plant = await createPlant({
       ...{ prefillPort: prefill.port, decodePort: decode.port, bootstrapPort: bootstrap.port },
+      auditPort: audit.port,
       ...{ config: first, more, concurrency: workers, idHeader: ID, args: this.options.args },
     });
     const over = new AbortController();
@@ -109,12 +114,22 @@ export class Mix {
       over.abort();
       await watching;
       await this.#plant.close();
-      for (const each of [prefill, decode, bootstrap]) await each.close();
+      for (const each of [prefill, decode, bootstrap, audit]) await each.close();
     }
   }
 
   #of({ headers }: EngineRequest): Exchange | undefined {
     return this.exchanges.get(headers.find(([name]) => name === ID)?.[1] ?? '');
+  }
+
+  #exchangeOf(request: EngineRequest): Exchange {
+    const exchange = this.#of(request);
+    if (!exchange) throw new Error('nobody has sent this request');
+    return exchange;
+  }
+
+  #enginesOf({ deployment }: Exchange): Engines {
+    return this.#engines[DEPLOYMENTS.indexOf(deployment)]!;
   }
 
   /**
@@ -123,10 +138,9 @@ export class Mix {
    */
   #leg(leg: Leg): Engine {
     return async (request) => {
-      const exchange = this.#of(request);
-      if (!exchange) throw new Error('nobody has sent this request');
+      const exchange = this.#exchangeOf(request);
       await this.#pause(4);
-      const reply = await this.#engines[DEPLOYMENTS.indexOf(exchange.deployment)]![leg](request);
+      const reply = await this.#enginesOf(exchange)[leg](request);
       exchange.goes(leg, `answers ${reply.fault ?? reply.status}`);
       const whole = Buffer.concat(reply.chunks);
       if (leg === 'decode' && exchange.faulty) exchange.damaged = whole;
@@ -154,7 +168,7 @@ export class Mix {
     const reply = await this.#send(exchange);
     exchange.ended = performance.now();
     exchange.note(`the client has ${reply.status}, ${reply.body.length} bytes, complete: ${reply.complete}`);
-    const engines = this.#engines[DEPLOYMENTS.indexOf(exchange.deployment)]!;
+    const engines = this.#enginesOf(exchange);
     const judged = await judge(exchange, reply, engines).catch((error: Error) => {
       return { came: 'not JSON', wrong: error.message };
     });
@@ -272,6 +286,7 @@ export class Mix {
         .filter((line) => TRAP.test(line)),
     );
     await this.#countOutcomes();
+    await this.#countAudits();
   }
 
   /**
@@ -283,6 +298,20 @@ export class Mix {
       ({ legs, journal }) =>
         legs.prefill || legs.decode || journal.some((line) => /client has [1-9]/.test(line)),
     );
+  }
+
+  /**
+   * Checks that audits have found each row right, and that there are rows: of so many requests at
+   * least one is audited.
+   */
+  async #countAudits(): Promise<void> {
+    const name = 'wasmcustom.routed_experts.audit.';
+    const found = await this.#plant.stats('^wasmcustom\\.routed_experts\\.audit\\.');
+    const { failed, skipped, rows, rows_differing } = Object.fromEntries(
+      Object.entries(found).map(([key, count]) => [key.slice(name.length), count]),
+    );
+    const none = !rows && this.options.requests >= ENOUGH_FOR_AUDITS;
+    if (none || failed || skipped || rows_differing) this.faults.push(`audits: ${JSON.stringify(found)}`);
   }
 
   /** Checks that every request that reached Envoy has one outcome. */

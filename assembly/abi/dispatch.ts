@@ -31,6 +31,11 @@ export function expectRootCall(token: u32, root: u32): void {
   rootCalls.set(token, root);
 }
 
+/** Takes the registration back, when no answer will come. */
+export function forgetRootCall(token: u32): void {
+  rootCalls.delete(token);
+}
+
 /** The host has a new context: a root context when `parent` is 0, else a stream. */
 export function contextCreate(id: u32, parent: u32): void {
   if (parent == 0) {

@@ -2,7 +2,7 @@
 // No engine is asked in a callback of an exchange. Audits wait for the timer of the plugin, or for
 // the end of an audit before them, so that the response of the exchange is with Envoy by then.
 
-import { expectRootCall } from '../../abi/dispatch';
+import { expectRootCall, forgetRootCall } from '../../abi/dispatch';
 import { log, logs, randomBytes, startedCall } from '../../abi/host';
 import { LogLevel, Status } from '../../abi/types';
 import { Block } from '../../bytes/block';
@@ -121,8 +121,11 @@ export class Auditor {
   free(): void {
     for (let i = 0; i < this.waiting.length; i++) this.waiting[i].free();
     this.waiting.length = 0;
-    const asked = this.asked.values();
-    for (let i = 0; i < asked.length; i++) asked[i].free();
+    const tokens = this.asked.keys();
+    for (let i = 0; i < tokens.length; i++) {
+      forgetRootCall(tokens[i]);
+      this.asked.get(tokens[i]).free();
+    }
     this.asked.clear();
     reportHeld(true);
   }

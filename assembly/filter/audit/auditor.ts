@@ -57,15 +57,17 @@ export class Auditor {
 
   /** The response of a candidate has the rows of `prompt`. Takes them, if there is room. */
   take(request: AuditRequest, share: Share, prompt: Prompt): void {
-    const bytes = prompt.heldBytes;
+    const spliced = prompt.giveRows();
+    const bytes = spliced.heldBytes;
     // Rows are parked when the VM has no room for them.
-    const parked = prompt.parkedBytes > 0;
+    const parked = spliced.parkedBytes > 0;
     if (parked || !share.grow(2 * bytes, this.settings.maxBytes)) {
       countAuditSkipped();
       share.forget();
+      spliced.free();
       return request.free();
     }
-    this.waiting.push(new Audit(this.config, request, share, prompt.giveRows(), bytes));
+    this.waiting.push(new Audit(this.config, request, share, spliced, bytes));
   }
 
   onTick(): void {

@@ -107,7 +107,9 @@ describe('audits under load', () => {
       rows_wrong: 2 * PROMPT.rows,
       requests_wrong: 2,
     });
-    const said = [...plant.envoy.logs().matchAll(/audit: .*/g)].map(([line]) => line).sort();
+    const lines = () => [...plant.envoy.logs().matchAll(/audit: .*/g)].map(([line]) => line);
+    await waitFor('The log tells of the audits', async () => (lines().length >= 2 ? true : undefined));
+    const said = lines().sort();
     expect(said).toEqual(
       [1417, 417].map(
         (i) =>
@@ -128,7 +130,9 @@ describe('audits under load', () => {
     expect((await audits(plant))['failed']).toBe(0);
     await waitFor('The audit fails', async () => ((await audits(plant))['failed']! > 0 ? true : undefined));
     expect(await plant.outcomes()).toMatchObject({ merged: 200 });
-    expect(plant.envoy.logs()).toMatch(/audit failed: status 504\. Request load-\d+/);
+    await waitFor('The log tells of it', async () =>
+      /audit failed: status 504\. Request load-\d+/.test(plant.envoy.logs()) ? true : undefined,
+    );
   });
 
   test('a new configuration drops what waits, and nothing is held', async () => {

@@ -90,7 +90,7 @@ export function comparable(of: Case, result: Result): Comparable {
     logged: result.logged,
     loggedDecode: result.loggedDecode,
     counters: Object.fromEntries(Object.entries(result.counters).sort()),
-    prefillRequests: result.prefillRequests.map(request),
+    prefillRequests: result.prefillRequests.map(unsalted).map(request),
     bootstrapRequests: result.bootstrapRequests.map(request),
     decodeRequests: result.decodeRequests.map(unsalted).map(request),
     auditRequests: result.auditRequests.map(unsalted).map(request),

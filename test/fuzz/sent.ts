@@ -133,7 +133,11 @@ function refusedWrong(of: FuzzCase, asked: Asked, result: Result): string | null
     if (sent > 0) return 'an engine was sent what vLLM refuses';
     return of.leave !== undefined || answered ? RIGHT : `answered ${result.status}, not 400`;
   }
-  return answered && verdict === 'served' && isUtf8(of.body) ? 'refused what vLLM serves' : null;
+  // A token below zero is none, and vLLM refuses it, too; it may have been counted before that.
+  const { prompt, token_ids: ids = prompt } = asked.value;
+  const odd = Array.isArray(ids) && exceeds(asked, of.config, ids.length);
+  const right = verdict !== 'served' || odd || !isUtf8(of.body);
+  return answered && !right ? 'refused what vLLM serves' : null;
 }
 
 function isUtf8(latin1: string): boolean {

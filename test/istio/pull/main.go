@@ -33,7 +33,7 @@ func main() {
 }
 
 func pull(folder string) (string, error) {
-	image, err := onlyImage(folder)
+	image, err := taggedImage(folder)
 	if err != nil {
 		return "", err
 	}
@@ -58,7 +58,10 @@ func pull(folder string) (string, error) {
 	return fmt.Sprintf("%x", sha256.Sum256(binary)), nil
 }
 
-func onlyImage(folder string) (v1.Image, error) {
+// The annotation of the manifest that tools tag; its referrers stand beside it in the index.
+const refName = "org.opencontainers.image.ref.name"
+
+func taggedImage(folder string) (v1.Image, error) {
 	index, err := layout.ImageIndexFromPath(folder)
 	if err != nil {
 		return nil, err
@@ -67,8 +70,14 @@ func onlyImage(folder string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(manifest.Manifests) != 1 {
-		return nil, fmt.Errorf("%d manifests in the index", len(manifest.Manifests))
+	var found []v1.Hash
+	for _, each := range manifest.Manifests {
+		if each.Annotations[refName] != "" {
+			found = append(found, each.Digest)
+		}
 	}
-	return index.Image(manifest.Manifests[0].Digest)
+	if len(found) != 1 {
+		return nil, fmt.Errorf("%d manifests with a tag in the index", len(found))
+	}
+	return index.Image(found[0])
 }
